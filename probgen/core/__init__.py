@@ -1,0 +1,38 @@
+"""The contract every family keeps: lazy modules, bijectors, checkpoints and the Pyro bridge."""
+
+from .bijector import Bijector, Elementwise, Inverse, call_and_ladj, detached, inverse_and_ladj
+from .checkpoint import CheckpointError, Recorded, load
+from .lazy import (
+    Constant,
+    Density,
+    Fixed,
+    Lazy,
+    LazyDistribution,
+    LazyTransform,
+    as_lazy,
+    as_lazy_transform,
+)
+from .numerics import increasing_root
+from .plates import sample
+
+__all__ = [
+    "Bijector",
+    "CheckpointError",
+    "Constant",
+    "Density",
+    "Elementwise",
+    "Fixed",
+    "Inverse",
+    "Lazy",
+    "LazyDistribution",
+    "LazyTransform",
+    "Recorded",
+    "as_lazy",
+    "as_lazy_transform",
+    "call_and_ladj",
+    "detached",
+    "increasing_root",
+    "inverse_and_ladj",
+    "load",
+    "sample",
+]

@@ -1,0 +1,220 @@
+r"""Bijectors: invertible transforms that give their Jacobian in the same pass.
+
+A bijector :math:`f` maps :math:`x` to :math:`y`. Whoever evaluates a density needs both the
+value and :math:`\log |\det J_f(x)|`, and computes most of the second on the way to the first,
+
+.. math:: x \mapsto \bigl( f(x), \, \log |\det J_f(x)| \bigr), \qquad
+    y \mapsto \bigl( f^{-1}(y), \, \log |\det J_f(f^{-1}(y))| \bigr).
+
+Each bijector here is a :class:`torch.distributions.Transform`, hence usable alone in any Pyro
+``TransformedDistribution``; these two maps are what a subclass writes.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from abc import abstractmethod
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Transform, constraints
+
+__all__ = ["Bijector", "Elementwise", "Inverse", "call_and_ladj", "detached", "inverse_and_ladj"]
+
+BIJECTORS: dict[str, type[Bijector]] = {}
+
+
+def name_of(cls: type) -> str:
+    """The name under which a class is saved: short for ours, with its module for a user's."""
+    if cls.__module__.split(".")[0] == "probgen":
+        return cls.__qualname__
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+class Bijector(Transform):
+    r"""An invertible transform of vectors, with shape :math:`(*, D)`.
+
+    A subclass writes :meth:`call_and_ladj` and :meth:`inverse_and_ladj`. One that can be
+    learned also writes :meth:`initial`, whose entries are its constructor's tensor arguments.
+
+    Arguments:
+        shape: The shape of the parameters, which broadcasts with that of the inputs.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    #: The names of the constructor's arguments.
+    accepted: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        BIJECTORS[name_of(cls)] = cls
+        cls.accepted = frozenset(inspect.signature(cls.__init__).parameters)
+
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.shape = torch.Size(shape)
+
+    @classmethod
+    def initial(cls, features: int, **options: Any) -> dict[str, Tensor]:
+        """The tensor arguments at which learning starts, by name.
+
+        Raises:
+            TypeError: If the transform has nothing to learn.
+        """
+        raise TypeError(f"{cls.__name__} has no parameters to learn.")
+
+    @classmethod
+    def settings(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """The options that the constructor takes; the others are sizes, which shapes tell."""
+        return {name: value for name, value in options.items() if name in cls.accepted}
+
+    @classmethod
+    def from_flat(cls, phi: Tensor, features: int, **options: Any) -> Bijector:
+        r"""Builds the transform from a vector of all its parameters.
+
+        Arguments:
+            phi: The unconstrained parameters, with shape :math:`(*, P)`.
+            features: The number of features :math:`D`.
+            options: What :meth:`initial` and the constructor take besides.
+        """
+        tensors, start = {}, 0
+        for name, value in cls.initial(features, **options).items():
+            stop = start + value.numel()
+            tensors[name] = phi[..., start:stop].reshape(phi.shape[:-1] + value.shape)
+            start = stop
+        return cls(**tensors, **cls.settings(options))
+
+    @abstractmethod
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Maps :math:`x` to :math:`y = f(x)` and :math:`\log |\det J_f(x)|`."""
+
+    @abstractmethod
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Maps :math:`y` to :math:`x = f^{-1}(y)` and :math:`\log |\det J_f(x)|`."""
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.inverse_and_ladj(y)[0]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[1]
+
+    @property
+    def inv(self) -> Bijector:
+        return Inverse(self)
+
+    def forward_shape(self, shape: tuple[int, ...]) -> torch.Size:
+        return torch.broadcast_shapes(shape, self.shape)
+
+    def inverse_shape(self, shape: tuple[int, ...]) -> torch.Size:
+        return torch.broadcast_shapes(shape, self.shape)
+
+
+class Elementwise(Bijector):
+    r"""An invertible transform of each element on its own, with any shape.
+
+    Its log-determinant has one entry per element. The parameters of one element lie along the
+    *leading* axis, with shape :math:`(P, *)`, so that each is contiguous.
+    """
+
+    domain = constraints.real
+    codomain = constraints.real
+
+    #: How many numbers represent one element where a network reads it.
+    embedding: ClassVar[int] = 1
+
+    @staticmethod
+    def embed(x: Tensor) -> Tensor:
+        """What a network sees of `x`, from :math:`(D, *)` to :math:`(D E, *)`."""
+        return x
+
+    @classmethod
+    def initial(cls, features: int = 1, **options: Any) -> dict[str, Tensor]:
+        """The arguments of *one* element at which learning starts, by name."""
+        raise TypeError(f"{cls.__name__} has no parameters to learn.")
+
+    @classmethod
+    def from_flat(cls, phi: Tensor, features: int = 1, **options: Any) -> Elementwise:
+        r"""Builds the transform from unconstrained parameters, with shape :math:`(P, *)`."""
+        tensors, start = {}, 0
+        for name, value in cls.initial(**options).items():
+            stop = start + value.numel()
+            tensors[name] = phi[start:stop] if value.ndim else phi[start]
+            start = stop
+        return cls(**tensors, **cls.settings(options))
+
+
+class Inverse(Bijector):
+    """The inverse of a bijector, itself a bijector.
+
+    Arguments:
+        transform: The bijector to invert.
+
+    Example:
+        >>> from probgen.transforms import SoftClip
+        >>> f = SoftClip(bound=5.0).inv
+        >>> round(float(f(torch.tensor(2.5))), 6)
+        5.0
+    """
+
+    def __init__(self, transform: Bijector) -> None:
+        super().__init__(transform.shape)
+        self.transform = transform
+        self.domain, self.codomain = transform.codomain, transform.domain
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, ladj = self.transform.inverse_and_ladj(x)
+        return y, -ladj
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        x, ladj = self.transform.call_and_ladj(y)
+        return x, -ladj
+
+    @property
+    def inv(self) -> Bijector:
+        return self.transform
+
+    def forward_shape(self, shape: tuple[int, ...]) -> torch.Size:
+        return self.transform.inverse_shape(shape)
+
+    def inverse_shape(self, shape: tuple[int, ...]) -> torch.Size:
+        return self.transform.forward_shape(shape)
+
+
+def call_and_ladj(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The value and log-determinant of any transform, in one pass where it can."""
+    if isinstance(transform, Bijector):
+        return transform.call_and_ladj(x)
+    y = transform(x)
+    return y, transform.log_abs_det_jacobian(x, y)
+
+
+def inverse_and_ladj(transform: Transform, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of any transform and the log-determinant there, in one pass where it can."""
+    if isinstance(transform, Bijector):
+        return transform.inverse_and_ladj(y)
+    x = transform.inv(y)
+    return x, transform.log_abs_det_jacobian(x, y)
+
+
+def detached(thing: Any) -> Any:
+    """A distribution or transform without the graph of its tensors, so that it can be copied."""
+    if isinstance(thing, Tensor):
+        return thing if thing.is_leaf else thing.detach()
+    if isinstance(thing, (list, tuple)) and not isinstance(thing, torch.Size):
+        return type(thing)(detached(v) for v in thing)
+    if isinstance(thing, partial):
+        return partial(thing.func, *detached(thing.args), **thing.keywords)
+    if isinstance(thing, (Distribution, Transform)):
+        new = copy.copy(thing)
+        new.__dict__.update({k: detached(v) for k, v in vars(thing).items()})
+        return new
+    return thing

@@ -1,0 +1,257 @@
+r"""Normalising flows.
+
+A flow moves a base distribution through bijectors, :math:`x = f(z)` with :math:`z \sim p_z`, so
+
+.. math:: \log p(x) = \log p_z(f^{-1}(x)) - \log |\det J_f(f^{-1}(x))|.
+
+Transforms are listed from the base to the data, as in Pyro. What a flow has just drawn it need
+not invert: a draw keeps its log density, as long as neither it nor a parameter changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, TransformedDistribution
+from torch import Tensor, nn
+from torch.distributions import AffineTransform, Transform, biject_to, constraints
+from torch.distributions.utils import _sum_rightmost
+
+from ..core import (
+    Density,
+    LazyDistribution,
+    LazyTransform,
+    as_lazy,
+    as_lazy_transform,
+    call_and_ladj,
+    detached,
+    inverse_and_ladj,
+)
+from ..objectives import MaximumLikelihood
+
+__all__ = ["Flow", "FlowDistribution"]
+
+
+class FlowDistribution(TransformedDistribution):
+    r"""The distribution of :math:`f(z)`, for :math:`z` from a base and bijective :math:`f`.
+
+    It is a Pyro ``TransformedDistribution``: ``base_dist`` and ``transforms`` are there, and
+    Pyro's ``TransformReparam`` moves a latent site with it to base space. Values outside the
+    support have log density :math:`-\infty`, with gradients left finite.
+
+    Arguments:
+        base: The base distribution.
+        transforms: The transforms, from the base to the data.
+        parameters: The tensors that all of this was built from, whose changes make a remembered
+            draw stale.
+        density: What `log_prob` is.
+        validate_args: Whether to check arguments; by default as Pyro is set.
+
+    Raises:
+        ValueError: If a transform is not bijective.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from probgen.transforms import Bounded
+        >>> base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+        >>> flow = FlowDistribution(base, [Bounded(0.0, 1.0)])
+        >>> flow.log_prob(torch.tensor([[0.5, 0.5, 0.5], [0.5, 0.5, 1.5]]))
+        tensor([1.4021,   -inf])
+    """
+
+    def __init__(
+        self,
+        base: TorchDistribution,
+        transforms: Sequence[Transform],
+        parameters: Iterable[Tensor] = (),
+        density: Density = Density.EXACT,
+        validate_args: bool | None = None,
+    ) -> None:
+        for t in transforms:
+            if not t.bijective:
+                raise ValueError(f"Expected bijective transforms, got a {type(t).__name__}.")
+        wanted = max((t.domain.event_dim for t in transforms[:1]), default=0)
+        if len(base.event_shape) < wanted:
+            base = base.to_event(wanted - len(base.event_shape))
+        self.density = density
+        self._tensors = tuple(parameters)
+        self._draw: tuple[Any, ...] | None = None
+        super().__init__(base, list(transforms), validate_args=validate_args)
+        self._real = is_real(self.support)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
+        base = self.base_dist.expand(torch.Size(batch_shape))
+        new = FlowDistribution(base, self.transforms, self._tensors, self.density, False)
+        new._validate_args = self._validate_args
+        return new
+
+    def tempered(self, temperature: float) -> FlowDistribution:
+        r"""The flow with its base narrowed about its mean, :math:`z \to m + T (z - m)`.
+
+        References:
+            | Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma & Dhariwal, 2018)
+            | https://arxiv.org/abs/1807.03039
+
+        Arguments:
+            temperature: The factor :math:`T > 0`.
+
+        Raises:
+            ValueError: If the temperature is not positive, or the base not on the real line.
+        """
+        if not temperature > 0:
+            raise ValueError(f"Expected a positive `temperature`, got {temperature}.")
+        if not is_real(self.base_dist.support):
+            raise ValueError(
+                f"Expected a base on the real line, got the support {self.base_dist.support}."
+            )
+        centre = self.base_dist.mean * (1 - temperature)
+        scale = AffineTransform(centre, temperature, event_dim=self.base_dist.event_dim)
+        return FlowDistribution(
+            self.base_dist, [scale, *self.transforms], self._tensors, self.density
+        )
+
+    def rsample_and_log_prob(
+        self, sample_shape: Sequence[int] = torch.Size()
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log density in one pass, differentiable in the parameters."""
+        z = self.base_dist.rsample(torch.Size(sample_shape))
+        log_prob = self.base_dist.log_prob(z)
+        event_dim = self.base_dist.event_dim
+        for t in self.transforms:
+            z, ladj = call_and_ladj(t, z)
+            log_prob = log_prob - _sum_rightmost(ladj, event_dim - t.domain.event_dim)
+            event_dim += t.codomain.event_dim - t.domain.event_dim
+        return z, log_prob
+
+    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().rsample(torch.Size(sample_shape))
+        x, log_prob = self.rsample_and_log_prob(sample_shape)
+        x = x.view_as(x)  # what is returned is no part of the graph of its log density
+        self._draw = (x, log_prob, self.stamp(x))
+        return x
+
+    def stamp(self, x: Tensor) -> tuple[Any, ...]:
+        return x._version, x.requires_grad, *(p._version for p in self._tensors)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._draw is not None and value is self._draw[0]:
+            if self._draw[2] == self.stamp(value):
+                return self._draw[1]
+        if self._validate_args:
+            self.check_value(value)
+        y, inside = value, None
+        if not self._real:
+            inside = self.support.check(value)
+            inside = inside | (_sum_rightmost(value.isnan().to(value.dtype), self.event_dim) > 0)
+            inner = biject_to(self.support)(torch.zeros_like(value))
+            y = torch.where(inside.reshape(*inside.shape, *[1] * self.event_dim), value, inner)
+        log_det: Tensor | float = 0.0
+        event_dim = self.event_dim
+        for t in reversed(self.transforms):
+            y, ladj = inverse_and_ladj(t, y)
+            event_dim += t.domain.event_dim - t.codomain.event_dim
+            log_det = log_det + _sum_rightmost(ladj, event_dim - t.domain.event_dim)
+        log_prob = self.base_dist.log_prob(y) - log_det
+        return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
+
+    def score(self, value: Tensor) -> Tensor:
+        r"""The gradient of the log density in :math:`x`, with the shape of `value`."""
+        with torch.enable_grad():
+            x = value.detach().requires_grad_()
+            return torch.autograd.grad(self.log_prob(x).sum(), x)[0]
+
+    def check_value(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(
+                f"Expected a floating-point value, got "
+                f"{getattr(value, 'dtype', type(value).__name__)}. Integer data are dequantised "
+                f"by probgen.distributions.Dequantized, or cast with .float()."
+            )
+        dtypes = {p.dtype for p in self._tensors if p.is_floating_point()}
+        if dtypes and value.dtype not in dtypes:
+            raise TypeError(
+                f"Expected a value of {dtypes.pop()}, the dtype of the parameters, got "
+                f"{value.dtype}. Cast the value, or the module with .to(dtype)."
+            )
+        shape = tuple(value.shape)
+        event = tuple(self.event_shape)
+        if shape[len(shape) - len(event) :] != event:
+            wanted = ", ".join(map(str, event))
+            raise ValueError(f"Expected a value with shape (*, {wanted}), got {shape}.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_draw": None, "_tensors": ()}
+        return {name: detached(value) for name, value in state.items()}
+
+
+def is_real(support: Any) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+class Flow(LazyDistribution):
+    """A normalising flow: lazy transforms of a lazy base.
+
+    Arguments:
+        transforms: The transforms from the base to the data, lazy or not.
+        base: The base, a distribution of Pyro or a lazy one, which may take the context too. A
+            base that is itself a flow is taken apart: its transforms come first.
+
+    Raises:
+        TypeError: If a part is of another type.
+        ValueError: If the parts take contexts of different sizes.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from probgen.transforms import Autoregressive, Bounded
+        >>> base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+        >>> flow = Flow([Autoregressive(3, context=2).inv, Bounded(0.0, 1.0)], base)
+        >>> flow(torch.randn(5, 2)).sample((10,)).shape
+        torch.Size([10, 5, 3])
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[LazyTransform | Transform],
+        base: LazyDistribution | TorchDistribution,
+    ) -> None:
+        super().__init__()
+        base = as_lazy(base)
+        parts = [as_lazy_transform(t) for t in transforms]
+        if isinstance(base, Flow):
+            parts, base = [*base.transforms, *parts], base.base
+        self.transforms = nn.ModuleList(parts)
+        self.base = base
+        sizes = {part.context for part in (base, *parts)} - {0}
+        if len(sizes) > 1:
+            raise ValueError(f"Expected parts with one size of context, got {sorted(sizes)}.")
+        self.context = sizes.pop() if sizes else 0
+
+    @property
+    def density(self) -> Density:
+        return self.base.density
+
+    @property
+    def objective(self) -> Callable[..., Tensor]:
+        return MaximumLikelihood()
+
+    def forward(self, context: Tensor | None = None) -> FlowDistribution:
+        self.check_context(context)
+        return FlowDistribution(
+            self.base(context if self.base.context else None),
+            [t(context if t.context else None) for t in self.transforms],
+            self.parameters(),
+            self.density,
+        )
+
+    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        with torch.no_grad():
+            for t in reversed(self.transforms):
+                given = context if t.context else None
+                t.start(x, given)
+                x = t(given).inv(x)
+            self.base.start(x, context if self.base.context else None)

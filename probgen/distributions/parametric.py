@@ -1,0 +1,160 @@
+r"""Distributions with learned parameters: bases of flows, priors and conditionals.
+
+Their parameters :math:`\phi` are learned, or given by a network from a context,
+:math:`\phi(c) = \phi_0 + g_\theta(c)`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ..core import Density, LazyDistribution
+from ..networks import MLP
+from ..objectives import MaximumLikelihood
+
+__all__ = ["DiagonalNormal", "GaussianMixture", "UniformAngles"]
+
+
+class Parametric(LazyDistribution):
+    """A distribution of a fixed form whose parameters are one vector, learned or conditional."""
+
+    density = Density.EXACT
+
+    def __init__(self, phi: Tensor, context: int, hidden_features: Sequence[int]) -> None:
+        super().__init__()
+        self.context = context
+        self.phi = nn.Parameter(phi)
+        self.network = MLP(context, len(phi), 0, hidden_features) if context else None
+
+    @property
+    def objective(self) -> Callable[..., Tensor]:
+        return MaximumLikelihood()
+
+    def forward(self, context: Tensor | None = None) -> TorchDistribution:
+        self.check_context(context)
+        phi = self.phi
+        if self.network is not None and context is not None:
+            phi = phi + self.network(context.movedim(-1, 0)).movedim(0, -1)
+        return self.build(phi)
+
+    @abstractmethod
+    def build(self, phi: Tensor) -> TorchDistribution:
+        r"""The distribution with parameters of shape :math:`(*, P)`."""
+
+
+class DiagonalNormal(Parametric):
+    r"""A normal distribution with independent features, :math:`\mathcal{N}(m, e^{2 s})`.
+
+    Arguments:
+        features: The number of features :math:`D`.
+        context: The number of features :math:`C` of the context.
+        hidden_features: The width of each hidden layer of the context's network.
+
+    Example:
+        >>> DiagonalNormal(3, context=2)(torch.randn(5, 2)).sample().shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self, features: int, context: int = 0, hidden_features: Sequence[int] = (64, 64)
+    ) -> None:
+        super().__init__(torch.zeros(2 * features), context, hidden_features)
+
+    def build(self, phi: Tensor) -> TorchDistribution:
+        m, s = phi.chunk(2, -1)
+        return dist.Normal(m, s.exp()).to_event(1)
+
+
+class GaussianMixture(Parametric):
+    r"""A mixture of normal distributions with independent features.
+
+    It draws without a derivative, and so has no `rsample`: neither has a flow on it.
+
+    Arguments:
+        features: The number of features :math:`D`.
+        components: The number of components :math:`K`.
+        context: The number of features :math:`C` of the context.
+        hidden_features: The width of each hidden layer of the context's network.
+
+    Example:
+        >>> GaussianMixture(3, components=4)().sample((10,)).shape
+        torch.Size([10, 3])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        components: int,
+        context: int = 0,
+        hidden_features: Sequence[int] = (64, 64),
+    ) -> None:
+        size = components * features
+        phi = torch.cat([torch.zeros(components), torch.randn(size), torch.zeros(size)])
+        super().__init__(phi, context, hidden_features)
+        self.features, self.sizes = features, [components, size, size]
+
+    def build(self, phi: Tensor) -> TorchDistribution:
+        weights, m, s = phi.split(self.sizes, -1)
+        m, s = m.unflatten(-1, (-1, self.features)), s.unflatten(-1, (-1, self.features))
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=weights), dist.Normal(m, s.exp()).to_event(1)
+        )
+
+
+class UniformAngles(LazyDistribution):
+    r"""The uniform distribution of angles in :math:`[-\pi, \pi)`, the base of circular flows.
+
+    Arguments:
+        features: The number of angles :math:`D`.
+
+    Example:
+        >>> round(float(UniformAngles(1)().log_prob(torch.zeros(1)).exp()), 4)
+        0.1592
+    """
+
+    density = Density.EXACT
+    centre: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(features))
+
+    @property
+    def objective(self) -> Callable[..., Tensor]:
+        raise TypeError("UniformAngles has nothing to train.")
+
+    def forward(self, context: Tensor | None = None) -> TorchDistribution:
+        self.check_context(context)
+        return Angles(self.centre)
+
+
+class Angles(TorchDistribution):
+    """The uniform distribution of angles; only the shape of `centre` matters."""
+
+    arg_constraints = {"centre": constraints.real_vector}
+    support = constraints.independent(constraints.interval(-math.pi, math.pi), 1)
+    has_rsample = True
+
+    def __init__(self, centre: Tensor, validate_args: bool | None = None) -> None:
+        self.centre = centre
+        super().__init__(centre.shape[:-1], centre.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Angles:
+        return Angles(self.centre.expand(*batch_shape, -1), validate_args=False)
+
+    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        turns = torch.rand(shape, dtype=self.centre.dtype, device=self.centre.device)
+        return (2 * turns - 1) * math.pi
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(value.shape, self.centre.shape)[:-1]
+        return value.new_full(shape, -self.event_shape[0] * math.log(2 * math.pi))

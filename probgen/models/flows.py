@@ -1,0 +1,539 @@
+"""Recipes of normalising flows, each one call.
+
+All end in :class:`~probgen.transforms.Standardize` (except the circular one), so that data may
+come on any scale, and all have a standard normal base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+
+from ..core import Bijector, Elementwise, LazyTransform
+from ..distributions import Flow, UniformAngles
+from ..transforms import (
+    Affine,
+    Autoregressive,
+    CircularRationalQuadratic,
+    Coupling,
+    Learned,
+    Permutation,
+    Planar,
+    Radial,
+    RationalQuadratic,
+    Shift,
+    Standardize,
+    Sylvester,
+)
+
+__all__ = [
+    "IAF",
+    "MAF",
+    "NICE",
+    "NSF",
+    "CircularNSF",
+    "PlanarFlow",
+    "RadialFlow",
+    "RealNVP",
+    "SylvesterFlow",
+]
+
+
+def check(features: int, context: int, transforms: int) -> None:
+    """Raises a ValueError that names the first impossible size."""
+    for name, value, least in (
+        ("features", features, 1),
+        ("context", context, 0),
+        ("transforms", transforms, 1),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"Expected `{name}` to be a whole number >= {least}, got {value!r}.")
+
+
+def normal(features: int) -> dist.TorchDistribution:
+    return dist.Normal(torch.zeros(features), torch.ones(features)).to_event(1)
+
+
+def couplings(
+    features: int,
+    univariate: type[Elementwise],
+    context: int,
+    transforms: int,
+    hidden_features: Sequence[int],
+    activation: str,
+    randperm: bool,
+    **options: float,
+) -> list[LazyTransform | Bijector]:
+    """Couplings that transform either half in turn, over new halves each time if asked.
+
+    Their density needs no inverse of the univariate transform.
+    """
+    check(features, context, transforms)
+    half, parts = features // 2, []
+    for i in range(transforms):
+        if randperm and i > 0:
+            parts.append(Permutation(torch.randperm(features)))
+        coupling = Coupling(
+            features,
+            univariate,
+            context,
+            half if i % 2 == 0 or features == 1 else half - features,
+            hidden_features,
+            activation,
+            **options,
+        )
+        parts.append(coupling.inv)
+    return parts
+
+
+def autoregressions(
+    features: int,
+    univariate: type[Elementwise],
+    context: int,
+    transforms: int,
+    hidden_features: Sequence[int],
+    activation: str,
+    randperm: bool,
+    **options: float,
+) -> list[LazyTransform | Bijector]:
+    """Autoregressive transforms, from data to noise, in alternating or random orders."""
+    check(features, context, transforms)
+    parts: list[LazyTransform | Bijector] = []
+    for i in range(transforms):
+        if i > 0 and features > 1:
+            order = torch.randperm(features) if randperm else torch.arange(features).flip(0)
+            parts.append(Permutation(order))
+        transform = Autoregressive(
+            features, univariate, context, hidden_features, activation, **options
+        )
+        parts.append(transform.inv)
+    return parts
+
+
+class NICE(Flow):
+    r"""Additive couplings, then a scale per feature.
+
+    References:
+        | NICE: Non-linear Independent Components Estimation (Dinh et al., 2014)
+        | https://arxiv.org/abs/1410.8516
+
+    Arguments:
+        features: The number of features :math:`D`.
+        context: The number of features :math:`C` of the context.
+        transforms: The number of couplings.
+        hidden_features: The width of each hidden layer of each coupling.
+        activation: The name of the activation function.
+        randperm: Whether features are shuffled between couplings.
+
+    Raises:
+        ValueError: If a size is impossible.
+
+    Example:
+        >>> import probgen as pg
+        >>> _ = torch.manual_seed(0)
+        >>> flow = NICE(2, transforms=2, hidden_features=(16,))
+        >>> history = pg.fit(flow, 5 + 2 * torch.randn(200, 2), steps=20, progress=False)
+        >>> flow().sample((3,)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int = 4,
+        hidden_features: Sequence[int] = (128, 128),
+        activation: str = "relu",
+        randperm: bool = False,
+    ) -> None:
+        parts = couplings(
+            features, Shift, context, transforms, hidden_features, activation, randperm
+        )
+        super().__init__(
+            [Learned(Affine, features), *parts, Standardize(features)], normal(features)
+        )
+
+
+class RealNVP(Flow):
+    r"""Affine couplings.
+
+    References:
+        | Density Estimation Using Real NVP (Dinh et al., 2016)
+        | https://arxiv.org/abs/1605.08803
+
+    Arguments:
+        features: The number of features :math:`D`.
+        context: The number of features :math:`C` of the context.
+        transforms: The number of couplings.
+        hidden_features: The width of each hidden layer of each coupling.
+        activation: The name of the activation function.
+        randperm: Whether features are shuffled between couplings.
+
+    Raises:
+        ValueError: If a size is impossible.
+
+    Example:
+        >>> import probgen as pg
+        >>> _ = torch.manual_seed(0)
+        >>> flow = RealNVP(2, transforms=2, hidden_features=(16,))
+        >>> history = pg.fit(flow, 5 + 2 * torch.randn(200, 2), steps=20, progress=False)
+        >>> flow().sample((3,)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int = 8,
+        hidden_features: Sequence[int] = (128, 128),
+        activation: str = "relu",
+        randperm: bool = False,
+    ) -> None:
+        parts = couplings(
+            features, Affine, context, transforms, hidden_features, activation, randperm
+        )
+        super().__init__([*parts, Standardize(features)], normal(features))
+
+
+class MAF(Flow):
+    r"""Affine autoregressive transforms from data to noise: a density in one pass.
+
+    References:
+        | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017)
+        | https://arxiv.org/abs/1705.07057
+
+    Arguments:
+        features: The number of features :math:`D`.
+        context: The number of features :math:`C` of the context.
+        transforms: The number of transforms.
+        hidden_features: The width of each hidden layer of each transform.
+        activation: The name of the activation function.
+        randperm: Whether the order between transforms is random rather than reversed.
+
+    Raises:
+        ValueError: If a size is impossible.
+
+    Example:
+        >>> import probgen as pg
+        >>> _ = torch.manual_seed(0)
+        >>> flow = MAF(2, transforms=2, hidden_features=(16,))
+        >>> history = pg.fit(flow, 5 + 2 * torch.randn(200, 2), steps=20, progress=False)
+        >>> flow().sample((3,)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int = 5,
+        hidden_features: Sequence[int] = (128, 128),
+        activation: str = "relu",
+        randperm: bool = False,
+    ) -> None:
+        parts = autoregressions(
+            features, Affine, context, transforms, hidden_features, activation, randperm
+        )
+        super().__init__([*parts, Standardize(features)], normal(features))
+
+
+class IAF(Flow):
+    r"""Affine autoregressive transforms from noise to data: a draw in one pass.
+
+    References:
+        | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)
+        | https://arxiv.org/abs/1606.04934
+
+    Arguments:
+        features: The number of features :math:`D`.
+        context: The number of features :math:`C` of the context.
+        transforms: The number of transforms.
+        hidden_features: The width of each hidden layer of each transform.
+        activation: The name of the activation function.
+        randperm: Whether the order between transforms is random rather than reversed.
+
+    Raises:
+        ValueError: If a size is impossible.
+
+    Example:
+        >>> import probgen as pg
+        >>> _ = torch.manual_seed(0)
+        >>> flow = IAF(2, transforms=2, hidden_features=(16,))
+        >>> history = pg.fit(flow, 5 + 2 * torch.randn(200, 2), steps=20, progress=False)
+        >>> flow().sample((3,)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int = 5,
+        hidden_features: Sequence[int] = (128, 128),
+        activation: str = "relu",
+        randperm: bool = False,
+    ) -> None:
+        parts = autoregressions(
+            features, Affine, context, transforms, hidden_features, activation, randperm
+        )
+        parts = [p.inv if isinstance(p, LazyTransform) else p for p in parts]
+        super().__init__([*parts, Standardize(features)], normal(features))
+
+
+class NSF(Flow):
+    r"""Neural spline flow: rational-quadratic splines, under couplings or autoregressive.
+
+    The splines act within :math:`[-B, B]` of standardised data and leave the rest as it is.
+
+    References:
+        | Neural Spline Flows (Durkan et al., 2019)
+        | https://arxiv.org/abs/1906.04032
+
+    Arguments:
+        features: The number of features :math:`D`.
+        context: The number of features :math:`C` of the context.
+        transforms: The number of transforms.
+        hidden_features: The width of each hidden layer of each transform.
+        bins: The number of bins :math:`K` of each spline.
+        bound: The bound :math:`B`, in standard deviations of the data.
+        autoregressive: Whether transforms are autoregressive rather than couplings: slower to
+            sample, more flexible.
+        activation: The name of the activation function.
+        randperm: Whether features are shuffled between transforms.
+
+    Raises:
+        ValueError: If a size is impossible.
+
+    Example:
+        >>> import probgen as pg
+        >>> _ = torch.manual_seed(0)
+        >>> flow = NSF(2, transforms=2, hidden_features=(16,))
+        >>> history = pg.fit(flow, 5 + 2 * torch.randn(200, 2), steps=20, progress=False)
+        >>> flow().sample((3,)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int = 5,
+        hidden_features: Sequence[int] = (128, 128),
+        bins: int = 8,
+        bound: float = 5.0,
+        autoregressive: bool = False,
+        activation: str = "relu",
+        randperm: bool = False,
+    ) -> None:
+        build = autoregressions if autoregressive else couplings
+        parts = build(
+            features,
+            RationalQuadratic,
+            context,
+            transforms,
+            hidden_features,
+            activation,
+            randperm,
+            bins=bins,
+            bound=bound,
+        )
+        super().__init__([*parts, Standardize(features)], normal(features))
+
+
+class CircularNSF(Flow):
+    r"""Neural spline flow of angles in :math:`[-\pi, \pi]`, with a uniform base.
+
+    Networks read the cosine and sine of each angle, so the density is continuous around the
+    circle.
+
+    References:
+        | Normalizing Flows on Tori and Spheres (Rezende et al., 2020)
+        | https://arxiv.org/abs/2002.02428
+
+    Arguments:
+        features: The number of angles :math:`D`.
+        context: The number of features :math:`C` of the context.
+        transforms: The number of transforms.
+        hidden_features: The width of each hidden layer of each transform.
+        bins: The number of bins :math:`K` of each spline.
+        autoregressive: Whether transforms are autoregressive rather than couplings.
+        activation: The name of the activation function.
+        randperm: Whether angles are shuffled between transforms.
+
+    Raises:
+        ValueError: If a size is impossible.
+
+    Example:
+        >>> import probgen as pg
+        >>> _ = torch.manual_seed(0)
+        >>> flow = CircularNSF(2, transforms=2, hidden_features=(16,))
+        >>> history = pg.fit(flow, torch.randn(200, 2).clamp(-3, 3), steps=20, progress=False)
+        >>> flow().sample((3,)).abs().max() <= torch.pi
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int = 5,
+        hidden_features: Sequence[int] = (128, 128),
+        bins: int = 8,
+        autoregressive: bool = False,
+        activation: str = "relu",
+        randperm: bool = False,
+    ) -> None:
+        build = autoregressions if autoregressive else couplings
+        parts = build(
+            features,
+            CircularRationalQuadratic,
+            context,
+            transforms,
+            hidden_features,
+            activation,
+            randperm,
+            bins=bins,
+        )
+        super().__init__(parts, UniformAngles(features))
+
+
+def residuals(
+    bijector: type[Bijector],
+    features: int,
+    context: int,
+    transforms: int,
+    hidden_features: Sequence[int],
+    **options: int,
+) -> list[LazyTransform]:
+    """Transforms from noise to data, then the scale of the data."""
+    check(features, context, transforms)
+    parts: list[LazyTransform] = [
+        Learned(bijector, features, context, hidden_features, **options) for _ in range(transforms)
+    ]
+    return [*parts, Standardize(features)]
+
+
+class PlanarFlow(Flow):
+    r"""Planar transforms from noise to data, which scores any value by root-finding.
+
+    References:
+        | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015)
+        | https://arxiv.org/abs/1505.05770
+
+    Arguments:
+        features: The number of features :math:`D`.
+        context: The number of features :math:`C` of the context.
+        transforms: The number of transforms.
+        hidden_features: The width of each hidden layer of the context's networks.
+
+    Raises:
+        ValueError: If a size is impossible.
+
+    Example:
+        >>> import probgen as pg
+        >>> _ = torch.manual_seed(0)
+        >>> flow = PlanarFlow(2, transforms=2)
+        >>> history = pg.fit(flow, 5 + 2 * torch.randn(200, 2), steps=20, progress=False)
+        >>> flow().log_prob(torch.tensor([20.0, -20.0])).isfinite()
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int = 8,
+        hidden_features: Sequence[int] = (64, 64),
+    ) -> None:
+        parts = residuals(Planar, features, context, transforms, hidden_features)
+        super().__init__(parts, normal(features))
+
+
+class RadialFlow(Flow):
+    r"""Radial transforms from noise to data, which scores any value in closed form.
+
+    References:
+        | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015)
+        | https://arxiv.org/abs/1505.05770
+
+    Arguments:
+        features: The number of features :math:`D`.
+        context: The number of features :math:`C` of the context.
+        transforms: The number of transforms.
+        hidden_features: The width of each hidden layer of the context's networks.
+
+    Raises:
+        ValueError: If a size is impossible.
+
+    Example:
+        >>> import probgen as pg
+        >>> _ = torch.manual_seed(0)
+        >>> flow = RadialFlow(2, transforms=2)
+        >>> history = pg.fit(flow, 5 + 2 * torch.randn(200, 2), steps=20, progress=False)
+        >>> flow().log_prob(torch.tensor([20.0, -20.0])).isfinite()
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int = 8,
+        hidden_features: Sequence[int] = (64, 64),
+    ) -> None:
+        parts = residuals(Radial, features, context, transforms, hidden_features)
+        super().__init__(parts, normal(features))
+
+
+class SylvesterFlow(Flow):
+    r"""Sylvester transforms from noise to data, which scores any value by root-finding.
+
+    References:
+        | Sylvester Normalizing Flows for Variational Inference (van den Berg et al., 2018)
+        | https://arxiv.org/abs/1803.05649
+
+    Arguments:
+        features: The number of features :math:`D`.
+        context: The number of features :math:`C` of the context.
+        transforms: The number of transforms.
+        hidden_features: The width of each hidden layer of the context's networks.
+        width: The number :math:`M` of directions, all :math:`D` by default.
+        reflections: The number of Householder reflections; 0 for the triangular transform.
+
+    Raises:
+        ValueError: If a size is impossible.
+
+    Example:
+        >>> import probgen as pg
+        >>> _ = torch.manual_seed(0)
+        >>> flow = SylvesterFlow(2, transforms=2, reflections=2)
+        >>> history = pg.fit(flow, 5 + 2 * torch.randn(200, 2), steps=20, progress=False)
+        >>> flow().log_prob(torch.tensor([20.0, -20.0])).isfinite()
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int = 4,
+        hidden_features: Sequence[int] = (64, 64),
+        width: int | None = None,
+        reflections: int = 4,
+    ) -> None:
+        m = features if width is None else width
+        if not 1 <= m <= features:
+            raise ValueError(f"Expected `width` between 1 and {features}, got {width}.")
+        parts = residuals(
+            Sylvester,
+            features,
+            context,
+            transforms,
+            hidden_features,
+            width=m,
+            reflections=reflections,
+        )
+        super().__init__(parts, normal(features))

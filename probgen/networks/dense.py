@@ -1,0 +1,201 @@
+r"""Dense networks, features first.
+
+Networks here act along the *leading* axis: a layer maps :math:`h` with shape :math:`(n, *)` to
+
+.. math:: h' = a(W h + b), \qquad W \in \mathbb{R}^{m \times n},
+
+with shape :math:`(m, *)`. Each feature is then contiguous in memory, which is what a transform
+needs that picks features apart, and what makes the many small parameters of a spline fast. The
+context enters the first layer as :math:`V c`, computed once and broadcast over draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core import Recorded
+
+__all__ = ["MLP", "ResidualMLP", "activation_named", "linear", "merge_context", "start_at"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": F.elu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "tanh": torch.tanh,
+}
+
+
+def activation_named(name: str) -> Callable[[Tensor], Tensor]:
+    """An activation function by name.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"Expected an activation among {sorted(ACTIVATIONS)}, got {name!r}.")
+    return ACTIVATIONS[name]
+
+
+def linear(weight: Tensor, bias: Tensor | None, h: Tensor) -> Tensor:
+    r"""The affine map :math:`W h + b` along the leading axis, from :math:`(n, *)` to :math:`(m, *)`."""
+    flat = h.reshape(h.shape[0], math.prod(h.shape[1:]))
+    if bias is None:
+        out = weight @ flat
+    else:
+        out = torch.addmm(bias.unsqueeze(-1), weight, flat)
+    return out.reshape(weight.shape[0], *h.shape[1:])
+
+
+def merge_context(h: Tensor, weight: Tensor | None, context: Tensor | None) -> Tensor:
+    r"""Adds :math:`V c` to :math:`h`, broadcasting the batch of one over that of the other.
+
+    Arguments:
+        h: The first layer's values, with shape :math:`(m, *A)`.
+        weight: The matrix :math:`V`, with shape :math:`(m, C)`, or none.
+        context: The context, with shape :math:`(*B, C)`, where `A` and `B` broadcast.
+    """
+    if weight is None or context is None:
+        return h
+    c = linear(weight, None, context.movedim(-1, 0))
+    rank = max(h.ndim, c.ndim)
+    h = h.reshape(h.shape[0], *[1] * (rank - h.ndim), *h.shape[1:])
+    return h + c.reshape(c.shape[0], *[1] * (rank - c.ndim), *c.shape[1:])
+
+
+def uniform(*shape: int, inputs: int) -> nn.Parameter:
+    """Starting values of a layer with so many inputs, uniform and of their inverse root."""
+    bound = 1 / math.sqrt(max(inputs, 1))
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
+class Layers(nn.Module):
+    """Hidden layers and an output layer that starts at zero."""
+
+    def __init__(
+        self, inputs: int, outputs: int, context: int, hidden_features: Sequence[int]
+    ) -> None:
+        super().__init__()
+        sizes = (inputs, *hidden_features)
+        self.weights = nn.ParameterList(
+            [uniform(m, n, inputs=n) for n, m in zip(sizes, sizes[1:])]
+            + [nn.Parameter(torch.zeros(outputs, sizes[-1]))]
+        )
+        self.biases = nn.ParameterList(
+            [uniform(m, inputs=n) for n, m in zip(sizes, sizes[1:])]
+            + [nn.Parameter(torch.zeros(outputs))]
+        )
+        width = hidden_features[0] if hidden_features else outputs
+        self.context_weight = uniform(width, context, inputs=context) if context else None
+
+
+def start_at(network: nn.Module, values: Tensor) -> None:
+    """Makes a network that was just built answer `values`, with shape :math:`(m)`, everywhere."""
+    with torch.no_grad():
+        network.layers.biases[-1].copy_(values)  # type: ignore[union-attr, index, operator]
+
+
+def check_sizes(**sizes: int | Sequence[int]) -> None:
+    """Raises a ValueError that names the first size that is not positive."""
+    for name, size in sizes.items():
+        for n in size if isinstance(size, Sequence) else [size]:
+            if not isinstance(n, int) or n < (0 if name in ("inputs", "context") else 1):
+                raise ValueError(f"Expected `{name}` to be positive whole numbers, got {size}.")
+
+
+class MLP(Recorded):
+    r"""A multilayer perceptron along the leading axis.
+
+    Its output layer starts at zero, so that what it conditions starts where its own defaults say.
+
+    Arguments:
+        inputs: The number of inputs :math:`n`.
+        outputs: The number of outputs :math:`m`.
+        context: The number of features :math:`C` of the context.
+        hidden_features: The width of each hidden layer.
+        activation: The name of the activation function.
+
+    Raises:
+        ValueError: If a size is not positive or the activation unknown.
+
+    Example:
+        >>> net = MLP(3, 5, context=2, hidden_features=(16, 16))
+        >>> net(torch.randn(3, 10, 7), torch.randn(7, 2)).shape
+        torch.Size([5, 10, 7])
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        context: int = 0,
+        hidden_features: Sequence[int] = (64, 64),
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        check_sizes(inputs=inputs, outputs=outputs, context=context, hidden_features=hidden_features)
+        self.layers = Layers(inputs, outputs, context, hidden_features)
+        self.activation = activation_named(activation)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Maps `x`, with shape :math:`(n, *)`, to outputs with shape :math:`(m, *)`."""
+        weights, biases = self.layers.weights, self.layers.biases
+        h = merge_context(linear(weights[0], biases[0], x), self.layers.context_weight, context)
+        for w, b in zip(weights[1:], biases[1:]):
+            h = linear(w, b, self.activation(h))
+        return h
+
+
+class ResidualMLP(Recorded):
+    r"""A residual multilayer perceptron along the leading axis, blocks :math:`h + W_2 a(W_1 a(h))`.
+
+    References:
+        | Deep Residual Learning for Image Recognition (He et al., 2016)
+        | https://arxiv.org/abs/1512.03385
+
+    Arguments:
+        inputs: The number of inputs :math:`n`.
+        outputs: The number of outputs :math:`m`.
+        context: The number of features :math:`C` of the context.
+        hidden_features: The width of each block, all equal.
+        activation: The name of the activation function.
+
+    Raises:
+        ValueError: If a size is not positive, the widths differ or the activation is unknown.
+
+    Example:
+        >>> ResidualMLP(3, 5, hidden_features=(16, 16))(torch.randn(3, 10)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        context: int = 0,
+        hidden_features: Sequence[int] = (64, 64),
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        check_sizes(inputs=inputs, outputs=outputs, context=context, hidden_features=hidden_features)
+        if len(set(hidden_features)) != 1:
+            raise ValueError(f"Expected equal `hidden_features`, got {tuple(hidden_features)}.")
+        self.layers = Layers(inputs, outputs, context, hidden_features[:1])
+        width = hidden_features[0]
+        self.blocks = nn.ModuleList(Layers(width, width, 0, (width,)) for _ in hidden_features)
+        self.activation = activation_named(activation)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Maps `x`, with shape :math:`(n, *)`, to outputs with shape :math:`(m, *)`."""
+        (w_in, w_out), (b_in, b_out) = self.layers.weights, self.layers.biases
+        h = merge_context(linear(w_in, b_in, x), self.layers.context_weight, context)
+        for block in self.blocks:
+            (w_1, w_2), (b_1, b_2) = block.weights, block.biases
+            h = h + linear(w_2, b_2, self.activation(linear(w_1, b_1, self.activation(h))))
+        return linear(w_out, b_out, self.activation(h))

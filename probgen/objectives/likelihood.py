@@ -1,0 +1,86 @@
+r"""Objectives of distributions with a density.
+
+Maximum likelihood minimises the divergence from the data to the model, reverse KL that from the
+model to a target whose log density :math:`\log \tilde p` is known up to a constant,
+
+.. math:: -\mathbb{E}_{x \sim \mathrm{data}} \log p_\theta(x), \qquad
+    \mathbb{E}_{x \sim p_\theta} \left[ \log p_\theta(x) - \log \tilde p(x) \right].
+
+The first covers all of the data, the second seeks a mode. An objective is an object: called with
+a lazy distribution and a batch it returns one loss per item, which :func:`probgen.fit` averages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import LazyDistribution
+
+__all__ = ["MaximumLikelihood", "ReverseKL"]
+
+
+@dataclass(frozen=True)
+class MaximumLikelihood:
+    """The negative log-likelihood of data, or its bound where `log_prob` is one.
+
+    Example:
+        >>> import probgen as pg
+        >>> MaximumLikelihood()(pg.models.MAF(2), torch.randn(5, 2)).shape
+        torch.Size([5])
+    """
+
+    def __call__(
+        self, module: LazyDistribution, x: Tensor | None, context: Tensor | None = None
+    ) -> Tensor:
+        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+        if x is None:
+            raise ValueError("Expected data, since MaximumLikelihood fits data, got None.")
+        return -module(context).log_prob(x)
+
+
+@dataclass(frozen=True)
+class ReverseKL:
+    r"""The Kullback-Leibler divergence from the model to an unnormalised target.
+
+    References:
+        | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015)
+        | https://arxiv.org/abs/1505.05770
+
+    Arguments:
+        log_density: The map from :math:`x`, with shape :math:`(*, D)`, to
+            :math:`\log \tilde p(x)`, with shape :math:`(*)`; given the context second if the
+            module takes one.
+        particles: The number of draws per step (per context, if there is one).
+
+    Example:
+        >>> import probgen as pg
+        >>> target = lambda x: -x.square().sum(-1) / 2
+        >>> flow = pg.models.IAF(2)
+        >>> history = pg.fit(flow, None, objective=ReverseKL(target), steps=5, progress=False)
+        >>> len(history.losses)
+        5
+    """
+
+    log_density: Callable[..., Tensor]
+    particles: int = 64
+
+    def __call__(
+        self, module: LazyDistribution, x: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
+        r"""Losses with shape :math:`(\mathrm{particles})`, or :math:`(N)` for `N` contexts."""
+        q = module(context)
+        if not q.has_rsample:
+            raise ValueError(
+                f"Expected a distribution with `rsample`, since ReverseKL differentiates draws, "
+                f"got {type(q).__name__} on {type(q.base_dist).__name__}."
+                if hasattr(q, "base_dist")
+                else f"Expected a distribution with `rsample`, got {type(q).__name__}."
+            )
+        z = q.rsample(torch.Size([self.particles]))
+        target = self.log_density(z) if context is None else self.log_density(z, context)
+        losses = q.log_prob(z) - target
+        return losses if context is None else losses.mean(0)

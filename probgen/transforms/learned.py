@@ -1,0 +1,84 @@
+r"""Transforms with learned parameters.
+
+A bijector :math:`f_\phi` becomes a module in one of two ways: :math:`\phi` is a parameter, or a
+network gives it,
+
+.. math:: \phi(c) = \phi_0 + g_\theta(c),
+
+from a context :math:`c`. Both start at :math:`\phi_0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Transform
+
+from ..core import Bijector, Elementwise, LazyTransform
+from ..networks import MLP
+
+__all__ = ["Learned"]
+
+
+class Learned(LazyTransform):
+    r"""A bijector whose parameters are learned, or given by a network from a context.
+
+    Arguments:
+        bijector: The class of the bijector, such as :class:`Planar` or :class:`Affine`.
+        features: The number of features :math:`D`.
+        context: The number of features :math:`C` of the context.
+        hidden_features: The width of each hidden layer of the context's network.
+        activation: The name of its activation function.
+        options: What the bijector takes besides, such as `bins`.
+
+    Raises:
+        TypeError: If `bijector` is not a bijector class or has nothing to learn.
+        ValueError: If a size is not positive.
+
+    Example:
+        >>> from probgen.transforms import Planar
+        >>> f = Learned(Planar, features=3, context=2)
+        >>> f(torch.randn(5, 2))(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        bijector: type[Bijector],
+        features: int,
+        context: int = 0,
+        hidden_features: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        check_class(bijector, Bijector)
+        if features < 1:
+            raise ValueError(f"Expected `features` to be positive, got {features}.")
+        start = torch.cat([v.reshape(-1) for v in bijector.initial(features, **options).values()])
+        if issubclass(bijector, Elementwise):  # P rows, one entry per feature
+            start = start[:, None].expand(-1, features).reshape(-1)
+        self.bijector, self.features, self.options = bijector, features, options
+        self.context = context
+        self.phi = nn.Parameter(start.clone())
+        self.network = (
+            MLP(context, len(start), 0, hidden_features, activation) if context else None
+        )
+
+    def forward(self, context: Tensor | None = None) -> Transform:
+        self.check_context(context)
+        phi = self.phi
+        if self.network is not None and context is not None:
+            phi = phi + self.network(context.movedim(-1, 0)).movedim(0, -1)
+        if issubclass(self.bijector, Elementwise):
+            phi = phi.unflatten(-1, (-1, self.features)).movedim(-2, 0)
+        return self.bijector.from_flat(phi, self.features, **self.options)
+
+
+def check_class(value: Any, kind: type) -> None:
+    """Raises a TypeError unless `value` is a class of that kind."""
+    if not (isinstance(value, type) and issubclass(value, kind)):
+        raise TypeError(f"Expected a subclass of {kind.__name__}, got {value!r:.80}.")
