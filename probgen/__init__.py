@@ -1,6 +1,6 @@
 """Deep generative models as Pyro distributions."""
 
-from . import core, distributions, models, networks, objectives, transforms
+from . import core, datasets, distributions, metrics, models, networks, objectives, transforms
 from .core import CheckpointError, Density, LazyDistribution, LazyTransform, load, sample
 from .training import History, fit
 
@@ -13,9 +13,11 @@ __all__ = [
     "LazyDistribution",
     "LazyTransform",
     "core",
+    "datasets",
     "distributions",
     "fit",
     "load",
+    "metrics",
     "models",
     "networks",
     "objectives",

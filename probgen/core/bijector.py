@@ -70,23 +70,30 @@ class Bijector(Transform):
         raise TypeError(f"{cls.__name__} has no parameters to learn.")
 
     @classmethod
+    def flat(cls, features: int, **options: Any) -> tuple[Tensor, dict[str, torch.Size]]:
+        """The values of :meth:`initial` as one vector, and their shapes by name."""
+        initial = cls.initial(features, **options)
+        vector = torch.cat([value.reshape(-1) for value in initial.values()])
+        return vector, {name: value.shape for name, value in initial.items()}
+
+    @classmethod
     def settings(cls, options: dict[str, Any]) -> dict[str, Any]:
         """The options that the constructor takes; the others are sizes, which shapes tell."""
         return {name: value for name, value in options.items() if name in cls.accepted}
 
     @classmethod
-    def from_flat(cls, phi: Tensor, features: int, **options: Any) -> Bijector:
+    def from_flat(cls, phi: Tensor, shapes: dict[str, torch.Size], **options: Any) -> Bijector:
         r"""Builds the transform from a vector of all its parameters.
 
         Arguments:
             phi: The unconstrained parameters, with shape :math:`(*, P)`.
-            features: The number of features :math:`D`.
+            shapes: The shapes of what :meth:`initial` gives, by name.
             options: What :meth:`initial` and the constructor take besides.
         """
         tensors, start = {}, 0
-        for name, value in cls.initial(features, **options).items():
-            stop = start + value.numel()
-            tensors[name] = phi[..., start:stop].reshape(phi.shape[:-1] + value.shape)
+        for name, shape in shapes.items():
+            stop = start + shape.numel()
+            tensors[name] = phi[..., start:stop].reshape(phi.shape[:-1] + shape)
             start = stop
         return cls(**tensors, **cls.settings(options))
 
@@ -137,17 +144,17 @@ class Elementwise(Bijector):
         return x
 
     @classmethod
-    def initial(cls, features: int = 1, **options: Any) -> dict[str, Tensor]:
+    def initial(cls, features: int, **options: Any) -> dict[str, Tensor]:
         """The arguments of *one* element at which learning starts, by name."""
         raise TypeError(f"{cls.__name__} has no parameters to learn.")
 
     @classmethod
-    def from_flat(cls, phi: Tensor, features: int = 1, **options: Any) -> Elementwise:
+    def from_flat(cls, phi: Tensor, shapes: dict[str, torch.Size], **options: Any) -> Elementwise:
         r"""Builds the transform from unconstrained parameters, with shape :math:`(P, *)`."""
         tensors, start = {}, 0
-        for name, value in cls.initial(**options).items():
-            stop = start + value.numel()
-            tensors[name] = phi[start:stop] if value.ndim else phi[start]
+        for name, shape in shapes.items():
+            stop = start + shape.numel()
+            tensors[name] = phi[start:stop] if shape else phi[start]
             start = stop
         return cls(**tensors, **cls.settings(options))
 

@@ -145,7 +145,7 @@ class MLP(Recorded):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Maps `x`, with shape :math:`(n, *)`, to outputs with shape :math:`(m, *)`."""
-        weights, biases = self.layers.weights, self.layers.biases
+        weights, biases = list(self.layers.weights), list(self.layers.biases)
         h = merge_context(linear(weights[0], biases[0], x), self.layers.context_weight, context)
         for w, b in zip(weights[1:], biases[1:]):
             h = linear(w, b, self.activation(h))

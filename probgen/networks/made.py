@@ -88,7 +88,7 @@ class MADE(Recorded):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Maps features, with shape :math:`(D E, *)`, to outputs with shape :math:`(P, D, *)`."""
-        weights, biases = self.weights(), self.layers.biases
+        weights, biases = self.weights(), list(self.layers.biases)
         h = merge_context(linear(weights[0], biases[0], x), self.layers.context_weight, context)
         for w, b in zip(weights[1:], biases[1:]):
             h = linear(w, b, self.activation(h))
@@ -112,15 +112,17 @@ class MADE(Recorded):
         Returns:
             The features, with shape :math:`(D, *)`.
         """
-        weights, biases = self.weights(), self.layers.biases
+        weights, biases = self.weights(), list(self.layers.biases)
         shape, batch = like.shape, like.numel()
-        final = weights[-1].reshape(self.outputs, self.features, -1)
-        bias = biases[-1].reshape(self.outputs, self.features)
+        final = weights[-1].unflatten(0, (self.outputs, self.features))
+        bias = biases[-1].unflatten(0, (self.outputs, self.features))
         offset = merge_context(
             biases[0].reshape(-1, *[1] * like.ndim), self.layers.context_weight, context
         )
-        offset = offset.expand(-1, *shape).reshape(-1, batch) if context is not None else offset
-        offset = offset.reshape(offset.shape[0], -1)
+        if context is None:
+            offset = biases[0].unsqueeze(-1)
+        else:
+            offset = offset.expand(-1, *shape).reshape(len(offset), batch)
 
         inputs = Rows(self.features * self.embedding, like.reshape(-1))
         hidden = [Rows(w.shape[0], like.reshape(-1)) for w in weights[:-1]]
@@ -135,9 +137,9 @@ class MADE(Recorded):
                     rows.append(self.activation(torch.addmm(b, w, below.values())))
                 below = rows
             phi = torch.addmm(bias[:, i, None], final[:, i, : below.count], below.values())
-            x, embedded = invert(i, phi.reshape(-1, *shape))
+            x, embedded = invert(i, phi.reshape(self.outputs, *shape))
             features.append(x)
-            inputs.append(embedded.reshape(-1, batch))
+            inputs.append(embedded.reshape(self.embedding, batch))
         return torch.stack(features)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Transform
+from torch.distributions import Transform, constraints
 
 from ..core import Bijector, Elementwise, LazyTransform, call_and_ladj, inverse_and_ladj
 from ..networks import MADE
@@ -45,10 +45,11 @@ class AutoregressiveTransform(Bijector):
         build: The map from parameters, with shape :math:`(P, *)`, to the transform :math:`\tau`.
         embed: The map from features, with shape :math:`(D, *)`, to what the network reads.
         context: The context, with shape :math:`(*, C)`, or none.
+        support: The values of one feature, before and after.
 
     Example:
         >>> net = MADE(features=3, outputs=2)
-        >>> f = AutoregressiveTransform(net, Affine.from_flat)
+        >>> f = AutoregressiveTransform(net, lambda phi: Affine(*phi))
         >>> x = torch.randn(10, 3)
         >>> torch.allclose(f.inv(f(x)), x, atol=1e-5)
         True
@@ -60,9 +61,11 @@ class AutoregressiveTransform(Bijector):
         build: Callable[[Tensor], Transform],
         embed: Callable[[Tensor], Tensor] = Elementwise.embed,
         context: Tensor | None = None,
+        support: constraints.Constraint = constraints.real,
     ) -> None:
         batch = () if context is None else context.shape[:-1]
         super().__init__((*batch, network.features))
+        self.domain = self.codomain = constraints.independent(support, 1)
         self.network, self.build, self.embed, self.context = network, build, embed, context
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +122,7 @@ class Autoregressive(LazyTransform):
         check_class(univariate, Elementwise)
         self.features, self.context = features, context
         self.univariate, self.options = univariate, options
-        start = torch.cat([v.reshape(-1) for v in univariate.initial(**options).values()])
+        start, self.shapes = univariate.flat(features, **options)
         self.network = MADE(
             features, len(start), context, hidden_features, activation, univariate.embedding
         )
@@ -127,5 +130,6 @@ class Autoregressive(LazyTransform):
 
     def forward(self, context: Tensor | None = None) -> Transform:
         self.check_context(context)
-        build = partial(self.univariate.from_flat, **self.options)
-        return AutoregressiveTransform(self.network, build, self.univariate.embed, context)
+        tau = self.univariate
+        build = partial(tau.from_flat, shapes=self.shapes, **self.options)
+        return AutoregressiveTransform(self.network, build, tau.embed, context, tau.domain)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Transform
+from torch.distributions import Transform, constraints
 
 from ..core import Bijector, Elementwise, LazyTransform, call_and_ladj, inverse_and_ladj
 from ..networks import MLP
@@ -35,6 +35,7 @@ class CouplingTransform(Bijector):
             elementwise transform of :math:`x_B`, with shape :math:`(|B|, *)`.
         kept: The number of leading features that pass unchanged; if negative, of trailing ones.
         shape: The shape of the parameters, :math:`(*, D)`.
+        support: The values of one feature, before and after.
 
     References:
         | NICE: Non-linear Independent Components Estimation (Dinh et al., 2014)
@@ -52,8 +53,10 @@ class CouplingTransform(Bijector):
         conditioner: Callable[[Tensor], Transform],
         kept: int,
         shape: tuple[int, ...],
+        support: constraints.Constraint = constraints.real,
     ) -> None:
         super().__init__(shape)
+        self.domain = self.codomain = constraints.independent(support, 1)
         self.conditioner, self.kept = conditioner, kept
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +125,7 @@ class Coupling(LazyTransform):
         self.kept = features // 2 if kept is None else kept
         if not 0 <= abs(self.kept) < features:
             raise ValueError(f"Expected `kept` to leave some of {features} features, got {kept}.")
-        start = torch.cat([v.reshape(-1) for v in univariate.initial(**options).values()])
+        start, self.shapes = univariate.flat(features, **options)
         self.moved = features - abs(self.kept)
         inputs, outputs = abs(self.kept) * univariate.embedding, self.moved * len(start)
         if network is None:
@@ -134,9 +137,12 @@ class Coupling(LazyTransform):
         self.check_context(context)
         batch = () if context is None else context.shape[:-1]
         conditioner = partial(self.condition, context)
-        return CouplingTransform(conditioner, self.kept, (*batch, self.features))
+        return CouplingTransform(
+            conditioner, self.kept, (*batch, self.features), self.univariate.domain
+        )
 
     def condition(self, context: Tensor | None, a: Tensor) -> Transform:
         r"""The transform of :math:`x_B` given :math:`x_A`, with shape :math:`(|A|, *)`."""
         phi = self.network(self.univariate.embed(a), context)
-        return self.univariate.from_flat(phi.unflatten(0, (-1, self.moved)), **self.options)
+        phi = phi.unflatten(0, (-1, self.moved))
+        return self.univariate.from_flat(phi, self.shapes, **self.options)

@@ -42,7 +42,7 @@ class Affine(Elementwise):
         self.log_scale = scale / (1 + scale.abs() / LOG_SCALE)
 
     @classmethod
-    def initial(cls, features: int = 1) -> dict[str, Tensor]:
+    def initial(cls, features: int) -> dict[str, Tensor]:
         return {"shift": torch.zeros(()), "scale": torch.zeros(())}
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class Shift(Elementwise):
         self.shift = shift
 
     @classmethod
-    def initial(cls, features: int = 1) -> dict[str, Tensor]:
+    def initial(cls, features: int) -> dict[str, Tensor]:
         return {"shift": torch.zeros(())}
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:

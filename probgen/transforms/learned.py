@@ -58,7 +58,7 @@ class Learned(LazyTransform):
         check_class(bijector, Bijector)
         if features < 1:
             raise ValueError(f"Expected `features` to be positive, got {features}.")
-        start = torch.cat([v.reshape(-1) for v in bijector.initial(features, **options).values()])
+        start, self.shapes = bijector.flat(features, **options)
         if issubclass(bijector, Elementwise):  # P rows, one entry per feature
             start = start[:, None].expand(-1, features).reshape(-1)
         self.bijector, self.features, self.options = bijector, features, options
@@ -75,7 +75,7 @@ class Learned(LazyTransform):
             phi = phi + self.network(context.movedim(-1, 0)).movedim(0, -1)
         if issubclass(self.bijector, Elementwise):
             phi = phi.unflatten(-1, (-1, self.features)).movedim(-2, 0)
-        return self.bijector.from_flat(phi, self.features, **self.options)
+        return self.bijector.from_flat(phi, self.shapes, **self.options)
 
 
 def check_class(value: Any, kind: type) -> None:

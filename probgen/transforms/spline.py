@@ -136,7 +136,7 @@ class RationalQuadratic(Elementwise):
         self.bound = float(bound)
 
     @classmethod
-    def initial(cls, features: int = 1, bound: float = 5.0, bins: int = 8) -> dict[str, Tensor]:
+    def initial(cls, features: int, bound: float = 5.0, bins: int = 8) -> dict[str, Tensor]:
         zeros = torch.zeros(bins)
         return {"widths": zeros, "heights": zeros, "slopes": zeros[1:]}
 
@@ -201,7 +201,7 @@ class CircularRationalQuadratic(Elementwise):
         return torch.stack([x.cos(), x.sin()], 1).flatten(0, 1)
 
     @classmethod
-    def initial(cls, features: int = 1, bins: int = 8) -> dict[str, Tensor]:
+    def initial(cls, features: int, bins: int = 8) -> dict[str, Tensor]:
         zeros = torch.zeros(bins)
         return {"widths": zeros, "heights": zeros, "slopes": zeros, "rotation": torch.zeros(())}
 

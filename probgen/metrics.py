@@ -1,0 +1,79 @@
+r"""Measures of densities and of posteriors."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Estimate", "bits_per_dimension", "coverage", "rmse"]
+
+
+class Estimate(NamedTuple):
+    """A mean over data with its standard error.
+
+    Arguments:
+        value: The mean.
+        se: The standard error.
+    """
+
+    value: float
+    se: float
+
+
+def bits_per_dimension(log_prob: Tensor, dimensions: int) -> Estimate:
+    r"""The mean negative log-likelihood, :math:`-\log_2 p(x) / D`, in bits per dimension.
+
+    Arguments:
+        log_prob: The log densities in nats, with shape :math:`(N)`; for levels, those of whole
+            levels (dequantised data on the scale of levels).
+        dimensions: The number of dimensions :math:`D`.
+
+    Raises:
+        ValueError: If there are fewer than two values.
+
+    Example:
+        >>> round(bits_per_dimension(torch.full((5,), -64 * math.log(2.0)), 64).value, 6)
+        1.0
+    """
+    if log_prob.ndim != 1 or len(log_prob) < 2:
+        raise ValueError(
+            f"Expected `log_prob` with shape (N,) and N >= 2, got {tuple(log_prob.shape)}."
+        )
+    bits = -log_prob.double() / (dimensions * math.log(2))
+    return Estimate(float(bits.mean()), float(bits.std()) / math.sqrt(len(bits)))
+
+
+def coverage(draws: Tensor, truth: Tensor, level: float) -> float:
+    r"""The fraction of true values within the central interval of posterior draws.
+
+    Arguments:
+        draws: The draws, with shape :math:`(S, *)`.
+        truth: The true values, with shape :math:`(*)`.
+        level: The probability of the interval, in (0, 1).
+
+    Raises:
+        ValueError: If the level is not a probability.
+
+    Example:
+        >>> draws = torch.linspace(-1.0, 1.0, 1001)[:, None].expand(-1, 4)
+        >>> coverage(draws, torch.tensor([0.0, 0.4, 0.6, 2.0]), level=0.5)
+        0.5
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"Expected a `level` in (0, 1), got {level}.")
+    low = torch.quantile(draws, (1 - level) / 2, dim=0)
+    high = torch.quantile(draws, (1 + level) / 2, dim=0)
+    return float(((low <= truth) & (truth <= high)).double().mean())
+
+
+def rmse(estimate: Tensor, truth: Tensor) -> float:
+    """The root mean square error, in the units of the data.
+
+    Example:
+        >>> rmse(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+        1.4142135381698608
+    """
+    return float((estimate - truth).square().mean().sqrt())
