@@ -149,14 +149,19 @@ def nflows_model(kind: str, d: int) -> Model:
 def normflows_model(kind: str, d: int) -> Model:
     # CoupledRationalQuadraticSpline would also put splines on the unchanged half, and both of
     # its splines residual blocks of two layers each; the layers inside, in reverse, match the
-    # others in size. One feed-forward block gives MADE hidden layers (128, 128), with no ReLU
-    # between them.
+    # others in size. One feed-forward block gives MADE hidden layers (128, 128); the ReLU that
+    # it leaves out after the first is put back, so that all compute the same.
     made = {"hidden_features": WIDTH, "num_blocks": 1, "use_residual_blocks": False}
     spline = {"num_bins": BINS, "tails": "linear", "tail_bound": BOUND}
     f = normflows.flows
 
     def network(inputs: int, outputs: int) -> nn.Module:
         return WithoutContext(normflows.nets.MLP([inputs, *HIDDEN, outputs]))
+
+    def autoregressive(layer: normflows.flows.Flow) -> nn.Module:
+        made = layer.autoregressive_net
+        made.initial_layer = nn.Sequential(made.initial_layer, nn.ReLU())
+        return f.Reverse(layer)
 
     parts: list[nn.Module] = []
     for i in range(LAYERS[kind]):
@@ -167,12 +172,12 @@ def normflows_model(kind: str, d: int) -> Model:
             split = "channel" if i % 2 == 0 else "channel_inv"
             parts.append(f.AffineCouplingBlock(network(d // 2, d), split_mode=split))
         elif kind == "maf":
-            parts.append(f.Reverse(f.MaskedAffineAutoregressive(d, **made)))
+            parts.append(autoregressive(f.MaskedAffineAutoregressive(d, **made)))
         elif kind == "nsf-coupling":
             parts.append(f.Reverse(PiecewiseRationalQuadraticCoupling(mask, network, **spline)))
         else:
             layer = MaskedPiecewiseRationalQuadraticAutoregressive(d, **made, **spline)
-            parts.append(f.Reverse(layer))
+            parts.append(autoregressive(layer))
     base = normflows.distributions.DiagGaussian(d, trainable=False)
     flow = normflows.NormalizingFlow(base, parts)
     return Model(flow, flow.log_prob, lambda: flow.sample(BATCH)[0])

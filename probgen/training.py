@@ -174,11 +174,11 @@ def fit(
             for x, given, w in source.batches(run.step, total):
                 if run.worse > patience:
                     break
-                share = slice(rank, None, world)  # every process takes its part of the batch
                 count = len(x) if x is not None else 1
-                part = [t[share] if t is not None else None for t in (x, given, w)]
+                shared = world if count >= world else 1  # else every process takes it all
+                part = [t[rank % shared :: shared] if t is not None else None for t in (x, given, w)]
                 torch.manual_seed(mix(seed, 1, run.step, rank))
-                value = engine(*part, world / count)
+                value = engine(*part, shared / count)
                 if world > 1:
                     value = average(value, world)
                 if not value.isfinite():

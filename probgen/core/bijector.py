@@ -222,6 +222,9 @@ def detached(thing: Any) -> Any:
         return partial(thing.func, *detached(thing.args), **thing.keywords)
     if isinstance(thing, (Distribution, Transform)):
         new = copy.copy(thing)
-        new.__dict__.update({k: detached(v) for k, v in vars(thing).items()})
+        if type(thing).__name__ != "_InverseTransform":
+            new.__dict__.pop("_inv", None)  # a memo of torch's, which refers back
+        new.__dict__.update({k: detached(v) for k, v in vars(new).items()})
+        new.__dict__.setdefault("_inv", None)
         return new
     return thing

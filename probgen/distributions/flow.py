@@ -10,14 +10,21 @@ not invert: a draw keeps its log density, as long as neither it nor a parameter 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, TransformedDistribution
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, Transform, biject_to, constraints
-from torch.distributions.utils import _sum_rightmost
+from torch.distributions import (
+    AffineTransform,
+    ComposeTransform,
+    Distribution,
+    Transform,
+    biject_to,
+    constraints,
+)
 
 from ..core import (
     Density,
@@ -72,13 +79,13 @@ class FlowDistribution(TransformedDistribution):
         for t in transforms:
             if not t.bijective:
                 raise ValueError(f"Expected bijective transforms, got a {type(t).__name__}.")
-        wanted = max((t.domain.event_dim for t in transforms[:1]), default=0)
+        wanted = ComposeTransform(list(transforms)).domain.event_dim if transforms else 0
         if len(base.event_shape) < wanted:
             base = base.to_event(wanted - len(base.event_shape))
         self.density = density
         self._tensors = tuple(parameters)
         self._draw: tuple[Any, ...] | None = None
-        super().__init__(base, list(transforms), validate_args=validate_args)
+        super().__init__(unchecked(base), list(transforms), validate_args=validate_args)
         self._real = is_real(self.support)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
@@ -121,7 +128,7 @@ class FlowDistribution(TransformedDistribution):
         event_dim = self.base_dist.event_dim
         for t in self.transforms:
             z, ladj = call_and_ladj(t, z)
-            log_prob = log_prob - _sum_rightmost(ladj, event_dim - t.domain.event_dim)
+            log_prob = log_prob - sum_last(ladj, event_dim - t.domain.event_dim)
             event_dim += t.codomain.event_dim - t.domain.event_dim
         return z, log_prob
 
@@ -142,10 +149,13 @@ class FlowDistribution(TransformedDistribution):
                 return self._draw[1]
         if self._validate_args:
             self.check_value(value)
+        if value.numel() == 0:
+            empty = sum_last(value, self.event_dim)
+            return empty.expand(torch.broadcast_shapes(empty.shape, self.batch_shape))
         y, inside = value, None
         if not self._real:
             inside = self.support.check(value)
-            inside = inside | (_sum_rightmost(value.isnan().to(value.dtype), self.event_dim) > 0)
+            inside = inside | (sum_last(value.isnan().to(value.dtype), self.event_dim) > 0)
             inner = biject_to(self.support)(torch.zeros_like(value))
             y = torch.where(inside.reshape(*inside.shape, *[1] * self.event_dim), value, inner)
         log_det: Tensor | float = 0.0
@@ -153,7 +163,7 @@ class FlowDistribution(TransformedDistribution):
         for t in reversed(self.transforms):
             y, ladj = inverse_and_ladj(t, y)
             event_dim += t.domain.event_dim - t.codomain.event_dim
-            log_det = log_det + _sum_rightmost(ladj, event_dim - t.domain.event_dim)
+            log_det = log_det + sum_last(ladj, event_dim - t.domain.event_dim)
         log_prob = self.base_dist.log_prob(y) - log_det
         return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
 
@@ -185,6 +195,21 @@ class FlowDistribution(TransformedDistribution):
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_draw": None, "_tensors": ()}
         return {name: detached(value) for name, value in state.items()}
+
+
+def unchecked(distribution: TorchDistribution) -> TorchDistribution:
+    """A base that does not check what a flow hands it, which costs and fails on empty batches."""
+    new = copy.copy(distribution)
+    new._validate_args = False
+    for name, part in vars(new).items():
+        if isinstance(part, Distribution):
+            setattr(new, name, unchecked(part))
+    return new
+
+
+def sum_last(value: Tensor, dims: int) -> Tensor:
+    """The sum over so many of the last dimensions, which may be none."""
+    return value.sum(tuple(range(-dims, 0))) if dims else value
 
 
 def is_real(support: Any) -> bool:

@@ -69,7 +69,8 @@ class DiagonalNormal(Parametric):
         super().__init__(torch.zeros(2 * features), context, hidden_features)
 
     def build(self, phi: Tensor) -> TorchDistribution:
-        m, s = phi.chunk(2, -1)
+        d = phi.shape[-1] // 2
+        m, s = phi[..., :d], phi[..., d:]
         return dist.Normal(m, s.exp()).to_event(1)
 
 
@@ -104,9 +105,15 @@ class GaussianMixture(Parametric):
     def build(self, phi: Tensor) -> TorchDistribution:
         weights, m, s = phi.split(self.sizes, -1)
         m, s = m.unflatten(-1, (-1, self.features)), s.unflatten(-1, (-1, self.features))
-        return dist.MixtureSameFamily(
+        return NormalMixture(
             dist.Categorical(logits=weights), dist.Normal(m, s.exp()).to_event(1)
         )
+
+
+class NormalMixture(dist.MixtureSameFamily):
+    """A mixture that says its support in a form from which Pyro can start a kernel."""
+
+    support = constraints.real_vector
 
 
 class UniformAngles(LazyDistribution):

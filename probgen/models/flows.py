@@ -524,6 +524,7 @@ class SylvesterFlow(Flow):
         width: int | None = None,
         reflections: int = 4,
     ) -> None:
+        check(features, context, transforms)
         m = features if width is None else width
         if not 1 <= m <= features:
             raise ValueError(f"Expected `width` between 1 and {features}, got {width}.")
