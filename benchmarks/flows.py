@@ -6,7 +6,7 @@ affine coupling (8 transforms), MAF, coupling and autoregressive NSF (5 transfor
 base. On a batch of 1024 in float32 it times
 
 - `log_prob`: the density, without a graph,
-- `backward`: the mean negative density and its gradient, gradients cleared first,
+- `backward`: the mean negative density and its gradient, with gradients cleared first,
 - `sample`: 1024 draws, without a graph, where the density is the fast direction (MAF and
   autoregressive NSF, at D = 64).
 
@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from statistics import median
 
 import nflows.distributions
@@ -55,7 +56,7 @@ CELLS = [
     *[("nsf-autoregressive", d) for d in (16, 64)],
 ]
 SLOW_ROUNDS = 3  # of the other libraries' sequential sampling
-BLOCK = 0.02  # seconds that the slowest library's turn lasts at least, where the others sample fast
+BLOCK = 0.02  # seconds: a turn is as many calls as the slowest library fits in, at least one
 
 
 def bar(kind: str, task: str) -> float:
@@ -318,6 +319,8 @@ def main() -> None:
             verdicts.append((f"{cell} sample / log_prob", ratio, 6.0))
         print(f"{cell} done", flush=True)
 
+    versions = [f"{n} {version(n)}" for n in ("torch", "zuko", "nflows", "normflows", "pyro-ppl")]
+    print(f"\n{', '.join(versions)}, {arguments.rounds} rounds")
     print("\nParameters\n")
     print(table(["cell", *LIBRARIES], sizes))
     print("\nCPU time of probgen, and its ratio to each library\n")

@@ -1,6 +1,16 @@
 """Deep generative models as Pyro distributions."""
 
-from . import core, datasets, distributions, metrics, models, networks, objectives, transforms
+from . import (
+    core,
+    datasets,
+    distributions,
+    metrics,
+    models,
+    networks,
+    objectives,
+    plots,
+    transforms,
+)
 from .core import CheckpointError, Density, LazyDistribution, LazyTransform, load, sample
 from .training import History, fit
 
@@ -21,6 +31,7 @@ __all__ = [
     "models",
     "networks",
     "objectives",
+    "plots",
     "sample",
     "transforms",
 ]

@@ -182,7 +182,7 @@ def fit(
                 if world > 1:
                     value = average(value, world)
                 if not value.isfinite():
-                    raise FloatingPointError(explain(float(value), run.step, x, lr))
+                    raise FloatingPointError(explain(float(value.detach()), run.step, x, lr))
                 run.advance(value, clip, rate(schedule, run.step, total) * lr)
                 bar.set_postfix(loss=f"{run.history.losses[-1]:.4g}", refresh=False)
                 bar.update()
@@ -381,8 +381,9 @@ class Batches:
                 items = [torch.stack([torch.as_tensor(v) for v in data])]  # type: ignore[arg-type]
             data, context = items[0], items[1] if len(items) > 1 else context
         if isinstance(data, DataLoader):
-            first, given = pair(next(iter(data)))
-            x, c = prepare(first, given)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(mix(seed, 0, 0))
+                x, c = prepare(*pair(next(iter(data))))
             return cls(x, c, None, batch_size, seed, data, prepare)
         x, c = prepare(data, context)
         if c is not None and len(c) != len(x):

@@ -88,7 +88,7 @@ FLOWS = {  # constructors of (features, context)
     ),
     "fixed parts of Pyro": lambda d, c: pg.distributions.Flow(
         [dist.transforms.AffineTransform(torch.ones(d), 2.0), t.Autoregressive(d, context=c)],
-        dist.StudentT(3.0, torch.zeros(d), 1.0),
+        dist.StudentT(10.0, torch.zeros(d), 1.0),
     ),
     "mixture base": lambda d, c: pg.distributions.Flow(
         [t.Coupling(d, context=c, hidden_features=(16,))],

@@ -263,7 +263,7 @@ class Encoder:
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         if isinstance(value, (list, tuple)):
-            return {"tuple": [self.encode(v) for v in value]}
+            return {"list" if isinstance(value, list) else "tuple": [self.encode(v) for v in value]}
         if isinstance(value, dict):
             return {"dict": [[self.encode(k), self.encode(v)] for k, v in value.items()]}
         if isinstance(value, Tensor):
@@ -310,6 +310,8 @@ class Decoder:
             return float(value["float"])
         if "tuple" in value:
             return tuple(self.decode(v) for v in value["tuple"])
+        if "list" in value:
+            return [self.decode(v) for v in value["list"]]
         if "dict" in value:
             return {self.decode(k): self.decode(v) for k, v in value["dict"]}
         if "tensor" in value:

@@ -1,0 +1,343 @@
+"""Training: what it accepts, how it resumes, how it stops."""
+
+import copy
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import probgen as pg
+
+QUICK = {"progress": False, "seed": 0}
+
+
+def small(context=0):
+    torch.manual_seed(0)
+    return pg.models.MAF(2, context, transforms=2, hidden_features=(8,))
+
+
+def same(a, b):
+    return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(1)
+    return torch.randn(100, 2) * torch.tensor([1.0, 20.0]) + torch.tensor([0.0, 300.0])
+
+
+def test_the_density_comes_in_the_units_of_the_data(x):
+    flow = small()
+    pg.fit(flow, x, steps=300, lr=1e-2, **QUICK)
+    exact = torch.distributions.Normal(torch.tensor([0.0, 300.0]), torch.tensor([1.0, 20.0]))
+    gap = exact.log_prob(x).sum(-1).mean() - flow().log_prob(x).mean()
+    assert abs(float(gap.detach())) < 0.2
+    assert not flow.training
+
+
+def test_maximum_likelihood_of_a_normal_is_exact(float64):
+    x = torch.randn(500, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]])
+    flow = pg.models.MAF(2, transforms=2, hidden_features=())
+    pg.fit(flow, x, steps=600, batch_size=500, lr=2e-2, schedule="cosine", **QUICK)
+    exact = torch.distributions.MultivariateNormal(x.mean(0), torch.cov(x.T, correction=0))
+    gap = exact.log_prob(x).mean() - flow().log_prob(x).mean()
+    assert -0.02 < float(gap.detach()) < 1e-3  # the scale may depend on features, so it may win
+
+
+def test_reverse_kl_finds_a_normal_target(float64):
+    target = torch.distributions.MultivariateNormal(
+        torch.tensor([1.0, -1.0]), torch.tensor([[1.0, 0.6], [0.6, 2.0]])
+    )
+    flow = pg.models.IAF(2, transforms=1, hidden_features=())
+    objective = pg.objectives.ReverseKL(lambda x: target.log_prob(x) + 5.0, particles=64)
+    pg.fit(flow, None, objective=objective, steps=800, lr=2e-2, schedule="cosine", **QUICK)
+    with torch.no_grad():
+        q, log_q = flow().rsample_and_log_prob((20_000,))
+        kl = (log_q - target.log_prob(q)).mean()
+    assert float(kl) < 5e-3
+
+
+def test_reverse_kl_with_a_context():
+    flow = pg.models.IAF(1, context=1, transforms=1)
+    log_density = lambda x, c: -(x - 3 * c).square().sum(-1) / 2
+    c = torch.linspace(-1, 1, 64)[:, None]
+    objective = pg.objectives.ReverseKL(log_density, particles=4)
+    pg.fit(flow, None, context=c, objective=objective, steps=400, lr=1e-2, **QUICK)
+    error = flow(c).sample((500,)).mean(0) - 3 * c
+    assert float(error.abs().mean()) < 0.3
+
+
+def test_reverse_kl_needs_draws_with_gradients():
+    flow = pg.distributions.Flow([pg.transforms.Coupling(2)], pg.distributions.GaussianMixture(2, 3))
+    with pytest.raises(ValueError, match="rsample"):
+        pg.fit(flow, None, objective=pg.objectives.ReverseKL(torch.sum), steps=1, **QUICK)
+    with pytest.raises(ValueError, match="data"):
+        pg.fit(small(), None, steps=1, **QUICK)
+
+
+def test_arrays_datasets_and_loaders(x):
+    c = torch.randn(100, 3)
+    dataset = TensorDataset(x, c)
+    loader = DataLoader(dataset, batch_size=25, shuffle=True)
+    for data, context in (
+        (x, c),
+        (x.numpy(), c.numpy()),
+        (x.numpy().astype(np.float64), c.double()),
+        (dataset, None),
+        (loader, None),
+    ):
+        flow = small(3)
+        history = pg.fit(flow, data, context=context, epochs=2, batch_size=25, **QUICK)
+        assert len(history.losses) == 8
+        assert np.isfinite(history.losses).all()
+    assert len(pg.fit(small(), x[:, :2], epochs=1, batch_size=30, **QUICK).losses) == 4
+
+
+def test_weights_are_repeated_data(x):
+    weights = torch.randint(0, 3, (100,)).float()
+    once, twice = small(), small()
+    repeated = x.repeat_interleave(weights.long(), 0)
+    for flow in (once, twice):
+        flow.start(x)
+    pg.fit(once, x, weights=weights, steps=1, batch_size=1000, **QUICK)
+    pg.fit(twice, repeated, steps=1, batch_size=1000, **QUICK)
+    for p, q in zip(once.parameters(), twice.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
+
+
+def test_the_seed_decides_and_the_random_state_is_kept(x):
+    first, second = small(), small()
+    torch.manual_seed(5)
+    pg.fit(first, x, steps=10, batch_size=20, **QUICK)
+    kept = torch.get_rng_state()
+    torch.manual_seed(5)
+    assert torch.equal(torch.get_rng_state(), kept)
+    pg.fit(second, x, steps=10, batch_size=20, **QUICK)
+    assert same(first, second)
+
+
+def test_early_stopping_keeps_the_best(x):
+    flow = pg.models.NSF(2, transforms=3)
+    history = pg.fit(
+        flow, x, validation=0.5, steps=5000, lr=1e-2, batch_size=10, patience=3, **QUICK
+    )
+    assert len(history.losses) < 5000
+    best = min(value for _, value in history.validation)
+    assert dict(history.validation)[history.best_step] == best
+    given = pg.fit(small(), x, validation=(x[:20], None), steps=20, **QUICK)
+    assert given.validation
+
+
+def test_ema_clip_and_schedules(x):
+    flow, plain = small(), small()
+    pg.fit(plain, x, steps=50, lr=0.05, **QUICK)
+    pg.fit(flow, x, steps=50, lr=0.05, ema=0.9, **QUICK)
+    assert not same(flow, plain)
+    for schedule in ("cosine", lambda fraction: 1 - fraction):
+        pg.fit(small(), x, steps=5, schedule=schedule, clip=0.1, **QUICK)
+    still = small()
+    pg.fit(still, x, steps=5, schedule=lambda fraction: 0.0, **QUICK)
+    expected = small()
+    assert all(torch.equal(p, q) for p, q in zip(still.parameters(), expected.parameters()))
+
+
+class Killed(Exception):
+    """Stands for a power cut."""
+
+
+def dies(step):
+    """An objective that stops the program at a step."""
+    calls = iter(range(10**9))
+    likelihood = pg.objectives.MaximumLikelihood()
+
+    def objective(module, x, context=None):
+        if torch.is_grad_enabled() and next(calls) == step:
+            raise Killed
+        return likelihood(module, x, context) + 0.1 * torch.randn(len(x))
+
+    return objective
+
+
+@pytest.mark.parametrize("loader", [False, True])
+@pytest.mark.parametrize("stop", [3, 130, 255])
+def test_a_killed_run_goes_on_to_the_same_bits(x, stop, loader, tmp_path):
+    options = {"validation": (x[:20], None), "ema": 0.9, "batch_size": 30, "schedule": "cosine"}
+    data = DataLoader(TensorDataset(x), batch_size=30, shuffle=True) if loader else x
+    whole, broken = small(), small()
+    expected = pg.fit(whole, data, steps=260, objective=dies(-1), **options, **QUICK)
+    options["checkpoint"] = tmp_path
+    with pytest.raises(Killed):
+        pg.fit(broken, data, steps=260, objective=dies(stop), **options, **QUICK)
+    fresh = small()
+    history = pg.fit(fresh, data, steps=260, objective=dies(-1), **options, **QUICK)
+    assert same(whole, fresh)
+    assert history == expected
+    assert same(pg.load(tmp_path), fresh)
+
+
+def test_more_steps_continue(x, tmp_path):
+    whole, parts = small(), small()
+    pg.fit(whole, x, steps=20, batch_size=30, **QUICK)
+    pg.fit(parts, x, steps=8, batch_size=30, checkpoint=tmp_path, **QUICK)
+    parts = small()
+    history = pg.fit(parts, x, steps=20, batch_size=30, checkpoint=tmp_path, **QUICK)
+    assert same(whole, parts)
+    assert len(history.losses) == 20
+    with pytest.raises(ValueError, match="this very module"):
+        pg.fit(pg.models.MAF(2), x, steps=30, checkpoint=tmp_path, **QUICK)
+
+
+def test_an_interrupt_leaves_a_run_to_resume(x, tmp_path):
+    likelihood = pg.objectives.MaximumLikelihood()
+    calls = iter(range(100))
+
+    def objective(module, x, context=None):
+        if next(calls) == 7:
+            raise KeyboardInterrupt
+        return likelihood(module, x, context)
+
+    with pytest.raises(KeyboardInterrupt):
+        pg.fit(small(), x, steps=20, objective=objective, checkpoint=tmp_path, **QUICK)
+    assert (tmp_path / "training" / "model.json").is_file()
+    history = pg.fit(small(), x, steps=20, checkpoint=tmp_path, **QUICK)
+    assert len(history.losses) == 20
+
+
+def test_a_loss_that_is_not_finite_says_where(x):
+    def objective(module, x, context=None):
+        return torch.full((len(x),), torch.nan) * module().log_prob(x)
+
+    flow = small()
+    before = copy.deepcopy(list(flow.parameters()))
+    with pytest.raises(FloatingPointError, match=r"nan at step 0 on a batch with values in \["):
+        pg.fit(flow, x, objective=objective, steps=5, **QUICK)
+    assert all(torch.equal(p, q) for p, q in zip(before, flow.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        (torch.zeros(0, 2), ValueError, "at least one"),
+        (torch.tensor(1.0), ValueError, "at least one"),
+        (torch.zeros(5, 3), ValueError, r"\(N, 2\), got \(5, 3\)"),
+        (torch.zeros(5, 2, dtype=torch.int64), TypeError, "Dequantise"),
+        (torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]), ValueError, "first in item 1"),
+        (torch.tensor([[0.0, torch.inf]]), ValueError, "nan or inf"),
+        (np.array([["a", "b"]]), TypeError, "tensor or array"),
+        (torch.zeros(5, 2, dtype=torch.complex64), TypeError, "real"),
+    ],
+)
+def test_bad_data_are_refused(data, error, words):
+    with pytest.raises(error, match=words):
+        pg.fit(small(), data, steps=1, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": 0}, "at least one step"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"validation": 1.5}, "fraction"),
+        ({"weights": torch.ones(3)}, "weights"),
+        ({"weights": -torch.ones(100)}, "not negative"),
+        ({"schedule": "linear"}, "cosine"),
+        ({"context": torch.ones(100, 1)}, "no context"),
+    ],
+)
+def test_bad_options_are_refused(x, options, words):
+    with pytest.raises(ValueError, match=words):
+        pg.fit(small(), x, **{"steps": 2, **options}, **QUICK)
+
+
+def test_contexts_must_match_the_data(x):
+    with pytest.raises(ValueError, match="as many contexts"):
+        pg.fit(small(1), x, context=torch.ones(3, 1), steps=1, **QUICK)
+    with pytest.raises(ValueError, match="got none"):
+        pg.fit(small(1), x, steps=1, **QUICK)
+    with pytest.raises(ValueError, match="frozen"):
+        pg.fit(small().freeze(), x, steps=1, **QUICK)
+
+
+def test_discrete_data_under_a_bound():
+    x = torch.randint(0, 4, (200, 2))
+    continuous = pg.distributions.Flow([pg.transforms.NormalCDF(0.0, 4.0)], pg.models.NSF(2))
+    noise = pg.distributions.Flow(
+        [pg.transforms.Bounded()], pg.models.RealNVP(2, context=2, transforms=2)
+    )
+    for q in (None, noise):
+        flow = pg.distributions.Dequantized(copy.deepcopy(continuous), 4, noise=q, particles=2)
+        assert flow.density is flow().density is pg.Density.BOUND
+        history = pg.fit(flow, x, steps=60, lr=5e-3, **QUICK)
+        assert history.losses[-1] < history.losses[0]
+        d = flow()
+        assert d.support.check(d.sample((50,))).all()
+        assert d.log_prob(torch.tensor([4.0, 0.0])) == -torch.inf
+        grid = torch.cartesian_prod(*[torch.arange(4.0)] * 2)
+        bound = torch.stack([d.log_prob(grid) for _ in range(200)]).mean(0)
+        assert float(bound.exp().sum().detach()) < 1.0
+        if q is None:  # many particles make the bound the log probability
+            tight = pg.distributions.DequantizedDistribution(d.continuous, 4, None, 5000)
+            assert abs(float(tight.log_prob(grid).exp().sum().detach()) - 1) < 0.02
+        svi = flow.model, flow.guide
+        loss = pg_loss(svi, x.float())
+        assert loss.isfinite()
+    with pytest.raises(ValueError, match="levels"):
+        pg.distributions.Dequantized(continuous, 1)
+
+
+def pg_loss(pair, x):
+    from pyro.infer import Trace_ELBO
+
+    return Trace_ELBO()(*pair)(x)
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys, torch, pyro, probgen as pg
+            import torch.distributed as distributed
+            torch.set_num_threads(1)
+            torch.set_default_dtype(torch.float64)
+            torch.manual_seed(0)
+            x = torch.randn(61, 2) * 3 + 1
+            flow = pg.models.NSF(2, transforms=2, hidden_features=(8,))
+            options = dict(steps=12, batch_size=20, seed=0, lr=1e-2, progress=False)
+            history = pg.fit(flow, x, validation=0.2, checkpoint=sys.argv[1], **options)
+            if not distributed.is_initialized() or distributed.get_rank() == 0:
+                torch.save((dict(flow.state_dict()), history.losses), sys.argv[1] + "/result.pt")
+            if distributed.is_initialized():
+                from torch.nn.parallel import DistributedDataParallel as DDP
+                from pyro.infer import Trace_ELBO
+                loss = DDP(Trace_ELBO()(flow.model, flow.guide))
+                share = x[:60][distributed.get_rank() :: 2]
+                flow.zero_grad()
+                loss(share, size=60).backward()
+                spread = [p.grad.clone() for p in flow.parameters()]
+                flow.zero_grad()
+                Trace_ELBO()(flow.model, flow.guide)(x[:60]).backward()
+                for g, p in zip(spread, flow.parameters()):
+                    torch.testing.assert_close(g, p.grad, rtol=1e-9, atol=1e-9)
+            """
+        )
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    results = []
+    for prefix, name in (([sys.executable], "one"), (command, "two")):
+        done = subprocess.run(
+            [*prefix, str(script), str(tmp_path / name)], env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        results.append(torch.load(tmp_path / name / "result.pt"))
+    (one, losses), (two, others) = results
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(others), rtol=1e-9, atol=1e-9)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-9)
