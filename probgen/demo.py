@@ -73,7 +73,7 @@ class Row(NamedTuple):
     seconds: float
 
 
-def run(folder: str | Path, settings: Settings = Settings(), seed: int = 0) -> list[Row]:
+def run(folder: str | Path, settings: Settings | None = None, seed: int = 0) -> list[Row]:
     """Runs the demonstration; writes the model and a picture to a folder, prints a table.
 
     Arguments:
@@ -84,7 +84,7 @@ def run(folder: str | Path, settings: Settings = Settings(), seed: int = 0) -> l
     Returns:
         The rows of the table.
     """
-    folder = Path(folder)
+    folder, settings = Path(folder), settings or Settings()
     data = digits()
     pyro.set_rng_seed(seed)
     order = torch.randperm(len(data.images))
@@ -241,7 +241,9 @@ def picture(
 
 def report(rows: list[Row], settings: Settings, learning: float, folder: Path) -> None:
     print(f"\nPrior learned in {learning:.0f} s. {settings.cases} held-out digits, the lower half")
-    print(f"missing, noise of {NOISE:g} grey levels on the rest; NUTS: {settings.warmup} + ", end="")
+    print(
+        f"missing, noise of {NOISE:g} grey levels on the rest; NUTS: {settings.warmup} + ", end=""
+    )
     print(f"{settings.draws} steps.\n")
     print(f"{'':22}{'bits/dim':>10}{'RMSE':>8}{'in 50 %':>9}{'in 90 %':>9}{'seconds':>9}")
     for row in rows:

@@ -176,7 +176,9 @@ def fit(
                     break
                 count = len(x) if x is not None else 1
                 shared = world if count >= world else 1  # else every process takes it all
-                part = [t[rank % shared :: shared] if t is not None else None for t in (x, given, w)]
+                part = [
+                    t[rank % shared :: shared] if t is not None else None for t in (x, given, w)
+                ]
                 torch.manual_seed(mix(seed, 1, run.step, rank))
                 value = engine(*part, shared / count)
                 if world > 1:
@@ -374,12 +376,12 @@ class Batches:
         if data is None:
             c = None if context is None else tensor(context, "context", p.dtype, device)
             return cls(None, c, None, batch_size, seed)
-        if isinstance(data, Dataset) and not isinstance(data, Tensor):
-            if isinstance(data[0], (tuple, list)):  # type: ignore[index]
-                items = [torch.stack([torch.as_tensor(v) for v in part]) for part in zip(*data)]
-            else:
-                items = [torch.stack([torch.as_tensor(v) for v in data])]  # type: ignore[arg-type]
-            data, context = items[0], items[1] if len(items) > 1 else context
+        if isinstance(data, Dataset):
+            items = [pair(data[i]) for i in range(len(data))]  # type: ignore[arg-type]
+            first, second = zip(*items)
+            data = torch.stack([torch.as_tensor(v) for v in first])
+            if second[0] is not None:
+                context = torch.stack([torch.as_tensor(v) for v in second])
         if isinstance(data, DataLoader):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(mix(seed, 0, 0))
@@ -434,8 +436,7 @@ class Batches:
         while step < total:
             epoch, skipped = divmod(step, self.per_epoch)
             stop = min(self.per_epoch, skipped + total - step)
-            for batch in self.epoch(epoch, skipped, stop):
-                yield batch
+            yield from self.epoch(epoch, skipped, stop)
             step += stop - skipped
 
     def epoch(self, epoch: int, start: int, stop: int) -> Iterator[tuple[Any, Any, Any]]:

@@ -73,7 +73,7 @@ def test_what_cannot_be_saved_is_named(tmp_path):
         def forward(self, context=None):
             return pg.transforms.Bounded()
 
-    with pytest.raises(TypeError, match="can be saved.*function"):
+    with pytest.raises(TypeError, match=r"can be saved.*function"):
         Kept(lambda x: x).save(tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_loading_to_a_device(saved):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no model.json"):
+    with pytest.raises(FileNotFoundError, match=r"no model\.json"):
         pg.load(tmp_path / "nowhere")
 
 

@@ -73,7 +73,9 @@ def test_reverse_kl_with_a_context():
 
 
 def test_reverse_kl_needs_draws_with_gradients():
-    flow = pg.distributions.Flow([pg.transforms.Coupling(2)], pg.distributions.GaussianMixture(2, 3))
+    flow = pg.distributions.Flow(
+        [pg.transforms.Coupling(2)], pg.distributions.GaussianMixture(2, 3)
+    )
     with pytest.raises(ValueError, match="rsample"):
         pg.fit(flow, None, objective=pg.objectives.ReverseKL(torch.sum), steps=1, **QUICK)
     with pytest.raises(ValueError, match="data"):

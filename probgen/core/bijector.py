@@ -42,10 +42,12 @@ class Bijector(Transform):
 
     Arguments:
         shape: The shape of the parameters, which broadcasts with that of the inputs.
+        given: The constructor's tensors by name, where they are not kept as attributes, so that
+            the bijector can be saved and moved as a part of a flow.
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
+    domain: constraints.Constraint = constraints.real_vector
+    codomain: constraints.Constraint = constraints.real_vector
     bijective = True
 
     #: The names of the constructor's arguments.
@@ -56,12 +58,13 @@ class Bijector(Transform):
         BIJECTORS[name_of(cls)] = cls
         cls.accepted = frozenset(inspect.signature(cls.__init__).parameters)
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+    def __init__(self, shape: tuple[int, ...] = (), **given: Tensor) -> None:
         super().__init__()
         self.shape = torch.Size(shape)
+        self.given = given
 
     @classmethod
-    def initial(cls, features: int, **options: Any) -> dict[str, Tensor]:
+    def initial(cls, features: int, *args: Any, **options: Any) -> dict[str, Tensor]:
         """The tensor arguments at which learning starts, by name.
 
         Raises:
@@ -95,7 +98,7 @@ class Bijector(Transform):
             stop = start + shape.numel()
             tensors[name] = phi[..., start:stop].reshape(phi.shape[:-1] + shape)
             start = stop
-        return cls(**tensors, **cls.settings(options))
+        return cls(**tensors, **cls.settings(options))  # type: ignore[arg-type]
 
     @abstractmethod
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,8 +135,8 @@ class Elementwise(Bijector):
     *leading* axis, with shape :math:`(P, *)`, so that each is contiguous.
     """
 
-    domain = constraints.real
-    codomain = constraints.real
+    domain: constraints.Constraint = constraints.real
+    codomain: constraints.Constraint = constraints.real
 
     #: How many numbers represent one element where a network reads it.
     embedding: ClassVar[int] = 1
@@ -144,7 +147,7 @@ class Elementwise(Bijector):
         return x
 
     @classmethod
-    def initial(cls, features: int, **options: Any) -> dict[str, Tensor]:
+    def initial(cls, features: int, *args: Any, **options: Any) -> dict[str, Tensor]:
         """The arguments of *one* element at which learning starts, by name."""
         raise TypeError(f"{cls.__name__} has no parameters to learn.")
 
@@ -156,7 +159,7 @@ class Elementwise(Bijector):
             stop = start + shape.numel()
             tensors[name] = phi[start:stop] if shape else phi[start]
             start = stop
-        return cls(**tensors, **cls.settings(options))
+        return cls(**tensors, **cls.settings(options))  # type: ignore[arg-type]
 
 
 class Inverse(Bijector):
@@ -218,6 +221,8 @@ def detached(thing: Any) -> Any:
         return thing if thing.is_leaf else thing.detach()
     if isinstance(thing, (list, tuple)) and not isinstance(thing, torch.Size):
         return type(thing)(detached(v) for v in thing)
+    if isinstance(thing, dict):
+        return {name: detached(value) for name, value in thing.items()}
     if isinstance(thing, partial):
         return partial(thing.func, *detached(thing.args), **thing.keywords)
     if isinstance(thing, (Distribution, Transform)):

@@ -134,7 +134,9 @@ def write(
     """Writes tensors and JSON to a folder, so that a reader sees the old pair or the new one."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    blob = safetensors.torch.save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
+    blob = safetensors.torch.save(
+        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    )
     digest = hashlib.sha256(blob).hexdigest()
     weights = f"weights-{digest[:12]}.safetensors"
     head = {"format": "probgen", "schema": SCHEMA, "weights": weights, "sha256": digest}
@@ -203,6 +205,9 @@ def describe(thing: Distribution | Transform) -> tuple[str, dict[str, Any]]:
             parameter.VAR_KEYWORD,
             parameter.VAR_POSITIONAL,
         ):
+            continue
+        if isinstance(thing, Bijector) and name in thing.given:
+            arguments[name] = thing.given[name]
             continue
         key = ALIASES.get(name, name)
         if parameter.default is None and key not in thing.__dict__:

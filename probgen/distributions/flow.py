@@ -245,13 +245,13 @@ class Flow(LazyDistribution):
         base: LazyDistribution | TorchDistribution,
     ) -> None:
         super().__init__()
-        base = as_lazy(base)
+        start = as_lazy(base)
         parts = [as_lazy_transform(t) for t in transforms]
-        if isinstance(base, Flow):
-            parts, base = [*base.transforms, *parts], base.base
-        self.transforms = nn.ModuleList(parts)
-        self.base = base
-        sizes = {part.context for part in (base, *parts)} - {0}
+        if isinstance(start, Flow):
+            parts, start = [*start.transforms, *parts], start.base
+        self.transforms: Any = nn.ModuleList(parts)
+        self.base: LazyDistribution = start
+        sizes = {part.context for part in (start, *parts)} - {0}
         if len(sizes) > 1:
             raise ValueError(f"Expected parts with one size of context, got {sorted(sizes)}.")
         self.context = sizes.pop() if sizes else 0

@@ -105,9 +105,7 @@ class GaussianMixture(Parametric):
     def build(self, phi: Tensor) -> TorchDistribution:
         weights, m, s = phi.split(self.sizes, -1)
         m, s = m.unflatten(-1, (-1, self.features)), s.unflatten(-1, (-1, self.features))
-        return NormalMixture(
-            dist.Categorical(logits=weights), dist.Normal(m, s.exp()).to_event(1)
-        )
+        return NormalMixture(dist.Categorical(logits=weights), dist.Normal(m, s.exp()).to_event(1))
 
 
 class NormalMixture(dist.MixtureSameFamily):

@@ -7,6 +7,7 @@ come on any scale, and all have a standard normal base.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -64,14 +65,15 @@ def couplings(
     hidden_features: Sequence[int],
     activation: str,
     randperm: bool,
-    **options: float,
+    **options: Any,
 ) -> list[LazyTransform | Bijector]:
     """Couplings that transform either half in turn, over new halves each time if asked.
 
     Their density needs no inverse of the univariate transform.
     """
     check(features, context, transforms)
-    half, parts = features // 2, []
+    half = features // 2
+    parts: list[LazyTransform | Bijector] = []
     for i in range(transforms):
         if randperm and i > 0:
             parts.append(Permutation(torch.randperm(features)))
@@ -96,7 +98,7 @@ def autoregressions(
     hidden_features: Sequence[int],
     activation: str,
     randperm: bool,
-    **options: float,
+    **options: Any,
 ) -> list[LazyTransform | Bijector]:
     """Autoregressive transforms, from data to noise, in alternating or random orders."""
     check(features, context, transforms)
@@ -406,7 +408,7 @@ def residuals(
     context: int,
     transforms: int,
     hidden_features: Sequence[int],
-    **options: int,
+    **options: Any,
 ) -> list[LazyTransform]:
     """Transforms from noise to data, then the scale of the data."""
     check(features, context, transforms)

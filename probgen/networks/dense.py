@@ -11,6 +11,7 @@ context enters the first layer as :math:`V c`, computed once and broadcast over 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -44,7 +45,7 @@ def activation_named(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def linear(weight: Tensor, bias: Tensor | None, h: Tensor) -> Tensor:
-    r"""The affine map :math:`W h + b` along the leading axis, from :math:`(n, *)` to :math:`(m, *)`."""
+    r"""The map :math:`W h + b` along the leading axis, from :math:`(n, *)` to :math:`(m, *)`."""
     flat = h.reshape(h.shape[0], math.prod(h.shape[1:]))
     if bias is None:
         out = weight @ flat
@@ -84,11 +85,11 @@ class Layers(nn.Module):
         super().__init__()
         sizes = (inputs, *hidden_features)
         self.weights = nn.ParameterList(
-            [uniform(m, n, inputs=n) for n, m in zip(sizes, sizes[1:])]
+            [uniform(m, n, inputs=n) for n, m in itertools.pairwise(sizes)]
             + [nn.Parameter(torch.zeros(outputs, sizes[-1]))]
         )
         self.biases = nn.ParameterList(
-            [uniform(m, inputs=n) for n, m in zip(sizes, sizes[1:])]
+            [uniform(m, inputs=n) for n, m in itertools.pairwise(sizes)]
             + [nn.Parameter(torch.zeros(outputs))]
         )
         width = hidden_features[0] if hidden_features else outputs
@@ -98,7 +99,7 @@ class Layers(nn.Module):
 def start_at(network: nn.Module, values: Tensor) -> None:
     """Makes a network that was just built answer `values`, with shape :math:`(m)`, everywhere."""
     with torch.no_grad():
-        network.layers.biases[-1].copy_(values)  # type: ignore[union-attr, index, operator]
+        network.layers.biases[-1].copy_(values)  # type: ignore[union-attr, index]
 
 
 def check_sizes(**sizes: int | Sequence[int]) -> None:
@@ -139,7 +140,9 @@ class MLP(Recorded):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        check_sizes(inputs=inputs, outputs=outputs, context=context, hidden_features=hidden_features)
+        check_sizes(
+            inputs=inputs, outputs=outputs, context=context, hidden_features=hidden_features
+        )
         self.layers = Layers(inputs, outputs, context, hidden_features)
         self.activation = activation_named(activation)
 
@@ -183,12 +186,14 @@ class ResidualMLP(Recorded):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        check_sizes(inputs=inputs, outputs=outputs, context=context, hidden_features=hidden_features)
+        check_sizes(
+            inputs=inputs, outputs=outputs, context=context, hidden_features=hidden_features
+        )
         if len(set(hidden_features)) != 1:
             raise ValueError(f"Expected equal `hidden_features`, got {tuple(hidden_features)}.")
         self.layers = Layers(inputs, outputs, context, hidden_features[:1])
         width = hidden_features[0]
-        self.blocks = nn.ModuleList(Layers(width, width, 0, (width,)) for _ in hidden_features)
+        self.blocks = nn.ModuleList([Layers(width, width, 0, (width,)) for _ in hidden_features])
         self.activation = activation_named(activation)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -196,6 +201,6 @@ class ResidualMLP(Recorded):
         (w_in, w_out), (b_in, b_out) = self.layers.weights, self.layers.biases
         h = merge_context(linear(w_in, b_in, x), self.layers.context_weight, context)
         for block in self.blocks:
-            (w_1, w_2), (b_1, b_2) = block.weights, block.biases
+            (w_1, w_2), (b_1, b_2) = list(block.weights), list(block.biases)  # type: ignore[arg-type]
             h = h + linear(w_2, b_2, self.activation(linear(w_1, b_1, self.activation(h))))
         return linear(w_out, b_out, self.activation(h))

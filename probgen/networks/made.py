@@ -14,6 +14,7 @@ the arithmetic of one pass.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -72,7 +73,7 @@ class MADE(Recorded):
         for width in hidden_features:
             degrees.append(torch.arange(width).remainder(len(choices)).add(lowest).sort().values)
         target = torch.arange(1, features + 1).repeat(outputs)  # output-major: (P, D) rows
-        masks = [u[:, None] >= v[None, :] for v, u in zip(degrees, degrees[1:])]
+        masks = [u[:, None] >= v[None, :] for v, u in itertools.pairwise(degrees)]
         masks.append(target[:, None] > degrees[-1][None, :])
         for number, mask in enumerate(masks):
             self.register_buffer(f"mask_{number}", mask, persistent=False)

@@ -27,6 +27,7 @@ from .learned import check_class
 
 __all__ = ["Coupling", "CouplingTransform"]
 
+
 class CouplingTransform(Bijector):
     r"""An elementwise transform of some features, conditioned on the others.
 

@@ -37,7 +37,7 @@ class Affine(Elementwise):
     """
 
     def __init__(self, shift: Tensor, scale: Tensor) -> None:
-        super().__init__(torch.broadcast_shapes(shift.shape, scale.shape))
+        super().__init__(torch.broadcast_shapes(shift.shape, scale.shape), scale=scale)
         self.shift = shift
         self.log_scale = scale / (1 + scale.abs() / LOG_SCALE)
 
@@ -116,7 +116,7 @@ class SoftClip(Elementwise):
 
 
 class Bounded(Elementwise):
-    r"""The logistic transform :math:`y = a + (b - a) / (1 + e^{-x})` from the line to :math:`(a, b)`.
+    r"""The logistic transform :math:`y = a + (b - a) / (1 + e^{-x})` to :math:`(a, b)`.
 
     Its inverse is the logit. At the bounds, where rounding puts values beyond :math:`x = 17` in
     float32 and 37 in float64, the inverse is finite: the largest :math:`x` below saturation.

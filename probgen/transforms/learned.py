@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import Transform
 
@@ -39,6 +38,7 @@ class Learned(LazyTransform):
         ValueError: If a size is not positive.
 
     Example:
+        >>> import torch
         >>> from probgen.transforms import Planar
         >>> f = Learned(Planar, features=3, context=2)
         >>> f(torch.randn(5, 2))(torch.randn(5, 3)).shape
@@ -64,9 +64,7 @@ class Learned(LazyTransform):
         self.bijector, self.features, self.options = bijector, features, options
         self.context = context
         self.phi = nn.Parameter(start.clone())
-        self.network = (
-            MLP(context, len(start), 0, hidden_features, activation) if context else None
-        )
+        self.network = MLP(context, len(start), 0, hidden_features, activation) if context else None
 
     def forward(self, context: Tensor | None = None) -> Transform:
         self.check_context(context)

@@ -88,12 +88,10 @@ class LU(Bijector):
                 f"shape (*, {d}), those of `shift`, got {tuple(lower.shape)}, "
                 f"{tuple(upper.shape)} and {tuple(log_diagonal.shape)}."
             )
-        super().__init__(
-            torch.broadcast_shapes(
-                lower.shape[:-2], upper.shape[:-2], log_diagonal.shape[:-1], shift.shape[:-1]
-            )
-            + (d,)
+        batch = torch.broadcast_shapes(
+            lower.shape[:-2], upper.shape[:-2], log_diagonal.shape[:-1], shift.shape[:-1]
         )
+        super().__init__((*batch, d), lower=lower, upper=upper, log_diagonal=log_diagonal)
         eye = torch.eye(d, dtype=lower.dtype, device=lower.device)
         self.lower = lower.tril(-1) + eye
         self.upper = upper.triu(1) + torch.diag_embed(log_diagonal.exp())

@@ -68,7 +68,8 @@ class Planar(Bijector):
     def __init__(self, direction: Tensor, scale: Tensor, bias: Tensor) -> None:
         check_sizes(direction=direction, scale=scale)
         batch = torch.broadcast_shapes(direction.shape[:-1], scale.shape[:-1], bias.shape)
-        super().__init__(batch + direction.shape[-1:])
+        shape = batch + direction.shape[-1:]
+        super().__init__(shape, direction=direction, scale=scale, bias=bias)
         product = (direction * scale).sum(-1)
         norm = direction.square().sum(-1)
         floor = norm.clamp_min(torch.finfo(norm.dtype).eps)
@@ -122,7 +123,7 @@ class Radial(Bijector):
 
     def __init__(self, centre: Tensor, radius: Tensor, scale: Tensor) -> None:
         batch = torch.broadcast_shapes(centre.shape[:-1], radius.shape, scale.shape)
-        super().__init__(batch + centre.shape[-1:])
+        super().__init__(batch + centre.shape[-1:], radius=radius, scale=scale)
         self.centre = centre
         self.alpha = softplus(radius) + MARGIN
         self.beta = self.alpha * (softplus(scale) - 1 + MARGIN)
@@ -197,7 +198,7 @@ class Sylvester(Bijector):
         batch = torch.broadcast_shapes(
             vectors.shape[:-2], outer.shape[:-2], inner.shape[:-2], bias.shape[:-1]
         )
-        super().__init__(batch + (features,))
+        super().__init__((*batch, features), vectors=vectors, outer=outer, inner=inner)
         self.q = householder(vectors, m)
         self.outer, self.inner, self.bias = triangle(outer), triangle(inner), bias
         diagonals = (m.diagonal(dim1=-2, dim2=-1) for m in (self.outer, self.inner))

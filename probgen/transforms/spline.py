@@ -129,7 +129,8 @@ class RationalQuadratic(Elementwise):
         slopes: Tensor,
         bound: float = 5.0,
     ) -> None:
-        super().__init__(shape_of(widths, heights, slopes, extra=-1))
+        shape = shape_of(widths, heights, slopes, extra=-1)
+        super().__init__(shape, widths=widths, heights=heights, slopes=slopes)
         if not bound > 0:
             raise ValueError(f"Expected a positive `bound`, got {bound}.")
         self.widths, self.heights, self.raw = fractions(widths), fractions(heights), slopes
@@ -187,11 +188,10 @@ class CircularRationalQuadratic(Elementwise):
     codomain = constraints.interval(-math.pi, math.pi)
     embedding: ClassVar[int] = 2
 
-    def __init__(
-        self, widths: Tensor, heights: Tensor, slopes: Tensor, rotation: Tensor
-    ) -> None:
+    def __init__(self, widths: Tensor, heights: Tensor, slopes: Tensor, rotation: Tensor) -> None:
         shape = shape_of(widths, heights, slopes, extra=0)
-        super().__init__(torch.broadcast_shapes(shape, rotation.shape))
+        shape = torch.broadcast_shapes(shape, rotation.shape)
+        super().__init__(shape, widths=widths, heights=heights, slopes=slopes)
         self.widths, self.heights, self.raw = fractions(widths), fractions(heights), slopes
         self.rotation = rotation
 

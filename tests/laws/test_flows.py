@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.infer.reparam import TransformReparam
 
 import probgen as pg
-from tests.rosters import FLOWS, C, context_of, interior, moved
+from tests.rosters import FLOWS, C, interior, moved
 
 D = 3
 
@@ -496,6 +496,7 @@ def test_bad_parts_are_refused():
         pg.distributions.Flow([torch.nn.Linear(2, 2)], pg.models.MAF(2))
     with pytest.raises(ValueError, match="one size of context"):
         pg.distributions.Flow([pg.transforms.Coupling(2, context=3)], pg.models.MAF(2, context=2))
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    folded = pg.distributions.Flow([torch.distributions.AbsTransform()], base)
     with pytest.raises(ValueError, match="bijective"):
-        base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-        pg.distributions.Flow([torch.distributions.AbsTransform()], base)()
+        folded()

@@ -50,9 +50,11 @@ def test_inverse_undoes_call_and_call_undoes_inverse(module, state, float64):
     f = build(moved(module.double(), STATES[state]), 5)
     x = interior(f.domain, 7, 5, D)
     y = f(x)
-    kappa = torch.stack([torch.linalg.cond(exact(f, v)) for v in x[0, :1]]) if not (
-        module.context
-    ) else torch.ones(1)
+    kappa = (
+        torch.stack([torch.linalg.cond(exact(f, v)) for v in x[0, :1]])
+        if not (module.context)
+        else torch.ones(1)
+    )
     tol = 1e-9 * kappa.max().clamp_min(1)
     assert ((f.inv(y) - x).abs() <= tol * (1 + x.abs())).all()
     y = interior(f.codomain, 7, 5, D)
@@ -68,7 +70,7 @@ def test_log_determinant_is_that_of_the_jacobian_both_ways(module, state, float6
     torch.testing.assert_close(
         ladj, torch.linalg.slogdet(exact(f, x)).logabsdet, rtol=1e-9, atol=1e-9
     )
-    again, back = inverse_and_ladj(f, y.detach())
+    _again, back = inverse_and_ladj(f, y.detach())
     torch.testing.assert_close(event_sum(back, f), ladj, rtol=1e-9, atol=1e-9)
     inverse = torch.linalg.slogdet(exact(f.inv, y.detach())).logabsdet
     torch.testing.assert_close(-inverse, ladj, rtol=1e-9, atol=1e-9)
@@ -144,7 +146,7 @@ def test_runs_without_reading_a_value(module, unchecked):
     f = module(context)
     x = torch.empty(7, 5, D, device="meta")
     for way in (call_and_ladj, inverse_and_ladj):
-        value, ladj = way(f, x)
+        value, _ladj = way(f, x)
         assert value.device.type == "meta"
         assert value.shape == (7, 5, D)
 
