@@ -82,10 +82,10 @@ def density(
     y = torch.linspace(bottom, top, points, dtype=p.dtype, device=p.device)
     with torch.no_grad():
         value = module().log_prob(torch.cartesian_prod(x, y)).exp()
-    picture = value.reshape(points, points).T.cpu()
+    picture = value.reshape(points, points).T.cpu().numpy()
     ax.imshow(picture, extent=limits, origin="lower", aspect="auto", cmap="viridis")
     if data is not None:
-        ax.scatter(*data.T.cpu(), s=2, color="white", alpha=0.4, linewidths=0)
+        ax.scatter(*data.T.cpu().numpy(), s=2, color="white", alpha=0.4, linewidths=0)
         ax.set(xlim=(left, right), ylim=(bottom, top))
     return ax
 
@@ -113,6 +113,6 @@ def images(
     for j, (name, column) in enumerate(columns.items()):
         axs[0, j].set_title(name, fontsize=8)
         for i, image in enumerate(column):
-            axs[i, j].imshow(image.reshape(shape).cpu(), cmap=cmap, vmin=0, vmax=high)
+            axs[i, j].imshow(image.reshape(shape).cpu().numpy(), cmap=cmap, vmin=0, vmax=high)
             axs[i, j].set(xticks=[], yticks=[])
     return axs
