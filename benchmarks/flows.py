@@ -300,6 +300,7 @@ def main() -> None:
             continue
         models = build(kind, d)
         counts = {n: sum(p.numel() for p in m.module.parameters()) for n, m in models.items()}
+        assert max(counts.values()) <= 1.02 * min(counts.values()), f"{cell}: {counts}"
         sizes.append([cell, *[f"{n:,}" for n in counts.values()]])
         own = {}
         for task in arguments.tasks:

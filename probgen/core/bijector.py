@@ -108,6 +108,12 @@ class Bijector(Transform):
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         r"""Maps :math:`y` to :math:`x = f^{-1}(y)` and :math:`\log |\det J_f(x)|`."""
 
+    def widen(self, x: Tensor) -> Tensor:
+        """Broadcasts a value to the shape of the parameters."""
+        if x.shape[x.ndim - len(self.shape) :] == self.shape:
+            return x
+        return x.expand(torch.broadcast_shapes(x.shape, self.shape))
+
     def _call(self, x: Tensor) -> Tensor:
         return self.call_and_ladj(x)[0]
 

@@ -69,13 +69,13 @@ class AutoregressiveTransform(Bijector):
         self.network, self.build, self.embed, self.context = network, build, embed, context
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.expand(torch.broadcast_shapes(x.shape, self.shape)).movedim(-1, 0)
+        x = self.widen(x).movedim(-1, 0)
         phi = self.network(self.embed(x), self.context)
         y, ladj = call_and_ladj(self.build(phi), x)
         return y.movedim(0, -1), ladj.sum(0)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        y = y.expand(torch.broadcast_shapes(y.shape, self.shape)).movedim(-1, 0)
+        y = self.widen(y).movedim(-1, 0)
         ladjs = []
 
         def invert(i: int, phi: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ class CouplingTransform(Bijector):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The kept and the moved features, along the leading axis."""
-        x = x.expand(torch.broadcast_shapes(x.shape, self.shape)).movedim(-1, 0)
+        x = self.widen(x).movedim(-1, 0)
         first, second = x[: self.kept], x[self.kept :]
         return (first, second) if self.kept >= 0 else (second, first)
 

@@ -24,7 +24,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import constraints
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 from ..core import Elementwise
 
@@ -58,30 +58,32 @@ def forward(u: Tensor, widths: Tensor, heights: Tensor, slopes: Slopes) -> tuple
     """Evaluates the spline and the log of its slope on the unit interval."""
     k, u_k, w, v_k, h = locate(u, widths, heights)
     d, e = slopes(k)
-    s = h / w
-    t = (u - u_k) / w
-    bump = t * (1 - t)
-    r = s + (d + e - 2 * s) * bump
-    v = v_k + h * (s * t.square() + d * bump) / r
-    return v, log_slope(s, d, e, t, r)
+    s, t = h / w, (u - u_k) / w
+    ladj, rise = evaluate(s, d, e, t)
+    return torch.addcmul(v_k, h, rise), ladj
 
 
 def inverse(v: Tensor, widths: Tensor, heights: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
     """Inverts the spline on the unit interval, with the log of its slope there."""
     k, v_k, h, u_k, w = locate(v, heights, widths)
     d, e = slopes(k)
-    s = h / w
-    rise = (v - v_k) / h
-    bend = (d + e - 2 * s) * rise
-    a, b, c = s - d + bend, d - bend, -s * rise
-    t = -2 * c / (b + (b.square() - 4 * a * c).clamp_min(torch.finfo(v.dtype).tiny).sqrt())
-    bump = t * (1 - t)
-    return u_k + w * t, log_slope(s, d, e, t, s + (d + e - 2 * s) * bump)
+    s, rise = h / w, (v - v_k) / h
+    bend = torch.sub(d + e, s, alpha=2) * rise
+    a, b, c = s - d + bend, d - bend, s * rise  # a t^2 + b t - c = 0
+    root = torch.addcmul(b * b, a, c, value=4).clamp_min(torch.finfo(v.dtype).tiny).sqrt()
+    t = 2 * c / (b + root)
+    return torch.addcmul(u_k, w, t), evaluate(s, d, e, t)[0]
 
 
-def log_slope(s: Tensor, d: Tensor, e: Tensor, t: Tensor, r: Tensor) -> Tensor:
+def evaluate(s: Tensor, d: Tensor, e: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The log slope at the fraction `t` of a bin, and the fraction of its height."""
     f = 1 - t
-    return torch.log((s / r).square() * (e * t.square() + 2 * s * t * f + d * f.square()))
+    bump, square = t * f, t * t
+    r = torch.addcmul(s, torch.sub(d + e, s, alpha=2), bump)
+    rise = torch.addcmul(s * square, d, bump) / r
+    ratio = s / r
+    slope = torch.addcmul(torch.addcmul(e * square, s, bump, value=2), d, f * f)
+    return torch.log(ratio * ratio * slope), rise
 
 
 def shape_of(widths: Tensor, heights: Tensor, slopes: Tensor, extra: int) -> torch.Size:
@@ -146,11 +148,11 @@ class RationalQuadratic(Elementwise):
     ) -> tuple[Tensor, Tensor]:
         """Applies a map of the unit interval from :math:`-B` to :math:`B`."""
         x, widths, heights, raw = expand(x, self.widths, self.heights, self.raw)
-        u = x / (2 * self.bound) + 0.5
-        inside = (u > 0) & (u < 1)
-        u = torch.where(inside, u, 0.5)
+        outside = ~(x.abs() < self.bound)  # and nan
+        u = (x / (2 * self.bound) + 0.5).masked_fill(outside, 0.5)
         v, ladj = function(u, widths, heights, partial(line_slopes, raw))
-        return torch.where(inside, (2 * v - 1) * self.bound, x), torch.where(inside, ladj, 0.0)
+        y = torch.where(outside, x, (2 * v - 1) * self.bound)
+        return y, ladj.masked_fill(outside, 0)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.between(forward, x)
@@ -221,15 +223,17 @@ class CircularRationalQuadratic(Elementwise):
 
 def line_slopes(raw: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """The slopes at both ends of bin `k`: 1 at the outer knots."""
-    last = len(raw)
-    d = slope(raw.gather(0, (k - 1).clamp_min(0))[0])
-    e = slope(raw.gather(0, k.clamp_max(last - 1))[0])
-    return torch.where(k[0] == 0, 1.0, d), torch.where(k[0] == last, 1.0, e)
+    return both_ends(pad(raw, (0,) * (2 * raw.ndim - 2) + (1, 1)), k)
 
 
 def circle_slopes(raw: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """The slopes at both ends of bin `k`: the last knot is the first."""
-    return slope(raw.gather(0, k)[0]), slope(raw.gather(0, (k + 1).remainder(len(raw)))[0])
+    return both_ends(torch.cat([raw, raw[:1]]), k)
+
+
+def both_ends(raw: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    d, e = slope(raw.gather(0, torch.cat([k, k + 1]))).unbind(0)
+    return d, e
 
 
 def wrap(turns: Tensor) -> Tensor:
@@ -240,6 +244,8 @@ def wrap(turns: Tensor) -> Tensor:
 
 def expand(x: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
     """Broadcasts elements, with shape :math:`(*)`, and tables, with shape :math:`(K, *)`."""
+    if all(table.shape[1:] == x.shape for table in tables):
+        return x, *tables
     shape = torch.broadcast_shapes(x.shape, *(table.shape[1:] for table in tables))
     return x.expand(shape), *(spread(table, shape) for table in tables)
 
