@@ -26,6 +26,9 @@ TRANSFORMS = {  # real vectors of D features to real vectors, without context or
     "autoregressive shift": lambda: t.Autoregressive(D, t.Shift, hidden_features=(3,)),
     "autoregressive spline": lambda: t.Autoregressive(D, t.RationalQuadratic, C, (16,), bins=4),
     "autoregressive, no hidden layer": lambda: t.Autoregressive(D, hidden_features=()),
+    "autoregressive, in an order": lambda: t.Autoregressive(
+        D, context=C, hidden_features=(16, 16), order=[2, 0, 3, 1]
+    ),
     "coupling": lambda: t.Coupling(D, hidden_features=(16, 16)),
     "coupling shift": lambda: t.Coupling(D, t.Shift, kept=-1, hidden_features=(16,)),
     "coupling spline": lambda: t.Coupling(D, t.RationalQuadratic, C, 1, (16,), bins=4),

@@ -1,6 +1,14 @@
 """The contract every family keeps: lazy modules, bijectors, checkpoints and the Pyro bridge."""
 
-from .bijector import Bijector, Elementwise, Inverse, call_and_ladj, detached, inverse_and_ladj
+from .bijector import (
+    Bijector,
+    Elementwise,
+    Inverse,
+    broadcast,
+    call_and_ladj,
+    detached,
+    inverse_and_ladj,
+)
 from .checkpoint import CheckpointError, Recorded, load
 from .lazy import (
     Constant,
@@ -12,7 +20,7 @@ from .lazy import (
     as_lazy,
     as_lazy_transform,
 )
-from .numerics import increasing_root
+from .numerics import increasing_root, is_wrapped
 from .plates import sample
 
 __all__ = [
@@ -29,10 +37,12 @@ __all__ = [
     "Recorded",
     "as_lazy",
     "as_lazy_transform",
+    "broadcast",
     "call_and_ladj",
     "detached",
     "increasing_root",
     "inverse_and_ladj",
+    "is_wrapped",
     "load",
     "sample",
 ]

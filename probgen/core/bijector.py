@@ -34,6 +34,13 @@ def name_of(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
+def broadcast(wide: torch.Size, narrow: torch.Size) -> torch.Size:
+    """The common shape of two, at once where the second ends the first, as it mostly does."""
+    if wide[len(wide) - len(narrow) :] == narrow:
+        return wide
+    return torch.broadcast_shapes(wide, narrow)
+
+
 class Bijector(Transform):
     r"""An invertible transform of vectors, with shape :math:`(*, D)`.
 
@@ -110,9 +117,8 @@ class Bijector(Transform):
 
     def widen(self, x: Tensor) -> Tensor:
         """Broadcasts a value to the shape of the parameters."""
-        if x.shape[x.ndim - len(self.shape) :] == self.shape:
-            return x
-        return x.expand(torch.broadcast_shapes(x.shape, self.shape))
+        shape = broadcast(x.shape, self.shape)
+        return x if shape == x.shape else x.expand(shape)
 
     def _call(self, x: Tensor) -> Tensor:
         return self.call_and_ladj(x)[0]
@@ -128,10 +134,10 @@ class Bijector(Transform):
         return Inverse(self)
 
     def forward_shape(self, shape: tuple[int, ...]) -> torch.Size:
-        return torch.broadcast_shapes(shape, self.shape)
+        return broadcast(torch.Size(shape), self.shape)
 
     def inverse_shape(self, shape: tuple[int, ...]) -> torch.Size:
-        return torch.broadcast_shapes(shape, self.shape)
+        return broadcast(torch.Size(shape), self.shape)
 
 
 class Elementwise(Bijector):
@@ -160,12 +166,13 @@ class Elementwise(Bijector):
     @classmethod
     def from_flat(cls, phi: Tensor, shapes: dict[str, torch.Size], **options: Any) -> Elementwise:
         r"""Builds the transform from unconstrained parameters, with shape :math:`(P, *)`."""
-        tensors, start = {}, 0
-        for name, shape in shapes.items():
-            stop = start + shape.numel()
-            tensors[name] = phi[start:stop] if shape else phi[start]
-            start = stop
-        return cls(**tensors, **cls.settings(options))  # type: ignore[arg-type]
+        if any(shapes.values()):
+            parts = phi.split([shape.numel() for shape in shapes.values()])
+            parts = [part if shape else part[0] for part, shape in zip(parts, shapes.values())]
+        else:
+            parts = phi.unbind()
+        tensors = dict(zip(shapes, parts))
+        return cls(**tensors, **cls.settings(options))
 
 
 class Inverse(Bijector):

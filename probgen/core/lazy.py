@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from .checkpoint import Recorded, describe, find_class
+from .numerics import is_wrapped
 from .plates import Guide, Model, unique_name
 
 __all__ = [
@@ -106,9 +107,8 @@ class Lazy(Recorded):
                 f"Expected a context of {p.dtype}, the dtype of the parameters, got "
                 f"{context.dtype}."
             )
-        validate = Distribution._validate_args and context.device.type != "meta"
-        if validate and not torch._C._functorch.is_functorch_wrapped_tensor(context):
-            if not context.isfinite().all():
+        if Distribution._validate_args and context.device.type != "meta":
+            if not is_wrapped(context) and not context.isfinite().all():
                 raise ValueError("Expected a finite context, got one with nan or inf.")
 
 

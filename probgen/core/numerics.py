@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["increasing_root"]
+__all__ = ["increasing_root", "is_wrapped"]
 
 EXPANSIONS = 8  # each makes the bracket 16 times wider
 
@@ -63,7 +63,7 @@ def increasing_root(
             width = (high - low).clamp_min(torch.finfo(goal.dtype).eps)
             low = torch.where(function(low)[0] > goal, low - 15 * width, low)
             high = torch.where(function(high)[0] < goal, high + 15 * width, high)
-        if Distribution._validate_args and target.device.type != "meta":
+        if Distribution._validate_args and target.device.type != "meta" and not is_wrapped(target):
             found = (function(low)[0] <= goal) & (goal <= function(high)[0])
             if not (found | ~goal.isfinite()).all():
                 worst = goal[~found][0]
@@ -80,3 +80,11 @@ def increasing_root(
         value, slope = function(root)
         root = root - (value - target) / slope
     return root
+
+
+def is_wrapped(x: Tensor) -> bool:
+    """Whether a tensor is inside `vmap` or another of torch's function transforms, or a trace.
+
+    Its values cannot be read there, nor can it be written to.
+    """
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)

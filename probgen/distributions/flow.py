@@ -51,8 +51,8 @@ class FlowDistribution(TransformedDistribution):
     Arguments:
         base: The base distribution.
         transforms: The transforms, from the base to the data.
-        parameters: The tensors that all of this was built from, whose changes make a remembered
-            draw stale.
+        parameters: Gives the tensors that all of this was built from, whose changes make a
+            remembered draw stale.
         density: What `log_prob` is.
         validate_args: Whether to check arguments; by default as Pyro is set.
 
@@ -72,7 +72,7 @@ class FlowDistribution(TransformedDistribution):
         self,
         base: TorchDistribution,
         transforms: Sequence[Transform],
-        parameters: Iterable[Tensor] = (),
+        parameters: Callable[[], Iterable[Tensor]] = tuple,
         density: Density = Density.EXACT,
         validate_args: bool | None = None,
     ) -> None:
@@ -83,7 +83,7 @@ class FlowDistribution(TransformedDistribution):
         if len(base.event_shape) < wanted:
             base = base.to_event(wanted - len(base.event_shape))
         self.density = density
-        self._tensors = tuple(parameters)
+        self._tensors = parameters
         self._draw: tuple[Any, ...] | None = None
         super().__init__(unchecked(base), list(transforms), validate_args=validate_args)
         self._real = is_real(self.support)
@@ -141,7 +141,7 @@ class FlowDistribution(TransformedDistribution):
         return x
 
     def stamp(self, x: Tensor) -> tuple[Any, ...]:
-        return x._version, x.requires_grad, *(p._version for p in self._tensors)
+        return x._version, x.requires_grad, *(p._version for p in self._tensors())
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._draw is not None and value is self._draw[0]:
@@ -180,7 +180,7 @@ class FlowDistribution(TransformedDistribution):
                 f"{getattr(value, 'dtype', type(value).__name__)}. Integer data are dequantised "
                 f"by probgen.distributions.Dequantized, or cast with .float()."
             )
-        dtypes = {p.dtype for p in self._tensors if p.is_floating_point()}
+        dtypes = {p.dtype for p in self._tensors() if p.is_floating_point()}
         if dtypes and value.dtype not in dtypes:
             raise TypeError(
                 f"Expected a value of {dtypes.pop()}, the dtype of the parameters, got "
@@ -193,7 +193,7 @@ class FlowDistribution(TransformedDistribution):
             raise ValueError(f"Expected a value with shape (*, {wanted}), got {shape}.")
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_draw": None, "_tensors": ()}
+        state = {**self.__dict__, "_draw": None, "_tensors": tuple}
         return {name: detached(value) for name, value in state.items()}
 
 
@@ -269,7 +269,7 @@ class Flow(LazyDistribution):
         return FlowDistribution(
             self.base(context if self.base.context else None),
             [t(context if t.context else None) for t in self.transforms],
-            self.parameters(),
+            self.parameters,
             self.density,
         )
 

@@ -104,11 +104,16 @@ def autoregressions(
     check(features, context, transforms)
     parts: list[LazyTransform | Bijector] = []
     for i in range(transforms):
-        if i > 0 and features > 1:
-            order = torch.randperm(features) if randperm else torch.arange(features).flip(0)
-            parts.append(Permutation(order))
+        if randperm and i > 0:
+            parts.append(Permutation(torch.randperm(features)))
         transform = Autoregressive(
-            features, univariate, context, hidden_features, activation, **options
+            features,
+            univariate,
+            context,
+            hidden_features,
+            activation,
+            order=tuple(range(features))[::-1] if i % 2 and not randperm else None,
+            **options,
         )
         parts.append(transform.inv)
     return parts

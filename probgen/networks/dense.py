@@ -1,12 +1,13 @@
 r"""Dense networks, features first.
 
-Networks here act along the *leading* axis: a layer maps :math:`h` with shape :math:`(n, *)` to
+Networks here read and write along the *leading* axis: from :math:`x` with shape :math:`(n, *)`,
 
-.. math:: h' = a(W h + b), \qquad W \in \mathbb{R}^{m \times n},
+.. math:: h_1 = a(W_1 x + V c + b_1), \quad h_{l} = a(W_l h_{l-1} + b_l), \quad
+    \phi = W_L h_{L-1} + b_L,
 
-with shape :math:`(m, *)`. Each feature is then contiguous in memory, which is what a transform
-needs that picks features apart, and what makes the many small parameters of a spline fast. The
-context enters the first layer as :math:`V c`, computed once and broadcast over draws.
+with shape :math:`(m, *)`. Each output is then contiguous in memory, which is what makes the many
+small parameters of a spline fast. The context's part :math:`V c` is computed once and broadcast
+over draws.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.functional import linear
 
 from ..core import Recorded
 
-__all__ = ["MLP", "ResidualMLP", "activation_named", "linear", "merge_context", "start_at"]
+__all__ = ["MLP", "ResidualMLP"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
@@ -33,41 +35,37 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activation_named(name: str) -> Callable[[Tensor], Tensor]:
+#: Those that may overwrite what they are given.
+CONSUMING = {**ACTIVATIONS, "relu": torch.relu_, "tanh": torch.tanh_}
+
+
+def activation_named(
+    name: str, among: dict[str, Callable[[Tensor], Tensor]] = ACTIVATIONS
+) -> Callable[[Tensor], Tensor]:
     """An activation function by name.
 
     Raises:
         ValueError: If there is none of that name.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"Expected an activation among {sorted(ACTIVATIONS)}, got {name!r}.")
-    return ACTIVATIONS[name]
+    if name not in among:
+        raise ValueError(f"Expected an activation among {sorted(among)}, got {name!r}.")
+    return among[name]
 
 
-def linear(weight: Tensor, bias: Tensor | None, h: Tensor) -> Tensor:
-    r"""The map :math:`W h + b` along the leading axis, from :math:`(n, *)` to :math:`(m, *)`."""
-    flat = h.reshape(h.shape[0], math.prod(h.shape[1:]))
-    if bias is None:
-        out = weight @ flat
-    else:
-        out = torch.addmm(bias.unsqueeze(-1), weight, flat)
-    return out.reshape(weight.shape[0], *h.shape[1:])
+def leading(weight: Tensor, bias: Tensor, h: Tensor) -> Tensor:
+    r"""The map :math:`W h + b`, from :math:`(*, n)` to :math:`(m, *)`, each output contiguous."""
+    out = torch.addmm(
+        bias.unsqueeze(-1), weight, h.reshape(math.prod(h.shape[:-1]), h.shape[-1]).t()
+    )
+    return out if h.ndim == 2 else out.reshape(len(weight), *h.shape[:-1])
 
 
-def merge_context(h: Tensor, weight: Tensor | None, context: Tensor | None) -> Tensor:
-    r"""Adds :math:`V c` to :math:`h`, broadcasting the batch of one over that of the other.
-
-    Arguments:
-        h: The first layer's values, with shape :math:`(m, *A)`.
-        weight: The matrix :math:`V`, with shape :math:`(m, C)`, or none.
-        context: The context, with shape :math:`(*B, C)`, where `A` and `B` broadcast.
-    """
-    if weight is None or context is None:
+def first(layers: Layers, weight: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+    r"""The first layer :math:`W x + V c + b`, from :math:`(n, *A)` and :math:`(*B, C)`."""
+    h = linear(x.movedim(0, -1), weight, layers.biases[0])
+    if layers.context_weight is None or context is None:
         return h
-    c = linear(weight, None, context.movedim(-1, 0))
-    rank = max(h.ndim, c.ndim)
-    h = h.reshape(h.shape[0], *[1] * (rank - h.ndim), *h.shape[1:])
-    return h + c.reshape(c.shape[0], *[1] * (rank - c.ndim), *c.shape[1:])
+    return h + linear(context, layers.context_weight)
 
 
 def uniform(*shape: int, inputs: int) -> nn.Parameter:
@@ -100,6 +98,23 @@ def start_at(network: nn.Module, values: Tensor) -> None:
     """Makes a network that was just built answer `values`, with shape :math:`(m)`, everywhere."""
     with torch.no_grad():
         network.layers.biases[-1].copy_(values)  # type: ignore[union-attr, index]
+
+
+def feed(
+    layers: Layers,
+    weights: Sequence[Tensor],
+    activation: Callable[[Tensor], Tensor],
+    x: Tensor,
+    context: Tensor | None,
+) -> Tensor:
+    """Passes features, with shape :math:`(n, *)`, through all layers."""
+    biases = list(layers.biases)
+    if len(weights) == 1:
+        return first(layers, weights[0], x, context).movedim(-1, 0)
+    h = first(layers, weights[0], x, context)
+    for w, b in zip(weights[1:-1], biases[1:-1]):
+        h = linear(activation(h), w, b)
+    return leading(weights[-1], biases[-1], activation(h))
 
 
 def check_sizes(**sizes: int | Sequence[int]) -> None:
@@ -144,15 +159,11 @@ class MLP(Recorded):
             inputs=inputs, outputs=outputs, context=context, hidden_features=hidden_features
         )
         self.layers = Layers(inputs, outputs, context, hidden_features)
-        self.activation = activation_named(activation)
+        self.activation = activation_named(activation, CONSUMING)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Maps `x`, with shape :math:`(n, *)`, to outputs with shape :math:`(m, *)`."""
-        weights, biases = list(self.layers.weights), list(self.layers.biases)
-        h = merge_context(linear(weights[0], biases[0], x), self.layers.context_weight, context)
-        for w, b in zip(weights[1:], biases[1:]):
-            h = linear(w, b, self.activation(h))
-        return h
+        return feed(self.layers, list(self.layers.weights), self.activation, x, context)
 
 
 class ResidualMLP(Recorded):
@@ -198,9 +209,9 @@ class ResidualMLP(Recorded):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Maps `x`, with shape :math:`(n, *)`, to outputs with shape :math:`(m, *)`."""
-        (w_in, w_out), (b_in, b_out) = self.layers.weights, self.layers.biases
-        h = merge_context(linear(w_in, b_in, x), self.layers.context_weight, context)
+        weights, biases = list(self.layers.weights), list(self.layers.biases)
+        h = first(self.layers, weights[0], x, context)
         for block in self.blocks:
             (w_1, w_2), (b_1, b_2) = list(block.weights), list(block.biases)  # type: ignore[arg-type]
-            h = h + linear(w_2, b_2, self.activation(linear(w_1, b_1, self.activation(h))))
-        return linear(w_out, b_out, self.activation(h))
+            h = h + linear(self.activation(linear(self.activation(h), w_1, b_1)), w_2, b_2)
+        return leading(weights[1], biases[1], self.activation(h))

@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
-from ..core import Recorded
-from .dense import Layers, activation_named, check_sizes, linear, merge_context
+from ..core import Recorded, is_wrapped
+from .dense import CONSUMING, Layers, activation_named, check_sizes, feed
 
 __all__ = ["MADE"]
 
@@ -40,6 +41,7 @@ class MADE(Recorded):
         hidden_features: The width of each hidden layer.
         activation: The name of the activation function.
         embedding: The number of inputs :math:`E` per feature.
+        order: The features in the order in which they become known, as they come by default.
 
     Raises:
         ValueError: If a size is not positive or the activation unknown.
@@ -58,6 +60,7 @@ class MADE(Recorded):
         hidden_features: Sequence[int] = (64, 64),
         activation: str = "relu",
         embedding: int = 1,
+        order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         check_sizes(
@@ -65,35 +68,33 @@ class MADE(Recorded):
         )
         self.features, self.outputs, self.embedding = features, outputs, embedding
         self.layers = Layers(features * embedding, outputs * features, context, hidden_features)
-        self.activation = activation_named(activation)
+        self.activation = activation_named(activation, CONSUMING)
 
+        self.order = list(range(features) if order is None else order)
+        if sorted(self.order) != list(range(features)):
+            raise ValueError(f"Expected `order` to be a permutation of features, got {order}.")
+        place = torch.tensor(self.order).argsort() + 1
         lowest = 0 if context or features == 1 else 1  # degree 0 sees the context alone
         choices = range(lowest, features)
-        degrees = [torch.arange(1, features + 1).repeat_interleave(embedding)]
+        degrees = [place.repeat_interleave(embedding)]
         for width in hidden_features:
             degrees.append(torch.arange(width).remainder(len(choices)).add(lowest).sort().values)
-        target = torch.arange(1, features + 1).repeat(outputs)  # output-major: (P, D) rows
         masks = [u[:, None] >= v[None, :] for v, u in itertools.pairwise(degrees)]
-        masks.append(target[:, None] > degrees[-1][None, :])
+        masks.append(place.repeat(outputs)[:, None] > degrees[-1][None, :])  # (P, D) rows
         for number, mask in enumerate(masks):
-            self.register_buffer(f"mask_{number}", mask, persistent=False)
+            value = mask.to(torch.get_default_dtype())  # a product is the fastest mask
+            self.register_buffer(f"mask_{number}", value, persistent=False)
         # how many units of each layer have degree d or less, for d = 0, ..., D
         self.known = [[int((u <= d).sum()) for d in range(features + 1)] for u in degrees]
 
     def weights(self) -> list[Tensor]:
         """The masked weights of every layer."""
-        return [
-            torch.where(self.get_buffer(f"mask_{n}"), w, 0)
-            for n, w in enumerate(self.layers.weights)
-        ]
+        return [w * self.get_buffer(f"mask_{n}") for n, w in enumerate(self.layers.weights)]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Maps features, with shape :math:`(D E, *)`, to outputs with shape :math:`(P, D, *)`."""
-        weights, biases = self.weights(), list(self.layers.biases)
-        h = merge_context(linear(weights[0], biases[0], x), self.layers.context_weight, context)
-        for w, b in zip(weights[1:], biases[1:]):
-            h = linear(w, b, self.activation(h))
-        return h.reshape(self.outputs, self.features, *h.shape[1:])
+        phi = feed(self.layers, self.weights(), self.activation, x, context)
+        return phi.unflatten(0, (self.outputs, self.features))
 
     def solve(
         self,
@@ -114,33 +115,34 @@ class MADE(Recorded):
             The features, with shape :math:`(D, *)`.
         """
         weights, biases = self.weights(), list(self.layers.biases)
-        shape, batch = like.shape, like.numel()
+        shape, batch, e = like.shape, like.numel(), self.embedding
+        columns = [f * e + k for f in self.order for k in range(e)]
+        weights[0] = weights[0][:, columns]  # inputs in the order in which they become known
         final = weights[-1].unflatten(0, (self.outputs, self.features))
-        bias = biases[-1].unflatten(0, (self.outputs, self.features))
-        offset = merge_context(
-            biases[0].reshape(-1, *[1] * like.ndim), self.layers.context_weight, context
-        )
-        if context is None:
-            offset = biases[0].unsqueeze(-1)
-        else:
-            offset = offset.expand(-1, *shape).reshape(len(offset), batch)
+        bias = biases[-1].unflatten(0, (self.outputs, self.features)).unsqueeze(-1)
+        offset = biases[0].unsqueeze(-1)
+        if self.layers.context_weight is not None and context is not None:
+            given = linear(context, self.layers.context_weight, biases[0]).movedim(-1, 0)
+            missing = like.ndim - (given.ndim - 1)
+            given = given.reshape(len(given), *[1] * missing, *given.shape[1:])
+            offset = given.expand(-1, *shape).reshape(len(given), batch)
+        offsets = [offset, *(b.unsqueeze(-1) for b in biases[1:])]
 
-        inputs = Rows(self.features * self.embedding, like.reshape(-1))
-        hidden = [Rows(w.shape[0], like.reshape(-1)) for w in weights[:-1]]
-        features = []
-        for i in range(self.features):
+        flat = like.reshape(-1)
+        inputs = Rows(self.features * e, flat)
+        hidden = [Rows(len(w), flat) for w in weights[:-1]]
+        features: list[Tensor] = [like] * self.features
+        for i, feature in enumerate(self.order):
             below = inputs
             for layer, rows in enumerate(hidden):
                 start, stop = rows.count, self.known[layer + 1][i]
                 if start < stop:
-                    b = offset[start:stop] if layer == 0 else biases[layer][start:stop, None]
                     w = weights[layer][start:stop, : below.count]
-                    rows.append(self.activation(torch.addmm(b, w, below.values())))
+                    rows.add(offsets[layer][start:stop], w, below.values(), self.activation)
                 below = rows
-            phi = torch.addmm(bias[:, i, None], final[:, i, : below.count], below.values())
-            x, embedded = invert(i, phi.reshape(self.outputs, *shape))
-            features.append(x)
-            inputs.append(embedded.reshape(self.embedding, batch))
+            phi = torch.addmm(bias[:, feature], final[:, feature, : below.count], below.values())
+            features[feature], embedded = invert(feature, phi.reshape(self.outputs, *shape))
+            inputs.append(embedded.reshape(e, batch))
         return torch.stack(features)
 
 
@@ -149,8 +151,8 @@ class Rows:
 
     def __init__(self, total: int, like: Tensor) -> None:
         self.count = 0
-        recorded = torch.is_grad_enabled()
-        self.buffer = None if recorded else like.new_empty(total, *like.shape)
+        pure = torch.is_grad_enabled() or is_wrapped(like)
+        self.buffer = None if pure else like.new_empty(total, *like.shape)
         self.joined = like.new_empty(0, *like.shape)
 
     def append(self, rows: Tensor) -> None:
@@ -159,6 +161,13 @@ class Rows:
             self.buffer[start : self.count] = rows
         else:
             self.joined = torch.cat([self.joined, rows])
+
+    def add(self, b: Tensor, w: Tensor, h: Tensor, activation: Callable[[Tensor], Tensor]) -> None:
+        """Appends the rows :math:`a(W h + b)`."""
+        if self.buffer is None or activation not in (torch.relu_, torch.tanh_):
+            return self.append(activation(torch.addmm(b, w, h)))
+        start, self.count = self.count, self.count + len(w)
+        activation(torch.addmm(b, w, h, out=self.buffer[start : self.count]))
 
     def values(self) -> Tensor:
         return self.joined if self.buffer is None else self.buffer[: self.count]

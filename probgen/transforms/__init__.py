@@ -5,7 +5,7 @@ from .autoregressive import Autoregressive, AutoregressiveTransform
 from .coupling import Coupling, CouplingTransform
 from .elementwise import Affine, Bounded, NormalCDF, Shift, SoftClip
 from .learned import Learned
-from .linear import LU, ActNorm, Permutation, Standardize
+from .linear import LU, ActNorm, Diagonal, Permutation, Standardize
 from .residual import Planar, Radial, Sylvester
 from .spline import CircularRationalQuadratic, RationalQuadratic
 
@@ -20,6 +20,7 @@ __all__ = [
     "CircularRationalQuadratic",
     "Coupling",
     "CouplingTransform",
+    "Diagonal",
     "Elementwise",
     "Inverse",
     "LazyTransform",

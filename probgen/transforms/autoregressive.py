@@ -96,6 +96,8 @@ class Autoregressive(LazyTransform):
         context: The number of features :math:`C` of the context.
         hidden_features: The width of each hidden layer.
         activation: The name of the activation function.
+        order: The features in the order in which each sees those before it, as they come by
+            default.
         options: What the univariate transform takes besides, such as `bins`.
 
     Raises:
@@ -116,6 +118,7 @@ class Autoregressive(LazyTransform):
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
         activation: str = "relu",
+        order: Sequence[int] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -124,7 +127,13 @@ class Autoregressive(LazyTransform):
         self.univariate, self.options = univariate, options
         start, self.shapes = univariate.flat(features, **options)
         self.network = MADE(
-            features, len(start), context, hidden_features, activation, univariate.embedding
+            features,
+            len(start),
+            context,
+            hidden_features,
+            activation,
+            univariate.embedding,
+            order,
         )
         start_at(self.network, start.repeat_interleave(features))
 

@@ -63,7 +63,7 @@ class CouplingTransform(Bijector):
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The kept and the moved features, along the leading axis."""
         x = self.widen(x).movedim(-1, 0)
-        first, second = x[: self.kept], x[self.kept :]
+        first, second = x.tensor_split([self.kept])
         return (first, second) if self.kept >= 0 else (second, first)
 
     def join(self, kept: Tensor, moved: Tensor) -> Tensor:

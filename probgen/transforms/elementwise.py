@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 from torch.distributions import constraints
-from torch.nn.functional import softplus
+from torch.nn.functional import hardtanh, softplus
 
-from ..core import Elementwise
+from ..core import Elementwise, broadcast
 
 __all__ = ["Affine", "Bounded", "NormalCDF", "Shift", "SoftClip"]
 
@@ -23,12 +23,12 @@ LOG_SCALE = 7.0  # learned slopes stay within exp(-7) and exp(7)
 class Affine(Elementwise):
     r"""The affine transform :math:`y = e^{s} x + m`.
 
-    The log scale is held within bounds, :math:`s = \hat s / (1 + |\hat s| / 7)`, so that no
-    network output makes the slope vanish or overflow.
+    The log scale is held between -7 and 7, so that no network output makes the slope vanish or
+    overflow; beyond, its gradient is zero.
 
     Arguments:
         shift: The shift :math:`m`, with shape :math:`(*)`.
-        scale: The unconstrained log scale :math:`\hat s`, with shape :math:`(*)`.
+        scale: The log scale :math:`s`, with shape :math:`(*)`.
 
     Example:
         >>> f = Affine(shift=torch.tensor(1.0), scale=torch.tensor(0.0))
@@ -37,9 +37,9 @@ class Affine(Elementwise):
     """
 
     def __init__(self, shift: Tensor, scale: Tensor) -> None:
-        super().__init__(torch.broadcast_shapes(shift.shape, scale.shape), scale=scale)
+        super().__init__(broadcast(shift.shape, scale.shape), scale=scale)
         self.shift = shift
-        self.log_scale = scale / (1 + scale.abs() / LOG_SCALE)
+        self.log_scale = hardtanh(scale, -LOG_SCALE, LOG_SCALE)
 
     @classmethod
     def initial(cls, features: int) -> dict[str, Tensor]:
@@ -47,11 +47,11 @@ class Affine(Elementwise):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = torch.addcmul(self.shift, x, self.log_scale.exp())
-        return y, self.log_scale.expand_as(y)
+        return y, self.log_scale if self.shape == y.shape else self.log_scale.expand_as(y)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         x = (y - self.shift) * (-self.log_scale).exp()
-        return x, self.log_scale.expand_as(x)
+        return x, self.log_scale if self.shape == x.shape else self.log_scale.expand_as(x)
 
 
 class Shift(Elementwise):

@@ -68,7 +68,7 @@ class Learned(LazyTransform):
 
     def forward(self, context: Tensor | None = None) -> Transform:
         self.check_context(context)
-        phi = self.phi
+        phi = self.phi.clone()  # so that a step in place leaves what was built as it was
         if self.network is not None and context is not None:
             phi = phi + self.network(context.movedim(-1, 0)).movedim(0, -1)
         if issubclass(self.bijector, Elementwise):

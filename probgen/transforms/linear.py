@@ -11,11 +11,11 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, Distribution, Transform
+from torch.distributions import Distribution, Transform
 
-from ..core import Bijector, LazyTransform
+from ..core import Bijector, LazyTransform, broadcast
 
-__all__ = ["LU", "ActNorm", "Permutation", "Standardize"]
+__all__ = ["LU", "ActNorm", "Diagonal", "Permutation", "Standardize"]
 
 
 class Permutation(Bijector):
@@ -48,7 +48,34 @@ class Permutation(Bijector):
 
 
 def permute(x: Tensor, order: Tensor) -> Tensor:
-    return x.movedim(-1, 0)[order].movedim(0, -1)
+    return x.movedim(-1, 0).index_select(0, order).movedim(0, -1)
+
+
+class Diagonal(Bijector):
+    r"""The linear transform :math:`y = m + s x` of each feature.
+
+    Arguments:
+        shift: The vector :math:`m`, with shape :math:`(*, D)`.
+        scale: The vector :math:`s`, without zeros, with shape :math:`(*, D)`.
+
+    Example:
+        >>> Diagonal(torch.ones(2), torch.tensor([2.0, -1.0]))(torch.ones(2))
+        tensor([3., 0.])
+    """
+
+    def __init__(self, shift: Tensor, scale: Tensor) -> None:
+        super().__init__(broadcast(shift.shape, scale.shape))
+        self.shift, self.scale = shift, scale
+
+    def ladj(self, x: Tensor) -> Tensor:
+        value = self.scale.abs().log().sum(-1)
+        return value.expand(broadcast(x.shape[:-1], value.shape))
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.addcmul(self.shift, self.scale, x), self.ladj(x)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return (y - self.shift) / self.scale, self.ladj(y)
 
 
 class LU(Bijector):
@@ -171,7 +198,7 @@ class ActNorm(DataDependent):
         self.log_scale = nn.Parameter(torch.zeros(features))
 
     def forward(self, context: Tensor | None = None) -> Transform:
-        return AffineTransform(self.shift, self.log_scale.exp(), event_dim=1)
+        return Diagonal(self.shift, self.log_scale.exp())
 
     def take(self, shift: Tensor, scale: Tensor) -> None:
         self.shift.copy_(shift)
@@ -204,7 +231,7 @@ class Standardize(DataDependent):
         self.register_buffer("scale", torch.ones(features))
 
     def forward(self, context: Tensor | None = None) -> Transform:
-        return AffineTransform(self.shift, self.scale, event_dim=1)
+        return Diagonal(self.shift, self.scale)
 
     def take(self, shift: Tensor, scale: Tensor) -> None:
         self.shift.copy_(shift)
