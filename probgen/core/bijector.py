@@ -67,7 +67,7 @@ class Bijector(Transform):
 
     def __init__(self, shape: tuple[int, ...] = (), **given: Tensor) -> None:
         super().__init__()
-        self.shape = torch.Size(shape)
+        self.shape = shape if isinstance(shape, torch.Size) else torch.Size(shape)
         self.given = given
 
     @classmethod
@@ -172,7 +172,7 @@ class Elementwise(Bijector):
         else:
             parts = phi.unbind()
         tensors = dict(zip(shapes, parts))
-        return cls(**tensors, **cls.settings(options))
+        return cls(**tensors, **(cls.settings(options) if options else {}))
 
 
 class Inverse(Bijector):

@@ -3,7 +3,7 @@
 from ..core import Density, Fixed, LazyDistribution
 from .dequantized import Dequantized, DequantizedDistribution
 from .flow import Flow, FlowDistribution
-from .parametric import DiagonalNormal, GaussianMixture, UniformAngles
+from .parametric import DiagonalNormal, GaussianMixture, StandardNormal, UniformAngles
 
 __all__ = [
     "Density",
@@ -15,5 +15,6 @@ __all__ = [
     "FlowDistribution",
     "GaussianMixture",
     "LazyDistribution",
+    "StandardNormal",
     "UniformAngles",
 ]

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 
 from ..core import Bijector, Elementwise, LazyTransform
-from ..distributions import Flow, UniformAngles
+from ..distributions import Flow, StandardNormal, UniformAngles
 from ..transforms import (
     Affine,
     Autoregressive,
@@ -51,10 +50,6 @@ def check(features: int, context: int, transforms: int) -> None:
     ):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"Expected `{name}` to be a whole number >= {least}, got {value!r}.")
-
-
-def normal(features: int) -> dist.TorchDistribution:
-    return dist.Normal(torch.zeros(features), torch.ones(features)).to_event(1)
 
 
 def couplings(
@@ -159,7 +154,7 @@ class NICE(Flow):
             features, Shift, context, transforms, hidden_features, activation, randperm
         )
         super().__init__(
-            [Learned(Affine, features), *parts, Standardize(features)], normal(features)
+            [Learned(Affine, features), *parts, Standardize(features)], StandardNormal(features)
         )
 
 
@@ -202,7 +197,7 @@ class RealNVP(Flow):
         parts = couplings(
             features, Affine, context, transforms, hidden_features, activation, randperm
         )
-        super().__init__([*parts, Standardize(features)], normal(features))
+        super().__init__([*parts, Standardize(features)], StandardNormal(features))
 
 
 class MAF(Flow):
@@ -244,7 +239,7 @@ class MAF(Flow):
         parts = autoregressions(
             features, Affine, context, transforms, hidden_features, activation, randperm
         )
-        super().__init__([*parts, Standardize(features)], normal(features))
+        super().__init__([*parts, Standardize(features)], StandardNormal(features))
 
 
 class IAF(Flow):
@@ -287,7 +282,7 @@ class IAF(Flow):
             features, Affine, context, transforms, hidden_features, activation, randperm
         )
         parts = [p.inv if isinstance(p, LazyTransform) else p for p in parts]
-        super().__init__([*parts, Standardize(features)], normal(features))
+        super().__init__([*parts, Standardize(features)], StandardNormal(features))
 
 
 class NSF(Flow):
@@ -347,7 +342,7 @@ class NSF(Flow):
             bins=bins,
             bound=bound,
         )
-        super().__init__([*parts, Standardize(features)], normal(features))
+        super().__init__([*parts, Standardize(features)], StandardNormal(features))
 
 
 class CircularNSF(Flow):
@@ -456,7 +451,7 @@ class PlanarFlow(Flow):
         hidden_features: Sequence[int] = (64, 64),
     ) -> None:
         parts = residuals(Planar, features, context, transforms, hidden_features)
-        super().__init__(parts, normal(features))
+        super().__init__(parts, StandardNormal(features))
 
 
 class RadialFlow(Flow):
@@ -492,7 +487,7 @@ class RadialFlow(Flow):
         hidden_features: Sequence[int] = (64, 64),
     ) -> None:
         parts = residuals(Radial, features, context, transforms, hidden_features)
-        super().__init__(parts, normal(features))
+        super().__init__(parts, StandardNormal(features))
 
 
 class SylvesterFlow(Flow):
@@ -544,4 +539,4 @@ class SylvesterFlow(Flow):
             width=m,
             reflections=reflections,
         )
-        super().__init__(parts, normal(features))
+        super().__init__(parts, StandardNormal(features))

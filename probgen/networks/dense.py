@@ -5,9 +5,9 @@ Networks here read and write along the *leading* axis: from :math:`x` with shape
 .. math:: h_1 = a(W_1 x + V c + b_1), \quad h_{l} = a(W_l h_{l-1} + b_l), \quad
     \phi = W_L h_{L-1} + b_L,
 
-with shape :math:`(m, *)`. Each output is then contiguous in memory, which is what makes the many
-small parameters of a spline fast. The context's part :math:`V c` is computed once and broadcast
-over draws.
+with shape :math:`(m, *)`. Where outputs are many, as the parameters of a spline are, each is also
+contiguous in memory, which is what makes splines fast. The context's part :math:`V c` is computed
+once and broadcast over draws.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ def feed(
     h = first(layers, weights[0], x, context)
     for w, b in zip(weights[1:-1], biases[1:-1]):
         h = linear(activation(h), w, b)
-    return leading(weights[-1], biases[-1], activation(h))
+    if len(weights[-1]) > weights[-1].shape[1]:
+        return leading(weights[-1], biases[-1], activation(h))
+    return linear(activation(h), weights[-1], biases[-1]).movedim(-1, 0)
 
 
 def check_sizes(**sizes: int | Sequence[int]) -> None:

@@ -118,30 +118,37 @@ class MADE(Recorded):
         shape, batch, e = like.shape, like.numel(), self.embedding
         columns = [f * e + k for f in self.order for k in range(e)]
         weights[0] = weights[0][:, columns]  # inputs in the order in which they become known
-        final = weights[-1].unflatten(0, (self.outputs, self.features))
-        bias = biases[-1].unflatten(0, (self.outputs, self.features)).unsqueeze(-1)
+        heads = weights[-1].unflatten(0, (self.outputs, self.features)).unbind(1)
+        head_biases = biases[-1].unflatten(0, (self.outputs, self.features, 1)).unbind(1)
         offset = biases[0].unsqueeze(-1)
         if self.layers.context_weight is not None and context is not None:
             given = linear(context, self.layers.context_weight, biases[0]).movedim(-1, 0)
             missing = like.ndim - (given.ndim - 1)
             given = given.reshape(len(given), *[1] * missing, *given.shape[1:])
             offset = given.expand(-1, *shape).reshape(len(given), batch)
-        offsets = [offset, *(b.unsqueeze(-1) for b in biases[1:])]
-
+        offsets = [offset, *(b.unsqueeze(-1) for b in biases[1:-1])]
+        # the units that become known with each feature, layer by layer
+        runs = [
+            [stop - start for start, stop in zip([0, *known], known[:-1])]
+            for known in self.known[1:]
+        ]
+        pieces = [
+            (rows.split([*run, 0])[:-1], b.split([*run, 0])[:-1])
+            for rows, b, run in zip(weights, offsets, runs)
+        ]
         flat = like.reshape(-1)
         inputs = Rows(self.features * e, flat)
-        hidden = [Rows(len(w), flat) for w in weights[:-1]]
+        hidden = [Rows(w.shape[0], flat) for w in weights[:-1]]
         features: list[Tensor] = [like] * self.features
         for i, feature in enumerate(self.order):
             below = inputs
-            for layer, rows in enumerate(hidden):
-                start, stop = rows.count, self.known[layer + 1][i]
-                if start < stop:
-                    w = weights[layer][start:stop, : below.count]
-                    rows.add(offsets[layer][start:stop], w, below.values(), self.activation)
+            for rows, (w, b), run in zip(hidden, pieces, runs):
+                if run[i]:
+                    rows.add(b[i], w[i][:, : below.count], below.values(), self.activation)
                 below = rows
-            phi = torch.addmm(bias[:, feature], final[:, feature, : below.count], below.values())
-            features[feature], embedded = invert(feature, phi.reshape(self.outputs, *shape))
+            head = heads[feature][:, : below.count]
+            phi = torch.addmm(head_biases[feature], head, below.values())
+            features[feature], embedded = invert(feature, phi.view(self.outputs, *shape))
             inputs.append(embedded.reshape(e, batch))
         return torch.stack(features)
 
@@ -156,7 +163,7 @@ class Rows:
         self.joined = like.new_empty(0, *like.shape)
 
     def append(self, rows: Tensor) -> None:
-        start, self.count = self.count, self.count + len(rows)
+        start, self.count = self.count, self.count + rows.shape[0]
         if self.buffer is not None:
             self.buffer[start : self.count] = rows
         else:
@@ -166,7 +173,7 @@ class Rows:
         """Appends the rows :math:`a(W h + b)`."""
         if self.buffer is None or activation not in (torch.relu_, torch.tanh_):
             return self.append(activation(torch.addmm(b, w, h)))
-        start, self.count = self.count, self.count + len(w)
+        start, self.count = self.count, self.count + w.shape[0]
         activation(torch.addmm(b, w, h, out=self.buffer[start : self.count]))
 
     def values(self) -> Tensor:

@@ -69,7 +69,9 @@ class CouplingTransform(Bijector):
     def join(self, kept: Tensor, moved: Tensor) -> Tensor:
         """Puts the two parts back in their places, along the last axis."""
         parts = [kept, moved] if self.kept >= 0 else [moved, kept]
-        return torch.cat(parts).movedim(0, -1)
+        if moved.is_contiguous():
+            return torch.cat(parts).movedim(0, -1)
+        return torch.cat([part.movedim(0, -1) for part in parts], -1)  # keeps rows contiguous
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         a, b = self.split(x)

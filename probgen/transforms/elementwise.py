@@ -50,7 +50,7 @@ class Affine(Elementwise):
         return y, self.log_scale if self.shape == y.shape else self.log_scale.expand_as(y)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        x = (y - self.shift) * (-self.log_scale).exp()
+        x = (y - self.shift) / self.log_scale.exp()
         return x, self.log_scale if self.shape == x.shape else self.log_scale.expand_as(x)
 
 
