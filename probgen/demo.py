@@ -58,8 +58,8 @@ class Settings(NamedTuple):
     steps: int = 1200
     guide_steps: int = 600
     cases: int = 10
-    warmup: int = 100
-    draws: int = 150
+    warmup: int = 80
+    draws: int = 120
 
 
 class Row(NamedTuple):
@@ -120,7 +120,7 @@ def run(folder: str | Path, settings: Settings | None = None, seed: int = 0) -> 
     start = time.perf_counter()
     guide = infer_by_guide(model, y, features, settings.guide_steps)
     base = Predictive(guide, num_samples=1000)(y)["x_base"].detach()
-    x = push(continuous, base)
+    x = continuous().push(base)
     seconds = time.perf_counter() - start
     rows.append(score("flow prior, SVI", bits, x[..., missing], truth[:, missing], seconds))
 
@@ -132,7 +132,7 @@ def run(folder: str | Path, settings: Settings | None = None, seed: int = 0) -> 
     )
     mcmc = MCMC(kernel, settings.draws, settings.warmup)
     mcmc.run(y)
-    x = push(continuous, mcmc.get_samples()["x_base"])
+    x = continuous().push(mcmc.get_samples()["x_base"])
     seconds = time.perf_counter() - start
     rows.append(score("flow prior, NUTS", bits, x[..., missing], truth[:, missing], seconds))
 
@@ -143,7 +143,7 @@ def run(folder: str | Path, settings: Settings | None = None, seed: int = 0) -> 
 
 def learn(train: Tensor, levels: int, steps: int, seed: int, folder: Path) -> None:
     """Learns the prior of digits and saves it."""
-    flow = NSF(train.shape[1], transforms=6, hidden_features=(64,), randperm=True)
+    flow = NSF(train.shape[1], transforms=5, hidden_features=(64,), randperm=True)
     prior = Dequantized(Flow([NormalCDF(0.0, float(levels))], flow), levels)
     history = fit(
         prior,
@@ -188,14 +188,6 @@ def infer_by_guide(model: Callable, y: Tensor, features: int, steps: int) -> Cal
         if step % 10 == 0:
             bar.set_postfix(loss=f"{loss:.4g}")
     return guide
-
-
-def push(flow: LazyDistribution, z: Tensor) -> Tensor:
-    """The digits that belong to values of the base."""
-    with torch.no_grad():
-        for transform in flow().transforms:
-            z = transform(z)
-    return z
 
 
 def fitted_normal(train: Tensor, copies: int = 20) -> dist.MultivariateNormal:

@@ -50,7 +50,7 @@ def training(history: Any, ax: Any = None) -> Any:
         ax.plot(steps, values, lw=2, label="held out")
     if history.best_step is not None:
         ax.axvline(history.best_step, color="black", ls=":", label="kept")
-    ax.set(xlabel="step", ylabel="loss / nats")
+    ax.set(xlabel="step", ylabel="loss")
     ax.legend()
     return ax
 
@@ -74,7 +74,13 @@ def density(
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: If the distribution is not of two features.
     """
+    shape = tuple(module().event_shape)
+    if shape != (2,):
+        raise ValueError(f"Expected a distribution of two features, got the event shape {shape}.")
     ax = axes(ax)
     left, right, bottom, top = limits
     p = next(module.parameters())

@@ -483,13 +483,21 @@ def tensor(
         if tuple(t.shape[1:]) != event:
             wanted = ", ".join(["N", *map(str, event)])
             raise ValueError(f"Expected `{name}` with shape ({wanted}), got {tuple(t.shape)}.")
-        integers = distribution.support.is_discrete
+        support = distribution.support
+        integers = support.is_discrete
     if not t.is_floating_point() and name != "weights" and not integers:
         raise TypeError(
             f"Expected floating-point `{name}`, got {t.dtype}. Dequantise levels with "
             f"probgen.distributions.Dequantized, or cast with .float()."
         )
-    return t.to(device, dtype)
+    t = t.to(device, dtype)
+    if module is not None and not (inside := support.check(t)).all():
+        item = int((~inside).nonzero()[0])
+        raise ValueError(
+            f"Expected `{name}` in the support of the distribution, {support}, got values in "
+            f"{span(t)}, the first outside in item {item}."
+        )
+    return t
 
 
 def pair(item: Any) -> tuple[Any, Any]:

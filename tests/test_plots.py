@@ -30,6 +30,11 @@ def test_density_draws_an_image_and_data():
     assert len(ax.collections) == 1
 
 
+def test_density_needs_two_features():
+    with pytest.raises(ValueError, match=r"two features.*\(3,\)"):
+        pg.plots.density(pg.models.MAF(3))
+
+
 def test_images_are_a_table():
     columns = {"a": torch.rand(3, 12), "b": torch.full((3, 12), torch.nan)}
     axs = pg.plots.images(columns, (3, 4))

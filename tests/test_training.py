@@ -239,6 +239,22 @@ def test_bad_data_are_refused(data, error, words):
         pg.fit(small(), data, steps=1, **QUICK)
 
 
+def test_data_outside_the_support_are_refused():
+    bounded = pg.distributions.Flow([pg.transforms.NormalCDF()], pg.models.NSF(1))
+    with pytest.raises(ValueError, match=r"(?s)support.*\[0.5, 2\], the first outside in item 1"):
+        pg.fit(bounded, torch.tensor([[0.5], [2.0]]), steps=1, **QUICK)
+    levels = pg.distributions.Dequantized(bounded, 4)
+    with pytest.raises(ValueError, match="item 0"):
+        pg.fit(levels, torch.tensor([[4]]), steps=1, **QUICK)
+
+
+def test_angles_rounded_to_float32_are_inside():
+    circular = pg.models.CircularNSF(2).double()
+    edge = torch.tensor([[torch.pi, -torch.pi]]).double()
+    assert circular().log_prob(edge).isfinite().all()
+    pg.fit(circular, edge.expand(10, 2), steps=2, **QUICK)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -42,7 +42,7 @@ class Density(Enum):
     ODE = "ode"  #: exact up to the error of an ODE solver
     BOUND = "bound"  #: a stochastic lower bound
     UNNORMALIZED = "unnormalized"  #: up to an unknown constant
-    PUSHFORWARD = "pushforward"  #: none: a sampler only
+    PUSHFORWARD = "pushforward"  #: a sampler only, without a density
 
     @staticmethod
     def weakest(*parts: Density) -> Density:

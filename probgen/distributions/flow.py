@@ -167,6 +167,12 @@ class FlowDistribution(TransformedDistribution):
         log_prob = self.base_dist.log_prob(y) - log_det
         return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
 
+    def push(self, z: Tensor) -> Tensor:
+        """Moves values of the base, as `TransformReparam` draws them, to the data."""
+        for t in self.transforms:
+            z = t(z)
+        return z
+
     def score(self, value: Tensor) -> Tensor:
         r"""The gradient of the log density in :math:`x`, with the shape of `value`."""
         with torch.enable_grad():

@@ -19,6 +19,7 @@ from torch.distributions import constraints
 from ..core import Density, LazyDistribution, broadcast
 from ..networks import MLP
 from ..objectives import MaximumLikelihood
+from ..transforms import CircularRationalQuadratic
 
 __all__ = ["DiagonalNormal", "GaussianMixture", "StandardNormal", "UniformAngles"]
 
@@ -207,7 +208,7 @@ class UnitNormal(Centred):
 class Angles(Centred):
     """The uniform distribution of angles."""
 
-    support = constraints.independent(constraints.interval(-math.pi, math.pi), 1)
+    support = constraints.independent(CircularRationalQuadratic.domain, 1)
 
     def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))

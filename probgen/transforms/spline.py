@@ -30,6 +30,7 @@ from ..core import Elementwise
 
 __all__ = ["CircularRationalQuadratic", "RationalQuadratic"]
 
+PI = 3.1415927410125732  # pi in float32, so that angles rounded to it are inside
 SMALLEST = 1e-3  # the least width, height (as fractions) and slope
 UNIT = math.log(math.expm1(1 - SMALLEST))  # the raw value that stands for slope 1
 
@@ -186,8 +187,8 @@ class CircularRationalQuadratic(Elementwise):
         tensor(True)
     """
 
-    domain = constraints.interval(-math.pi, math.pi)
-    codomain = constraints.interval(-math.pi, math.pi)
+    domain = constraints.interval(-PI, PI)
+    codomain = constraints.interval(-PI, PI)
     embedding: ClassVar[int] = 2
 
     def __init__(self, widths: Tensor, heights: Tensor, slopes: Tensor, rotation: Tensor) -> None:
