@@ -170,9 +170,20 @@ class Elementwise(Bijector):
             parts = phi.split([shape.numel() for shape in shapes.values()])
             parts = [part if shape else part[0] for part, shape in zip(parts, shapes.values())]
         else:
-            parts = phi.unbind()
+            parts = rows(phi)
         tensors = dict(zip(shapes, parts))
         return cls(**tensors, **(cls.settings(options) if options else {}))
+
+
+def rows(phi: Tensor) -> list[Tensor]:
+    """The slices along the leading axis, whose gradients are joined in the order of memory."""
+    if phi.ndim < 3 or phi.is_contiguous():
+        return list(phi.unbind())
+    order = sorted(range(phi.ndim), key=phi.stride().__getitem__, reverse=True)
+    place = order.index(0)
+    rest = [axis - 1 for axis in order if axis]
+    back = [rest.index(axis) for axis in range(phi.ndim - 1)]
+    return [part.permute(back) for part in phi.permute(order).unbind(place)]
 
 
 class Inverse(Bijector):

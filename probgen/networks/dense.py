@@ -62,7 +62,7 @@ def leading(weight: Tensor, bias: Tensor, h: Tensor) -> Tensor:
 
 def first(layers: Layers, weight: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
     r"""The first layer :math:`W x + V c + b`, from :math:`(n, *A)` and :math:`(*B, C)`."""
-    h = linear(x.movedim(0, -1), weight, layers.biases[0])
+    h = linear(x.movedim(0, -1), weight, entries(layers.biases)[0])
     if layers.context_weight is None or context is None:
         return h
     return h + linear(context, layers.context_weight)
@@ -94,6 +94,11 @@ class Layers(nn.Module):
         self.context_weight = uniform(width, context, inputs=context) if context else None
 
 
+def entries(parameters: nn.ParameterList) -> list[Tensor]:
+    """The tensors of a list, past its slow access by number; `functional_call` may swap them."""
+    return list(parameters._parameters.values())  # type: ignore[arg-type]
+
+
 def start_at(network: nn.Module, values: Tensor) -> None:
     """Makes a network that was just built answer `values`, with shape :math:`(m)`, everywhere."""
     with torch.no_grad():
@@ -108,7 +113,7 @@ def feed(
     context: Tensor | None,
 ) -> Tensor:
     """Passes features, with shape :math:`(n, *)`, through all layers."""
-    biases = list(layers.biases)
+    biases = entries(layers.biases)
     if len(weights) == 1:
         return first(layers, weights[0], x, context).movedim(-1, 0)
     h = first(layers, weights[0], x, context)
@@ -165,7 +170,7 @@ class MLP(Recorded):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Maps `x`, with shape :math:`(n, *)`, to outputs with shape :math:`(m, *)`."""
-        return feed(self.layers, list(self.layers.weights), self.activation, x, context)
+        return feed(self.layers, entries(self.layers.weights), self.activation, x, context)
 
 
 class ResidualMLP(Recorded):
@@ -211,9 +216,9 @@ class ResidualMLP(Recorded):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Maps `x`, with shape :math:`(n, *)`, to outputs with shape :math:`(m, *)`."""
-        weights, biases = list(self.layers.weights), list(self.layers.biases)
+        weights, biases = entries(self.layers.weights), entries(self.layers.biases)
         h = first(self.layers, weights[0], x, context)
         for block in self.blocks:
-            (w_1, w_2), (b_1, b_2) = list(block.weights), list(block.biases)  # type: ignore[arg-type]
+            (w_1, w_2), (b_1, b_2) = entries(block.weights), entries(block.biases)  # type: ignore[arg-type]
             h = h + linear(self.activation(linear(self.activation(h), w_1, b_1)), w_2, b_2)
         return leading(weights[1], biases[1], self.activation(h))

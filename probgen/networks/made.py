@@ -15,14 +15,15 @@ the arithmetic of one pass.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from ..core import Recorded, is_wrapped
-from .dense import CONSUMING, Layers, activation_named, check_sizes, feed
+from .dense import CONSUMING, Layers, activation_named, check_sizes, entries, feed
 
 __all__ = ["MADE"]
 
@@ -89,7 +90,8 @@ class MADE(Recorded):
 
     def weights(self) -> list[Tensor]:
         """The masked weights of every layer."""
-        return [w * self.get_buffer(f"mask_{n}") for n, w in enumerate(self.layers.weights)]
+        masks: Iterable[Any] = self._buffers.values()
+        return [w * mask for w, mask in zip(entries(self.layers.weights), masks)]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Maps features, with shape :math:`(D E, *)`, to outputs with shape :math:`(P, D, *)`."""
@@ -114,7 +116,7 @@ class MADE(Recorded):
         Returns:
             The features, with shape :math:`(D, *)`.
         """
-        weights, biases = self.weights(), list(self.layers.biases)
+        weights, biases = self.weights(), entries(self.layers.biases)
         shape, batch, e = like.shape, like.numel(), self.embedding
         columns = [f * e + k for f in self.order for k in range(e)]
         weights[0] = weights[0][:, columns]  # inputs in the order in which they become known
