@@ -426,6 +426,15 @@ def test_temperature_narrows_the_base():
         pg.models.CircularNSF(2)().tempered(0.5)
 
 
+def test_a_negative_scale_mirrors():
+    mirror = dist.transforms.AffineTransform(0.0, -2.0)
+    base = dist.Normal(torch.tensor([1.0, 3.0]), 1.0).to_event(1)
+    flow = pg.distributions.Flow([mirror], base)
+    x = flow().sample((10,))
+    exact = dist.Normal(torch.tensor([-2.0, -6.0]), 2.0).to_event(1)
+    torch.testing.assert_close(flow().log_prob(x), exact.log_prob(x))
+
+
 def test_features_of_one(name):
     flow = FLOWS[name](1, 2)
     context = torch.randn(5, 2)
