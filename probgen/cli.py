@@ -1,31 +1,242 @@
-"""The command line."""
+"""The command line: learn a distribution from a file, draw from it, score data with it."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
+import math
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import files, models
+from .core import Density, LazyDistribution, load
+from .metrics import bits_per_dimension
+from .training import fit
 
 __all__ = ["main"]
 
+RECIPES: dict[str, type[LazyDistribution]] = {n.lower(): getattr(models, n) for n in models.__all__}
+SHAPED = ("features", "context")  # arguments that the data decide
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
-    parser = argparse.ArgumentParser(
+    """Runs the command line.
+
+    Arguments:
+        arguments: The arguments; by default the program's own.
+
+    Returns:
+        The exit code: 0, 2 after a mistake of the user, 130 after an interrupt.
+    """
+    given = parser().parse_args(arguments)
+    try:
+        given.run(given)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ImportError, FloatingPointError, OSError, TypeError, ValueError) as error:
+        print(f"probgen: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
         prog="probgen", description="Deep generative models as Pyro distributions."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser(
-        "demo",
-        help="learn a prior from digits and infer digits from bad measurements",
-        description="Learns a flow prior from the digits of scikit-learn, then infers held-out "
-        "digits whose lower half is missing. Writes the model and pictures, prints a table.",
-        epilog="example: probgen demo --out demo",
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+
+    learn = command(
+        commands,
+        "fit",
+        "learn a distribution from a file of data",
+        "probgen fit nsf data.csv --out run --steps 2000 --transforms 5",
     )
-    demo.add_argument("--out", default="demo", help="where to write (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="the seed (default: %(default)s)")
-    given = parser.parse_args(arguments)
+    recipes = learn.add_subparsers(dest="recipe", required=True, metavar="model")
+    for name, recipe in RECIPES.items():
+        summary = (inspect.getdoc(recipe) or "").split("\n")[0]
+        add_fit(command(recipes, name, summary, f"probgen fit {name} data.csv --out run"), recipe)
 
-    from . import demo as demonstration
+    draw = command(
+        commands,
+        "sample",
+        "draw from a learned distribution",
+        "probgen sample run --count 1000 --out draws.npy",
+    )
+    draw.add_argument("folder", help="the folder that fit wrote")
+    draw.add_argument("--count", type=int, default=1000, help="how many draws")
+    draw.add_argument("--out", required=True, help="the .npy or .csv file to write")
+    draw.add_argument("--context", help="one context, as numbers with commas")
+    draw.add_argument("--seed", type=int, default=0, help="the seed")
+    draw.set_defaults(run=run_sample)
 
-    demonstration.run(given.out, seed=given.seed)
-    return 0
+    score = command(
+        commands,
+        "score",
+        "write the log density of data under a learned distribution",
+        "probgen score run data.csv --out scores.npy",
+    )
+    score.add_argument("folder", help="the folder that fit wrote")
+    score.add_argument("data", help="a .npy, .npz or .csv file, a row per datum")
+    score.add_argument("--out", required=True, help="the .npy or .csv file to write")
+    score.set_defaults(run=run_score)
+
+    demo = command(
+        commands,
+        "demo",
+        "learn a prior from digits and infer digits from bad measurements",
+        "probgen demo --out demo",
+    )
+    demo.add_argument("--out", default="demo", help="the folder to write")
+    demo.add_argument("--seed", type=int, default=0, help="the seed")
+    demo.set_defaults(run=run_demo)
+    return top
+
+
+def command(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:].rstrip(".") + ".",
+        epilog=f"example: {example}",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
+def add_fit(options: argparse.ArgumentParser, recipe: type[LazyDistribution]) -> None:
+    """Adds what `fit` needs, then the recipe's own arguments, read from its signature."""
+    options.add_argument("data", help="a .npy, .npz or .csv file, a row per datum")
+    options.add_argument("--out", required=True, help="the folder to write")
+    options.add_argument("--columns", help="the columns to learn, with commas; all by default")
+    options.add_argument("--context", help="the columns to condition on, with commas")
+    options.add_argument("--steps", type=int, default=1000, help="the number of steps")
+    options.add_argument("--batch-size", type=int, default=256, help="the data per step")
+    options.add_argument("--lr", type=float, default=1e-3, help="the learning rate")
+    options.add_argument("--validation", type=float, help="the fraction to hold out")
+    options.add_argument("--seed", type=int, default=0, help="the seed")
+    options.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    own = options.add_argument_group("of the model")
+    for name, parameter in inspect.signature(recipe.__init__).parameters.items():
+        if name in ("self", *SHAPED):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        default = parameter.default
+        if isinstance(default, bool):
+            own.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
+        elif isinstance(default, tuple):
+            own.add_argument(flag, type=sizes, default=default, metavar="N,N")
+        else:
+            own.add_argument(flag, type=int if default is None else type(default), default=default)
+    options.set_defaults(run=run_fit)
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part)
+
+
+def split(text: str | None) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else []
+
+
+def run_fit(given: argparse.Namespace) -> None:
+    folder = Path(given.out)
+    table = files.read(given.data)
+    conditions = split(given.context)
+    columns = split(given.columns) or [n for n in table.names if n not in conditions]
+    x, context = table.select(columns), table.select(conditions) if conditions else None
+    recipe = RECIPES[given.recipe]
+    names = [n for n in inspect.signature(recipe.__init__).parameters if n not in ("self", *SHAPED)]
+    options = {name: getattr(given, name) for name in names}
+    if (folder / "training").exists() and not given.resume:
+        raise ValueError(f"{folder} holds a run. Add --resume to go on with it, or change --out.")
+    if given.resume and not (folder / "training").exists():
+        raise ValueError(f"Expected a run to go on with in {folder}, found none.")
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"columns": columns, "context": conditions}
+    (folder / "columns.json").write_text(json.dumps(record))
+    torch.manual_seed(given.seed)
+    module = recipe(features=len(columns), context=len(conditions), **options)  # type: ignore[call-arg]
+    try:
+        fit(
+            module,
+            x,
+            context=context,
+            validation=given.validation,
+            steps=given.steps,
+            batch_size=given.batch_size,
+            lr=given.lr,
+            seed=given.seed,
+            checkpoint=folder,
+        )
+    except KeyboardInterrupt:
+        print(f"The run in {folder} can be resumed with --resume.", file=sys.stderr)
+        raise
+    scores = log_density(module, x, context)
+    print(f"{given.recipe} of {', '.join(columns)} from {len(x)} rows, saved in {folder}")
+    print(summary(scores, module, len(columns)))
+
+
+def run_sample(given: argparse.Namespace) -> None:
+    module, record = load(given.folder), columns_of(given.folder)
+    if given.count < 1:
+        raise ValueError(f"Expected a positive --count, got {given.count}.")
+    context = None
+    if given.context is not None:
+        context = torch.tensor([float(part) for part in split(given.context)])
+    torch.manual_seed(given.seed)
+    with torch.no_grad():
+        draws = module(context).sample((given.count,))
+    files.write(given.out, draws, record["columns"])
+    print(f"{given.count} draws of {', '.join(record['columns'])} in {given.out}")
+
+
+def run_score(given: argparse.Namespace) -> None:
+    module, record = load(given.folder), columns_of(given.folder)
+    table = files.read(given.data)
+    x = table.select(record["columns"])
+    context = table.select(record["context"]) if record["context"] else None
+    scores = log_density(module, x, context)
+    files.write(given.out, scores, ["log_density"])
+    print(summary(scores, module, x.shape[1]))
+    print(f"{len(scores)} log densities in {given.out}")
+
+
+def run_demo(given: argparse.Namespace) -> None:
+    from . import demo
+
+    demo.run(given.out, seed=given.seed)
+
+
+def columns_of(folder: str) -> dict[str, list[str]]:
+    file = Path(folder) / "columns.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"Expected a folder that `probgen fit` wrote, got {folder}.")
+    return json.loads(file.read_text())
+
+
+def log_density(module: LazyDistribution, x: Tensor, context: Tensor | None) -> Tensor:
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(x), 1024):
+            part = slice(start, start + 1024)
+            given = context[part] if context is not None else None
+            parts.append(module(given).log_prob(x[part]))
+    return torch.cat(parts)
+
+
+def summary(scores: Tensor, module: LazyDistribution, dimensions: int) -> str:
+    kind = "log density" if module.density is Density.EXACT else f"log density ({module.density})"
+    if len(scores) < 2:
+        return f"{kind} {float(scores[0]):.4f} nats"
+    bits = bits_per_dimension(scores, dimensions)
+    nats = math.log(2) * dimensions
+    return (
+        f"mean {kind} {-bits.value * nats:.4f} +- {bits.se * nats:.4f} nats, "
+        f"{bits.value:.4f} bits per dimension, {len(scores)} rows"
+    )

@@ -1,9 +1,14 @@
 """The command line and the demonstration, made small."""
 
-import pytest
+import inspect
 
-from probgen import demo
-from probgen.cli import main
+import numpy as np
+import pytest
+import torch
+
+import probgen as pg
+from probgen import demo, files
+from probgen.cli import RECIPES, main
 
 
 def test_the_demonstration_runs_small(tmp_path, capsys):
@@ -20,15 +25,149 @@ def test_the_demonstration_runs_small(tmp_path, capsys):
     assert "bits/dim" in capsys.readouterr().out
 
 
-def test_the_command_line_hands_its_options_on(monkeypatch, tmp_path):
+def test_the_demonstration_gets_its_options(monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr(demo, "run", lambda folder, seed: seen.update(folder=folder, seed=seed))
     assert main(["demo", "--out", str(tmp_path), "--seed", "3"]) == 0
     assert seen == {"folder": str(tmp_path), "seed": 3}
 
 
+@pytest.fixture
+def table(tmp_path):
+    """A CSV file of three columns on scales of their own."""
+    torch.manual_seed(0)
+    c = torch.randn(200, 1)
+    x = torch.cat([1e4 + 1e3 * (c + 0.3 * torch.randn(200, 1)), 0.01 * torch.randn(200, 1), c], 1)
+    file = tmp_path / "data.csv"
+    files.write(file, x, ["height", "weight", "age"])
+    return file
+
+
+def fit(table, *options, model="maf"):
+    small = ["--transforms", "1", "--hidden-features", "8", "--steps", "30"]
+    out = str(table.parent / "run")
+    return main(["fit", model, str(table), "--out", out, *small, *options]), out
+
+
+def test_fit_sample_and_score_in_the_units_of_the_data(table, capsys):
+    code, run = fit(table, "--columns", "height,weight", "--lr", "0.01", "--no-randperm")
+    assert code == 0
+    assert "maf of height, weight from 200 rows" in capsys.readouterr().out
+    draws, scores = table.parent / "draws.csv", table.parent / "scores.npy"
+    assert main(["sample", run, "--count", "500", "--out", str(draws)]) == 0
+    drawn = files.read(draws)
+    assert drawn.names == ("height", "weight")
+    assert abs(float(drawn.values[:, 0].mean()) - 1e4) < 500
+    assert main(["score", run, str(table), "--out", str(scores)]) == 0
+    assert "bits per dimension, 200 rows" in capsys.readouterr().out
+    data = files.read(table)
+    expected = pg.load(run)().log_prob(data.select(["height", "weight"]))
+    torch.testing.assert_close(torch.from_numpy(np.load(scores)), expected.detach())
+
+
+def test_a_context_from_the_command_line(table):
+    code, run = fit(table, "--context", "age", "--columns", "height", model="nsf")
+    assert code == 0
+    out = table.parent / "draws.npy"
+    assert main(["sample", run, "--count", "5", "--context", "0.5", "--out", str(out)]) == 0
+    assert np.load(out).shape == (5, 1)
+    assert main(["score", run, str(table), "--out", str(table.parent / "s.csv")]) == 0
+
+
+def test_resuming(table, capsys):
+    assert fit(table, "--resume")[0] == 2
+    assert "none" in capsys.readouterr().err
+    assert fit(table)[0] == 0
+    assert fit(table)[0] == 2
+    assert "--resume" in capsys.readouterr().err
+    assert fit(table, "--resume", "--steps", "40")[0] == 0
+
+
+def test_an_interrupt_leaves_a_run_to_resume(table, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("probgen.cli.fit", interrupted)
+    assert fit(table)[0] == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_options_are_those_of_the_recipe(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", name, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    parameters = set(inspect.signature(RECIPES[name].__init__).parameters)
+    for parameter in parameters - {"self", "features", "context"}:
+        assert f"--{parameter.replace('_', '-')}" in text
+    assert f"example: probgen fit {name}" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a,b\n1,2\n3,x\n", "row 3, column b of"),
+        ("1,2\n3\n", "2 cells in row 2"),
+        ("1,2\n3,nan\n", "finite numbers"),
+        ("a,b\n", "found none"),
+        ("", "found none"),
+    ],
+)
+def test_bad_tables_are_one_line(content, words, tmp_path, capsys):
+    file = tmp_path / "data.csv"
+    file.write_text(content)
+    assert fit(file)[0] == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_mistakes_are_one_line(table, tmp_path, capsys):
+    np.save(tmp_path / "words.npy", np.array(["a"]))
+    np.savez(tmp_path / "two.npz", a=np.ones(3), b=np.ones(3))
+    np.save(tmp_path / "objects.npy", np.array([None]), allow_pickle=True)
+    (tmp_path / "text.txt").write_text("1")
+    (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY")
+    run = fit(table)[1]
+    capsys.readouterr()
+    out = str(tmp_path / "o.npy")
+    for arguments, words in (
+        (["score", run, "nowhere.csv", "--out", out], "found none at nowhere.csv"),
+        (["score", run, str(tmp_path / "words.npy"), "--out", out], "Expected numbers"),
+        (["score", run, str(tmp_path / "two.npz"), "--out", out], "one named data"),
+        (["score", run, str(tmp_path / "objects.npy"), "--out", out], "arrays of numbers"),
+        (["score", run, str(tmp_path / "broken.npy"), "--out", out], "arrays of numbers"),
+        (["score", run, str(tmp_path / "text.txt"), "--out", out], ".npy, .npz or .csv"),
+        (["score", run, str(table), "--out", str(tmp_path / "o.txt")], "to write"),
+        (["score", run, str(table), "--out", "/nowhere/o.npy"], "No such file"),
+        (["score", "nowhere", str(table), "--out", out], "no model.json"),
+        (["sample", run, "--count", "0", "--out", out], "--count"),
+        (["sample", run, "--context", "1", "--out", out], "no context"),
+        (["fit", "maf", str(table), "--columns", "size", "--out", out], "height, weight, age"),
+    ):
+        assert main(arguments) == 2, arguments
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+        assert "Traceback" not in error
+
+
+def test_arrays_are_read(tmp_path):
+    np.savez(tmp_path / "one.npz", anything=np.arange(6).reshape(3, 2))
+    np.save(tmp_path / "flat.npy", np.arange(3))
+    assert files.read(tmp_path / "one.npz").names == ("0", "1")
+    assert files.read(tmp_path / "flat.npy").values.shape == (3, 1)
+
+
 def test_help_and_mistakes(capsys):
-    for arguments, code in ((["--help"], 0), (["demo", "--help"], 0), (["nothing"], 2), ([], 2)):
+    for arguments, code in (
+        (["--help"], 0),
+        (["demo", "--help"], 0),
+        (["nothing"], 2),
+        ([], 2),
+        (["fit", "unknown", "data.csv"], 2),
+    ):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == code
