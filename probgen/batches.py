@@ -47,12 +47,18 @@ class Batches:
         """Checks the data and puts them on the device."""
         if batch_size < 1:
             raise ValueError(f"Expected a positive `batch_size`, got {batch_size}.")
-        p = next(module.parameters())
+        p = next(module.parameters(), None)
+        if p is None:
+            raise ValueError(f"Expected a module with parameters, got {type(module).__name__}.")
 
         def prepare(x: Any, c: Any) -> tuple[Tensor, Tensor | None]:
             c = None if c is None else tensor(c, "context", p.dtype, device)
             return tensor(x, "data", p.dtype, device, module, c), c
 
+        if weights is not None and (data is None or isinstance(data, DataLoader)):
+            raise ValueError("Expected no `weights` without data or with a DataLoader.")
+        if isinstance(data, DataLoader) and context is not None:
+            raise ValueError("Expected a DataLoader of pairs (x, context), got `context` besides.")
         if data is None:
             c = None if context is None else tensor(context, "context", p.dtype, device)
             return cls(None, c, None, batch_size, seed)
@@ -63,7 +69,7 @@ class Batches:
             if second[0] is not None:
                 context = torch.stack([torch.as_tensor(v) for v in second])
         if isinstance(data, DataLoader):
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng():
                 torch.manual_seed(mix(seed, 0, 0))
                 x, c = prepare(*pair(next(iter(data))))
             return cls(x, c, None, batch_size, seed, data, prepare)
@@ -86,7 +92,9 @@ class Batches:
             return len(self.loader)
         return 1 if self.x is None else math.ceil(len(self.x) / self.batch_size)
 
-    def hold_out(self, validation: Any) -> tuple[Tensor, Tensor | None]:
+    def hold_out(
+        self, validation: Any, module: LazyDistribution
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Splits held-out data off, or prepares those that were given."""
         if self.x is None or (self.loader is not None and isinstance(validation, float)):
             raise ValueError("Expected `validation` data as a tensor, since `data` is none.")
@@ -94,17 +102,18 @@ class Batches:
             x, c = pair(validation)
             dtype, device = self.x.dtype, self.x.device
             given = None if c is None else tensor(c, "context", dtype, device)
-            return tensor(x, "validation", dtype, device, integers=True), given
+            return tensor(x, "validation", dtype, device, module, given), given, None
         count = round(validation * len(self.x))
         if not 0 < count < len(self.x):
             raise ValueError(f"Expected a fraction `validation` in (0, 1), got {validation}.")
         order = torch.randperm(len(self.x), generator=generator(mix(self.seed, 4)))
         held, kept = order[:count].to(self.x.device), order[count:].to(self.x.device)
-        parts = [t[held] if t is not None else None for t in (self.x, self.context)]
+        columns = (self.x, self.context, self.weights)
+        x, c, w = (t[held] if t is not None else None for t in columns)
         self.x = self.x[kept]
         self.context = self.context[kept] if self.context is not None else None
         self.weights = self.weights[kept] if self.weights is not None else None
-        return parts[0], parts[1]  # type: ignore[return-value]
+        return x, c, w  # type: ignore[return-value]
 
     def order(self, epoch: int) -> Tensor:
         size = len(self.x)  # type: ignore[arg-type]
@@ -142,7 +151,6 @@ def tensor(
     device: torch.device,
     module: LazyDistribution | None = None,
     context: Tensor | None = None,
-    integers: bool = False,
 ) -> Tensor:
     """Checks data and makes them a tensor of the right dtype on the right device."""
     try:
@@ -156,6 +164,7 @@ def tensor(
     if not t.isfinite().all():
         row = int((~t.isfinite()).reshape(len(t), -1).any(1).nonzero()[0])
         raise ValueError(f"Expected finite `{name}`, got nan or inf, first in item {row}.")
+    integers = False
     if module is not None:
         with torch.no_grad():
             distribution = module(context[:1] if context is not None else None)

@@ -144,21 +144,26 @@ def fit(
     rank, world, device = processes(module, device)
     module.to(device)
     if seed is None:
-        seed = int(torch.randint(2**31, ()))
+        seed = earlier_seed(checkpoint)
     seed = agree(seed, world, device)
     loss = Loss(module, objective or module.objective)
     source = Batches.of(module, data, context, weights, batch_size, device, seed)
-    held = source.hold_out(validation) if validation is not None else None
-    total = steps if steps is not None else epochs * source.per_epoch if epochs else 1000
+    held = source.hold_out(validation, module) if validation is not None else None
+    if steps is not None and epochs is not None:
+        raise ValueError(f"Expected `steps` or `epochs`, got both, {steps} and {epochs}.")
+    total = epochs * source.per_epoch if epochs is not None else 1000 if steps is None else steps
     if total < 1:
         raise ValueError(f"Expected at least one step, got steps={steps}, epochs={epochs}.")
 
-    run = Run(module, optimizer, lr, ema, checkpoint if rank == 0 else None)
+    run = Run(module, optimizer, lr, ema, checkpoint if rank == 0 else None, seed)
     task = Task(seed, total, rank, world, patience, clip, lambda t: lr * rate(schedule, t, total))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng():
         if checkpoint is not None:
             Encoder().encode(module)  # refuse now what could not be saved at the end
-        if not (checkpoint is not None and run.resume(checkpoint)) and source.x is not None:
+        if (
+            not (checkpoint is not None and run.resume(checkpoint, held is not None))
+            and source.x is not None
+        ):
             chosen = source.order(0)[:STARTING]
             given = source.context[chosen] if source.context is not None else None
             torch.manual_seed(mix(seed, 3))
@@ -197,7 +202,7 @@ def loop(
     run: Run,
     loss: Loss,
     source: Batches,
-    held: tuple[Tensor, Tensor | None] | None,
+    held: tuple[Tensor, Tensor | None, Tensor | None] | None,
     task: Task,
     bar: tqdm,
 ) -> None:
@@ -219,7 +224,8 @@ def loop(
         run.advance(value, task.clip, task.lr(run.step))
         bar.set_postfix(loss=f"{run.history.losses[-1]:.4g}", refresh=False)
         bar.update()
-        if held is not None and run.step % max(source.per_epoch, 10) == 0:
+        due = run.step % max(source.per_epoch, 10) == 0 or run.step == task.total
+        if held is not None and due:
             run.validate(loss, held, mix(task.seed, 2))
         if run.step % CHECK == 0:
             run.checkpoint(ended=False)
@@ -235,11 +241,17 @@ class Run:
         lr: float,
         ema: float | None,
         folder: str | os.PathLike[str] | None,
+        seed: int,
     ) -> None:
-        self.module, self.ema = module, ema
+        self.module, self.ema, self.seed = module, ema, seed
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError("Expected a module with parameters to train; is it frozen?")
+        if not callable(optimizer):
+            raise TypeError(
+                f"Expected a class of optimisers, such as torch.optim.Adam, got a "
+                f"{type(optimizer).__name__}."
+            )
         self.optimizer = optimizer(list(self.parameters.values()), lr=lr)
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if ema else {}
         self.best: dict[str, Tensor] = {}
@@ -265,28 +277,36 @@ class Run:
         self.history.losses.append(float(loss.detach()))
 
     def validate(
-        self, loss: Loss, held: tuple[Tensor, Tensor | None], seed: int, batch: int = 1024
+        self,
+        loss: Loss,
+        held: tuple[Tensor, Tensor | None, Tensor | None],
+        seed: int,
+        batch: int = 1024,
     ) -> None:
         """Scores held-out data under the parameters to keep, and remembers the best."""
         current = {n: p.detach().clone() for n, p in self.parameters.items()}
-        self.copy(self.average)
-        self.module.eval()
-        x, context = held
-        with torch.no_grad():
-            torch.manual_seed(seed)
-            value = 0.0
-            for start in range(0, len(x), batch):
-                part = slice(start, start + batch)
-                given = context[part] if context is not None else None
-                value += float(loss(x[part], given, None, 1 / len(x)))
-        self.module.train()
+        x, context, weights = held
+        total = float(len(x) if weights is None else weights.sum())
+        value = 0.0
+        try:
+            self.copy(self.average)
+            self.module.eval()
+            with torch.no_grad():
+                torch.manual_seed(seed)
+                for start in range(0, len(x), batch):
+                    part = slice(start, start + batch)
+                    given, w = (t[part] if t is not None else None for t in (context, weights))
+                    value += float(loss(x[part], given, w, 1 / total))
+            chosen = {n: p.detach().clone() for n, p in self.parameters.items()}
+        finally:  # an interrupt leaves what was trained
+            self.copy(current)
+            self.module.train()
         self.history.validation.append((self.step, value))
         if value < self.least:
             self.least, self.worse, self.history.best_step = value, 0, self.step
-            self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
+            self.best = chosen
         else:
             self.worse += 1
-        self.copy(current)
 
     def copy(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -317,6 +337,8 @@ class Run:
             "step": self.step,
             "least": self.least if self.best else None,
             "worse": self.worse,
+            "seed": self.seed,
+            "kind": type(self.optimizer).__name__,
             "optimizer": {"groups": state["param_groups"], "plain": plain},
             "history": vars(self.history),
         }
@@ -324,12 +346,19 @@ class Run:
         self.written = time.monotonic()
         self.cost = self.written - started
 
-    def resume(self, folder: str | os.PathLike[str]) -> bool:
+    def resume(self, folder: str | os.PathLike[str], validated: bool) -> bool:
         """Reads the state that another run wrote, and says if there was one."""
         path = Path(folder) / "training"
-        if not path.exists():
+        if not (path / "model.json").is_file():
             return False
         tensors, content = read(path)
+        kind = type(self.optimizer).__name__
+        for name, before, now in (
+            ("optimizer", content["kind"], kind),
+            ("seed", content["seed"], self.seed),
+        ):
+            if before != now:
+                raise ValueError(f"Expected the run's `{name}` in {folder}, {before}, got {now}.")
         parts: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             kind, rest = name.split(".", 1)
@@ -348,10 +377,13 @@ class Run:
             state.setdefault(int(i), {})[key] = value
         groups = content["optimizer"]["groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.average = {n: v.to(device) for n, v in parts.get("average", {}).items()}
-        self.best = {n: v.to(device) for n, v in parts.get("best", {}).items()}
-        self.step, self.worse = content["step"], content["worse"]
-        self.least = math.inf if content["least"] is None else content["least"]
+        if self.ema:
+            kept = parts.get("average") or {n: p.detach() for n, p in self.parameters.items()}
+            self.average = {n: v.to(device).clone() for n, v in kept.items()}
+        if validated and content["least"] is not None:
+            self.best = {n: v.to(device) for n, v in parts["best"].items()}
+            self.worse, self.least = content["worse"], content["least"]
+        self.step = content["step"]
         self.history = History(**content["history"])
         self.history.validation = [(s, v) for s, v in self.history.validation]
         return True
@@ -390,6 +422,13 @@ def processes(
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1, place
     return torch.distributed.get_rank(), torch.distributed.get_world_size(), place
+
+
+def earlier_seed(checkpoint: str | os.PathLike[str] | None) -> int:
+    """The seed of the run in a folder, else a new one from torch's generator."""
+    if checkpoint is not None and (Path(checkpoint) / "training" / "model.json").is_file():
+        return int(read(Path(checkpoint) / "training")[1]["seed"])
+    return int(torch.randint(2**31, ()))
 
 
 def agree(number: int, world: int, device: torch.device) -> int:

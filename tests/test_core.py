@@ -18,6 +18,8 @@ from probgen.core import Fixed, as_lazy, increasing_root
 
 FIXED = {
     "categorical": lambda: dist.Categorical(logits=torch.randn(4)),
+    "bernoulli by probabilities": lambda: dist.Bernoulli(torch.tensor([0.9, 0.2])),
+    "one-hot": lambda: dist.OneHotCategorical(torch.tensor([0.1, 0.9])),
     "independent": lambda: dist.Normal(torch.randn(3), torch.rand(3)).to_event(1),
     "mixture": lambda: dist.MixtureSameFamily(
         dist.Categorical(torch.rand(2)), dist.Normal(torch.randn(2, 3), 1.0).to_event(1)
@@ -76,6 +78,24 @@ def test_a_transform_given_tensors_is_a_part_of_a_flow(name, tmp_path):
     flow.save(tmp_path)
     assert torch.equal(pg.load(tmp_path)().log_prob(x), flow().log_prob(x))
     assert flow.double()().sample().dtype == torch.float64
+
+
+def test_fixed_keeps_what_it_was_given(tmp_path):
+    given = dist.Categorical(torch.tensor([0.1, 0.9]))
+    fixed = Fixed(given)
+    given.log_prob(torch.tensor(0))  # makes the logits
+    fixed.save(tmp_path)
+    torch.testing.assert_close(pg.load(tmp_path)().probs, torch.tensor([0.1, 0.9]))
+    board = Fixed(pg.datasets.checkerboard())
+    assert board().log_prob(torch.tensor([9.0, 9.0])) == -torch.inf
+    assert pg.distributions.UniformAngles(2)().log_prob(torch.tensor([9.0, 0.0])) == -torch.inf
+
+
+def test_a_checkpoint_ignores_the_default_dtype(tmp_path, float64):
+    flow = pg.models.MAF(3).float()
+    flow.save(tmp_path)
+    x = torch.randn(5, 3, dtype=torch.float32)
+    assert torch.equal(pg.load(tmp_path)().log_prob(x), flow().log_prob(x))
 
 
 def test_fixed_refuses_what_it_could_not_rebuild():

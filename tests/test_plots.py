@@ -1,6 +1,7 @@
 """Plots take and return axes."""
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ mpl.use("agg")
 @pytest.fixture(autouse=True)
 def close():
     yield
-    mpl.pyplot.close("all")
+    plt.close("all")
 
 
 def test_training_draws_losses_and_held_out():

@@ -194,6 +194,55 @@ def test_more_steps_continue(x, tmp_path):
         pg.fit(pg.models.MAF(2), x, steps=30, checkpoint=tmp_path, **QUICK)
 
 
+def test_what_a_resumed_run_may_change(x, tmp_path):
+    """Averages and held-out data may come or go; the seed and the optimiser stay."""
+    options = {"batch_size": 30, "checkpoint": tmp_path, "progress": False}
+    first = pg.fit(small(), x, steps=20, validation=0.2, ema=0.9, **options)
+    assert first.validation
+    flow = small()
+    pg.fit(flow, x, steps=60, **options)  # the seed is read from the run
+    last = small()
+    pg.fit(last, x, steps=61, **options)
+    assert not same(flow, last)
+    pg.fit(small(), x, steps=70, ema=0.9, validation=0.2, **options)
+    with pytest.raises(ValueError, match="seed"):
+        pg.fit(small(), x, steps=80, seed=1, **options)
+    with pytest.raises(ValueError, match="optimizer"):
+        pg.fit(small(), x, steps=80, optimizer=torch.optim.SGD, **options)
+
+
+def test_a_folder_without_a_run_starts_one(x, tmp_path):
+    (tmp_path / "training").mkdir()
+    assert len(pg.fit(small(), x, steps=2, checkpoint=tmp_path, **QUICK).losses) == 2
+
+
+def test_an_interrupt_while_validating_leaves_what_was_trained(x, tmp_path):
+    likelihood = pg.objectives.MaximumLikelihood()
+
+    def objective(module, x, context=None):
+        if not module.training:
+            raise KeyboardInterrupt
+        return likelihood(module, x, context)
+
+    options = {"ema": 0.5, "validation": 0.2, "batch_size": 20, "checkpoint": tmp_path, **QUICK}
+    with pytest.raises(KeyboardInterrupt):
+        pg.fit(small(), x, steps=30, objective=objective, **options)
+    flow, whole = small(), small()
+    pg.fit(flow, x, steps=30, **options)
+    options.pop("checkpoint")
+    pg.fit(whole, x, steps=30, **options)
+    assert all(torch.isclose(p, q, atol=0.2).all() for p, q in
+               zip(flow.parameters(), whole.parameters()))  # fmt: skip
+
+
+def test_held_out_data_keep_their_weights(x):
+    weights = torch.cat([torch.ones(50), torch.zeros(50)])
+    shifted = torch.cat([x[:50], x[50:] + 100])
+    flow = small()
+    history = pg.fit(flow, shifted, weights=weights, validation=0.3, steps=20, **QUICK)
+    assert history.validation[-1][0] == 20  # the last step is scored
+
+
 def test_an_interrupt_leaves_a_run_to_resume(x, tmp_path):
     likelihood = pg.objectives.MaximumLikelihood()
     calls = iter(range(100))
@@ -259,6 +308,9 @@ def test_angles_rounded_to_float32_are_inside():
     ("options", "words"),
     [
         ({"steps": 0}, "at least one step"),
+        ({"steps": None, "epochs": 0}, "at least one step"),
+        ({"epochs": 2}, "got both"),
+        ({"validation": torch.zeros(5, 3)}, "validation"),
         ({"batch_size": 0}, "batch_size"),
         ({"validation": 1.5}, "fraction"),
         ({"weights": torch.ones(3)}, "weights"),
@@ -270,6 +322,16 @@ def test_angles_rounded_to_float32_are_inside():
 def test_bad_options_are_refused(x, options, words):
     with pytest.raises(ValueError, match=words):
         pg.fit(small(), x, **{"steps": 2, **options}, **QUICK)
+
+
+def test_loaders_bring_everything(x):
+    loader = DataLoader(TensorDataset(x), batch_size=25)
+    with pytest.raises(ValueError, match="DataLoader"):
+        pg.fit(small(), loader, weights=torch.ones(100), steps=1, **QUICK)
+    with pytest.raises(ValueError, match="pairs"):
+        pg.fit(small(), loader, context=x, steps=1, **QUICK)
+    with pytest.raises(TypeError, match="class of optimisers"):
+        pg.fit(small(), x, optimizer="adam", steps=1, **QUICK)
 
 
 def test_contexts_must_match_the_data(x):
@@ -295,6 +357,7 @@ def test_discrete_data_under_a_bound():
         d = flow()
         assert d.support.check(d.sample((50,))).all()
         assert d.log_prob(torch.tensor([4.0, 0.0])) == -torch.inf
+        assert d.expand((5,)).log_prob(x[0]).shape == (5,)
         grid = torch.cartesian_prod(*[torch.arange(4.0)] * 2)
         bound = torch.stack([d.log_prob(grid) for _ in range(200)]).mean(0)
         assert float(bound.exp().sum().detach()) < 1.0

@@ -221,6 +221,11 @@ def describe(thing: Distribution | Transform) -> tuple[str, dict[str, Any]]:
             ) from None
     if "probs" in arguments and "logits" in arguments:
         del arguments["probs"]
+    takes = inspect.signature(cls.__init__).parameters
+    if "logits" in takes and not {"probs", "logits"} & arguments.keys():
+        arguments["logits"] = thing.logits  # type: ignore[union-attr]  # kept in a part
+    if "validate_args" in takes and "_validate_args" in vars(thing):
+        arguments["validate_args"] = vars(thing)["_validate_args"]
     if isinstance(thing, torch.distributions.MultivariateNormal):
         for name in ("covariance_matrix", "precision_matrix", "scale_tril"):
             arguments.pop(name, None)

@@ -262,6 +262,7 @@ class Fixed(LazyDistribution):
     def __init__(self, distribution: TorchDistribution) -> None:
         super().__init__()
         self.constants = Constants(distribution)
+        self.__dict__["_recorded"] = ((self.constants(),), {})  # the user's may change
 
     @property
     def objective(self) -> Callable[..., Tensor]:
@@ -285,6 +286,7 @@ class Constant(LazyTransform):
     def __init__(self, transform: Transform) -> None:
         super().__init__()
         self.constants = Constants(transform)
+        self.__dict__["_recorded"] = ((self.constants(),), {})
 
     def forward(self, context: Tensor | None = None) -> Transform:
         return self.constants()

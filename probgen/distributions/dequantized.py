@@ -70,6 +70,10 @@ class Dequantized(LazyDistribution):
         self.continuous, self.noise = continuous, noise
         self.levels, self.particles = levels, particles
         self.context = continuous.context
+        if noise is not None and noise.context == 0:
+            raise ValueError(
+                "Expected `noise` that takes the data as its context, got one without."
+            )
 
     @property
     def objective(self) -> Callable[..., Tensor]:
@@ -126,8 +130,13 @@ class DequantizedDistribution(TorchDistribution):
         return y.floor().clamp(0, self.levels - 1)  # the last level includes its upper edge
 
     def log_prob(self, value: Tensor) -> Tensor:
+        shape = self.batch_shape + self.event_shape
+        value = value.expand(torch.broadcast_shapes(value.shape, shape))
         inside = self.support.check(value)
-        x = torch.where(inside.unsqueeze(-1), value, 0)
+        ones = [1] * len(self.event_shape)
+        x = torch.where(inside.reshape(*inside.shape, *ones), value, 0)
+        if not x.is_floating_point():
+            x = x.to(torch.get_default_dtype())
         if self.noise is None:
             u = torch.rand(self.particles, *x.shape, dtype=x.dtype, device=x.device)
             log_q = torch.zeros((), dtype=x.dtype, device=x.device)

@@ -10,7 +10,6 @@ not invert: a draw keeps its log density, as long as neither it nor a parameter 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -86,7 +85,7 @@ class FlowDistribution(TransformedDistribution):
         self._tensors = parameters
         self._draw: tuple[Any, ...] | None = None
         super().__init__(unchecked(base), list(transforms), validate_args=validate_args)
-        self._real = is_real(self.support)
+        self._inner = interior(self.support), interior(self.base_dist.support)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
         base = self.base_dist.expand(torch.Size(batch_shape))
@@ -132,11 +131,16 @@ class FlowDistribution(TransformedDistribution):
             event_dim += t.codomain.event_dim - t.domain.event_dim
         return z, log_prob
 
-    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().rsample(torch.Size(sample_shape))
-        x, log_prob = self.rsample_and_log_prob(sample_shape)
-        x = x.view_as(x)  # what is returned is no part of the graph of its log density
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Draws as `pyro.sample` does, and remembers the log density of the draw.
+
+        The remembered log density has the gradient of the draw's noise and of the parameters,
+        which is what SVI needs. It is no function of the draw itself: for that gradient take
+        :meth:`score`, or `rsample`, which remembers nothing.
+        """
+        if not (self.has_rsample and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        x, log_prob = self.rsample_and_log_prob(*args, **kwargs)
         self._draw = (x, log_prob, self.stamp(x))
         return x
 
@@ -152,20 +156,19 @@ class FlowDistribution(TransformedDistribution):
         if value.numel() == 0:
             empty = sum_last(value, self.event_dim)
             return empty.expand(torch.broadcast_shapes(empty.shape, self.batch_shape))
-        y, inside = value, None
-        if not self._real:
-            inside = self.support.check(value)
-            inside = inside | (sum_last(value.isnan().to(value.dtype), self.event_dim) > 0)
-            inner = biject_to(self.support)(torch.zeros_like(value))
-            y = torch.where(inside.reshape(*inside.shape, *[1] * self.event_dim), value, inner)
+        y, inside = within(value, self.support, self._inner[0], self.event_dim)
         log_det: Tensor | float = 0.0
         event_dim = self.event_dim
         for t in reversed(self.transforms):
             y, ladj = inverse_and_ladj(t, y)
             event_dim += t.domain.event_dim - t.codomain.event_dim
             log_det = log_det + sum_last(ladj, event_dim - t.domain.event_dim)
-        log_prob = self.base_dist.log_prob(y) - log_det
-        return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
+        base = self.base_dist
+        y, inside_base = within(y, base.support, self._inner[1], len(base.event_shape))
+        log_prob = base.log_prob(y) - log_det
+        for ok in (inside, inside_base):
+            log_prob = log_prob if ok is None else torch.where(ok, log_prob, -torch.inf)
+        return log_prob
 
     def push(self, z: Tensor) -> Tensor:
         """Moves values of the base, as `TransformReparam` draws them, to the data."""
@@ -205,8 +208,8 @@ class FlowDistribution(TransformedDistribution):
 
 def unchecked(distribution: TorchDistribution) -> TorchDistribution:
     """A base that does not check what a flow hands it, which costs and fails on empty batches."""
-    new = copy.copy(distribution)
-    new._validate_args = False
+    new = object.__new__(type(distribution))  # a copy that keeps the graph
+    new.__dict__.update(vars(distribution), _validate_args=False)
     for name, part in vars(new).items():
         if isinstance(part, Distribution):
             setattr(new, name, unchecked(part))
@@ -216,6 +219,28 @@ def unchecked(distribution: TorchDistribution) -> TorchDistribution:
 def sum_last(value: Tensor, dims: int) -> Tensor:
     """The sum over so many of the last dimensions, which may be none."""
     return value.sum(tuple(range(-dims, 0))) if dims else value
+
+
+def interior(support: Any) -> Transform | None:
+    """The map whose value at zero lies inside a support, none if all values do."""
+    if is_real(support):
+        return None
+    try:
+        return biject_to(support)
+    except NotImplementedError:  # discrete, or a mixture's
+        return None
+
+
+def within(
+    value: Tensor, support: Any, inner: Transform | None, event_dim: int
+) -> tuple[Tensor, Tensor | None]:
+    """A value with what lies outside a support replaced, and whether it lay inside (or was nan)."""
+    if inner is None:
+        return value, None
+    inside = support.check(value)
+    inside = inside | (sum_last(value.isnan().to(value.dtype), event_dim) > 0)
+    point = inner(value.new_zeros(inner.inverse_shape(value.shape)))
+    return torch.where(inside.reshape(*inside.shape, *[1] * event_dim), value, point), inside
 
 
 def is_real(support: Any) -> bool:

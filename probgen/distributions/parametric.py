@@ -217,4 +217,6 @@ class Angles(Centred):
 
     def log_prob(self, value: Tensor) -> Tensor:
         shape = broadcast(value.shape, self.centre.shape)
-        return value.new_full(shape[:-1], -shape[-1] * math.log(2 * math.pi))
+        inside = self.support.check(value).expand(shape[:-1])
+        density = value.new_full((), -shape[-1] * math.log(2 * math.pi))
+        return torch.where(inside, density, -torch.inf)

@@ -91,7 +91,7 @@ class MADE(Recorded):
     def weights(self) -> list[Tensor]:
         """The masked weights of every layer."""
         masks: Iterable[Any] = self._buffers.values()
-        return [w * mask for w, mask in zip(entries(self.layers.weights), masks)]
+        return [w * mask.to(w.dtype) for w, mask in zip(entries(self.layers.weights), masks)]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Maps features, with shape :math:`(D E, *)`, to outputs with shape :math:`(P, D, *)`."""

@@ -79,7 +79,7 @@ def test_log_prob_of_a_draw_is_that_of_its_value(name, conditional, float64):
     if not d.has_rsample:
         assert name == "mixture base"
         return
-    x = d.rsample((10,))
+    x = d(sample_shape=torch.Size([10]))  # as pyro.sample draws
     remembered = d.log_prob(x)
     assert remembered is d.log_prob(x)
     torch.testing.assert_close(remembered, d.log_prob(x.detach()), rtol=1e-8, atol=1e-8)
@@ -91,21 +91,30 @@ def test_a_remembered_draw_never_goes_stale(flow):
     d = flow()
     if not d.has_rsample:
         return
-    x = d.rsample((10,))
+    x = d(torch.Size([10]))
     before = d.log_prob(x)
     with torch.no_grad():
         x.mul_(0.5)
     assert d.log_prob(x) is not before
-    x = d.rsample((10,))
+    x = d(torch.Size([10]))
     before = d.log_prob(x)
     with torch.no_grad():
         for p in flow.parameters():
             p.add_(0.1)
         assert d.log_prob(x) is not before
     with torch.no_grad():
-        x = d.rsample((10,))
+        x = d(torch.Size([10]))
     x.requires_grad_()
     assert torch.autograd.grad(d.log_prob(x).sum(), x)[0].abs().sum() > 0
+
+
+def test_the_density_of_a_draw_by_hand_has_its_gradient(flow, float64):
+    d = flow.double()()
+    if not d.has_rsample:
+        return
+    x = d.rsample((10,))
+    (given,) = torch.autograd.grad((d.log_prob(x) - x.square().sum(-1)).sum(), x)
+    torch.testing.assert_close(given, d.score(x) - 2 * x.detach())
 
 
 def test_a_frozen_draw_has_a_score(flow):
@@ -201,7 +210,7 @@ def test_fit_trains(name):
 def test_copies_and_pickles_after_a_draw(conditional):
     context = torch.randn(5, C)
     d = conditional(context)
-    x = d.rsample() if d.has_rsample else d.sample()
+    x = d()
     expected = d.log_prob(x.detach())
     for thing in (conditional, d):
         for other in (copy.deepcopy(thing), pickle.loads(pickle.dumps(thing))):
@@ -407,6 +416,34 @@ def test_outside_the_support_is_minus_infinity(float64):
         assert (log_prob[:2] == -torch.inf).all()
         gradients = torch.autograd.grad(log_prob[2:].sum(), [x, *flow.parameters()])
         assert all(g.isfinite().all() for g in gradients)
+
+
+def test_a_base_on_part_of_the_line_bounds_the_flow():
+    affine = pg.transforms.Learned(pg.transforms.Affine, 2)
+    for base in (dist.Exponential(torch.ones(2)), dist.Gamma(torch.full((2,), 2.0), 1.0)):
+        flow = pg.distributions.Flow([affine], base.to_event(1))
+        x = torch.tensor([[-3.0, 1.0], [1.0, 2.0]])
+        assert torch.equal(flow().log_prob(x).isinf(), torch.tensor([True, False]))
+    simplex = pg.distributions.Flow(
+        [dist.transforms.StickBreakingTransform()], pg.distributions.StandardNormal(2)
+    )
+    assert simplex().log_prob(simplex().sample((4,))).isfinite().all()
+
+
+def test_a_base_that_is_a_flow_is_trained():
+    class Wrapped(pg.LazyDistribution):
+        density, objective = pg.Density.EXACT, None
+
+        def __init__(self):
+            super().__init__()
+            self.inner = pg.models.MAF(2)
+
+        def forward(self, context=None):
+            return self.inner()
+
+    flow = pg.distributions.Flow([pg.transforms.Coupling(2)], Wrapped())
+    flow().log_prob(torch.randn(5, 2)).sum().backward()
+    assert flow.base.inner.transforms[0].transform.network.layers.biases[-1].grad is not None
 
 
 def test_temperature_narrows_the_base():
