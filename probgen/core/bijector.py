@@ -177,7 +177,7 @@ class Elementwise(Bijector):
 
 def rows(phi: Tensor) -> list[Tensor]:
     """The slices along the leading axis, whose gradients are joined in the order of memory."""
-    if phi.ndim < 3 or phi.is_contiguous():
+    if phi.ndim < 3 or not torch.is_grad_enabled() or phi.is_contiguous():
         return list(phi.unbind())
     order = sorted(range(phi.ndim), key=phi.stride().__getitem__, reverse=True)
     place = order.index(0)
