@@ -76,9 +76,7 @@ class ReverseKL:
         if not q.has_rsample:
             raise ValueError(
                 f"Expected a distribution with `rsample`, since ReverseKL differentiates draws, "
-                f"got {type(q).__name__} on {type(q.base_dist).__name__}."
-                if hasattr(q, "base_dist")
-                else f"Expected a distribution with `rsample`, got {type(q).__name__}."
+                f"got a {type(q).__name__} without: its base is discrete or a mixture."
             )
         z = q.rsample(torch.Size([self.particles]))
         target = self.log_density(z) if context is None else self.log_density(z, context)
