@@ -32,4 +32,4 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) docs/_build docs/gallery docs/api/generated build *.egg-info
+	rm -rf $(VENV) docs/_build docs/gallery docs/api build *.egg-info

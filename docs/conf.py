@@ -1,12 +1,13 @@
 """Sphinx configuration. `sphinx-build -t fast` leaves out the tutorials, which take minutes."""
 
+import inspect
 import os
-import re
 from pathlib import Path
 
-from sphinx.util import inspect
+from sphinx.util import inspect as sphinx_inspect
 
 import probgen
+from probgen import core, training
 
 project = "probgen"
 author = "The probgen developers"
@@ -54,22 +55,66 @@ if os.environ.get("DOCS_INTERSPHINX") == "1":  # needs a network
     }
 
 
-def check_complete(app):
-    """Raises an error unless each public name is on the page of its kind."""
-    for page in Path(app.srcdir, "api").glob("*.rst"):
-        module = getattr(probgen, page.stem, None)
-        listed = set(re.findall(r"^   (?:~probgen\.core\.)?(\w+)$", page.read_text(), re.MULTILINE))
-        missing = sorted(set(getattr(module, "__all__", ())) - listed)
-        if missing:
-            raise ValueError(f"Expected all public names in {page.name}, found no {missing}.")
+def names(module, entries, toctree=True):
+    """A table of names of a module, each with a page of its own."""
+    options = "   :nosignatures:\n" + "   :toctree: generated\n" * toctree
+    lines = "".join(f"   {entry}\n" for entry in entries)
+    return f".. currentmodule:: {module}\n\n.. autosummary::\n{options}\n{lines}\n"
+
+
+def section(file):
+    """A heading for a file and its docstring."""
+    title = heading(file.rpartition(".")[2].replace("_", " ").capitalize(), "-")
+    return title + f".. automodule:: {file}\n   :no-index:\n\n"
+
+
+def heading(text, line):
+    return f"{text}\n{line * len(text)}\n\n"
+
+
+def write_api(app, config):
+    """Writes a page per module of `probgen.__all__`, from its own `__all__`.
+
+    Its sections are the files in which the names are defined, opened by their docstrings.
+    """
+    folder = Path(app.srcdir, "api")
+    folder.mkdir(exist_ok=True)
+    modules = [name for name in probgen.__all__ if inspect.ismodule(getattr(probgen, name))]
+    pages = {}
+    for name in modules:
+        module = getattr(probgen, name)
+        page = heading(name.capitalize(), "=") + f".. automodule:: {module.__name__}\n\n"
+        files = {}
+        for entry in module.__all__:
+            files.setdefault(getattr(module, entry).__module__, []).append(entry)
+        for file, entries in sorted(files.items()):
+            if file == module.__name__:
+                page += names(file, entries)
+            elif file.startswith(module.__name__):  # not what it imports from another one
+                page += section(file) + names(module.__name__, entries)
+        pages[name] = page
+    index = heading("API reference", "=") + (
+        "One page per kind of object. A section opens with the mathematics of its kind;\n"
+        ":doc:`../symbols` lists the letters.\n\n"
+        ".. toctree::\n   :maxdepth: 1\n\n"
+    )
+    index += "".join(f"   {name}\n" for name in modules)
+    objects = sorted(set(probgen.__all__) - set(modules))
+    kept = [f"~core.{name}" for name in objects if name in core.__all__]
+    index += "\n" + section("probgen.training") + names("probgen", training.__all__)
+    index += heading("From the core", "-") + names("probgen", kept, toctree=False)
+    for name, text in {**pages, "index": index}.items():
+        path = folder / f"{name}.rst"
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
 
 
 def signature_of_init(app, what, name, obj, options, signature, returns):
     """Shows the arguments of `__init__` for modules, whose `__new__` records them unseen."""
-    if what == "class" and issubclass(obj, probgen.core.Recorded):
-        init = inspect.signature(obj.__init__, bound_method=True)
+    if what == "class" and issubclass(obj, core.Recorded):
+        init = sphinx_inspect.signature(obj.__init__, bound_method=True)
         options = {"show_return_annotation": False, "unqualified_typehints": True}
-        return inspect.stringify_signature(init, **options), None
+        return sphinx_inspect.stringify_signature(init, **options), None
 
 
 def skip_aliases(app, what, name, obj, skip, options):
@@ -78,6 +123,6 @@ def skip_aliases(app, what, name, obj, skip, options):
 
 
 def setup(app):
-    app.connect("builder-inited", check_complete)
+    app.connect("config-inited", write_api)
     app.connect("autodoc-process-signature", signature_of_init)
     app.connect("autodoc-skip-member", skip_aliases)

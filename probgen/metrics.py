@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Estimate", "bits_per_dimension", "coverage", "rmse"]
+__all__ = ["Estimate", "bits_per_dimension", "coverage", "ranks", "rmse"]
 
 
 class Estimate(NamedTuple):
@@ -67,6 +67,37 @@ def coverage(draws: Tensor, truth: Tensor, level: float) -> float:
     low = torch.quantile(draws, (1 - level) / 2, dim=0)
     high = torch.quantile(draws, (1 + level) / 2, dim=0)
     return float(((low <= truth) & (truth <= high)).double().mean())
+
+
+def ranks(draws: Tensor, truth: Tensor) -> Tensor:
+    r"""The number of draws below the true value.
+
+    If draws and truth come from the same distribution, it is uniform over :math:`0, \ldots, S`.
+
+    References:
+        Talts et al., "Validating Bayesian inference algorithms with simulation-based calibration",
+        2018, https://arxiv.org/abs/1804.06788
+
+    Arguments:
+        draws: The draws, independent of each other, with shape :math:`(S, *)`.
+        truth: The true values, with shape :math:`(*)`.
+
+    Returns:
+        The ranks, integers with shape :math:`(*)`.
+
+    Raises:
+        ValueError: If the shapes do not match.
+
+    Example:
+        >>> ranks(torch.tensor([[1.0, 5.0], [2.0, 6.0], [3.0, 7.0]]), torch.tensor([2.5, 0.0]))
+        tensor([2, 0])
+    """
+    if draws.shape[1:] != truth.shape:
+        raise ValueError(
+            f"Expected draws with shape (S, *) and true values with shape (*), got "
+            f"{tuple(draws.shape)} and {tuple(truth.shape)}."
+        )
+    return (draws < truth).sum(0)
 
 
 def rmse(estimate: Tensor, truth: Tensor) -> float:
