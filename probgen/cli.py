@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import files, models
+from . import files, models, plots
 from .core import Density, LazyDistribution, load
 from .metrics import bits_per_dimension
 from .training import fit
@@ -22,6 +23,7 @@ from .training import fit
 __all__ = ["main"]
 
 RECIPES: dict[str, type[LazyDistribution]] = {n.lower(): getattr(models, n) for n in models.__all__}
+PANELS = 8  # columns in a picture
 SHAPED = ("features", "context")  # arguments that the data decide
 
 
@@ -60,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     )
     recipes = learn.add_subparsers(dest="recipe", required=True, metavar="model")
     for name, recipe in RECIPES.items():
-        summary = (inspect.getdoc(recipe) or "").split("\n")[0]
+        summary = plain((inspect.getdoc(recipe) or "").split("\n")[0])
         add_fit(command(recipes, name, summary, f"probgen fit {name} data.csv --out run"), recipe)
 
     draw = command(
@@ -73,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     draw.add_argument("--count", type=int, default=1000, help="how many draws")
     draw.add_argument("--out", required=True, help="the .npy or .csv file to write")
     draw.add_argument("--context", help="one context, as numbers with commas")
+    draw.add_argument("--picture", help="a .png or .pdf file to draw: all pairs of columns")
     draw.add_argument("--seed", type=int, default=0, help="the seed")
     draw.set_defaults(run=run_sample)
 
@@ -99,13 +102,24 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows those defaults that say something, and short names of values."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {int: "N", float: "NUMBER"}.get(action.type, "TEXT")  # type: ignore[call-overload]
+
+
 def command(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
     return commands.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:].rstrip(".") + ".",
         epilog=f"example: {example}",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
     )
 
 
@@ -121,19 +135,33 @@ def add_fit(options: argparse.ArgumentParser, recipe: type[LazyDistribution]) ->
     options.add_argument("--validation", type=float, help="the fraction to hold out")
     options.add_argument("--seed", type=int, default=0, help="the seed")
     options.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    own = options.add_argument_group("of the model")
+    own = options.add_argument_group("options of the model")
+    meaning = described(recipe)
     for name, parameter in inspect.signature(recipe.__init__).parameters.items():
         if name in ("self", *SHAPED):
             continue
+        kind: dict[str, Any] = {"type": type(parameter.default)}
+        if isinstance(parameter.default, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif isinstance(parameter.default, tuple):
+            kind = {"type": sizes, "metavar": "N,N"}
         flag = f"--{name.replace('_', '-')}"
-        default = parameter.default
-        if isinstance(default, bool):
-            own.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
-        elif isinstance(default, tuple):
-            own.add_argument(flag, type=sizes, default=default, metavar="N,N")
-        else:
-            own.add_argument(flag, type=int if default is None else type(default), default=default)
+        own.add_argument(flag, default=parameter.default, help=meaning[name], **kind)
     options.set_defaults(run=run_fit)
+
+
+def described(recipe: type) -> dict[str, str]:
+    """The meaning of each argument, from the docstring."""
+    text = (inspect.getdoc(recipe) or "").partition("Arguments:\n")[2]
+    block = text.partition("\n\n")[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", block, re.MULTILINE)
+    return {name: said[0].lower() + plain(said[1:]) for name, said in entries}
+
+
+def plain(text: str) -> str:
+    """Text without the marks of its markup, on one line, as help is shown."""
+    bare = re.sub(r":\w+:|[`~\\]", "", " ".join(text.split()))
+    return bare.replace("%", "%%").rstrip(".")
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -194,6 +222,11 @@ def run_sample(given: argparse.Namespace) -> None:
         draws = module(context).sample((given.count,))
     files.write(given.out, draws, record["columns"])
     print(f"{given.count} draws of {', '.join(record['columns'])} in {given.out}")
+    if given.picture is not None:
+        shown = record["columns"][:PANELS]
+        axs = plots.corner(draws[:, : len(shown)], names=shown)
+        axs[0, 0].figure.savefig(given.picture)
+        print(f"a picture of {', '.join(shown)} in {given.picture}")
 
 
 def run_score(given: argparse.Namespace) -> None:

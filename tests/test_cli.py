@@ -8,7 +8,7 @@ import torch
 
 import probgen as pg
 from probgen import demo, files
-from probgen.cli import RECIPES, main
+from probgen.cli import RECIPES, SHAPED, described, main
 
 
 def test_the_demonstration_runs_small(tmp_path, capsys):
@@ -172,3 +172,24 @@ def test_help_and_mistakes(capsys):
             main(arguments)
         assert stop.value.code == code
     assert "example: probgen demo" in capsys.readouterr().out
+
+
+def test_sample_draws_a_picture(table, capsys):
+    _, run = fit(table)
+    out, picture = table.parent / "draws.npy", table.parent / "corner.png"
+    assert main(["sample", run, "--out", str(out), "--picture", str(picture)]) == 0
+    assert picture.stat().st_size > 5000
+    assert f"a picture of height, weight, age in {picture}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_help_says_what_each_option_means(recipe, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", recipe, "--help"])
+    text = capsys.readouterr().out
+    meaning = described(RECIPES[recipe])
+    assert stop.value.code == 0
+    assert set(inspect.signature(RECIPES[recipe].__init__).parameters) - {"self"} == set(meaning)
+    assert all(said in text for name, said in meaning.items() if name not in SHAPED)
+    assert ":math:" not in text

@@ -116,7 +116,7 @@ def test_draws_and_truth_must_match(plot, exact):
 
 def test_residuals_state_their_spread():
     ax = pg.plots.residuals(torch.tensor([-1.0, 1.0, -1.0, 1.0]), 0.5)
-    assert ax.get_legend_handles_labels()[1] == ["noise", "residuals, sd 2.31"]
+    assert "residuals, sd 2.31" in ax.get_legend_handles_labels()[1]
 
 
 def test_the_given_axes_are_used(exact):
