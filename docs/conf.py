@@ -103,7 +103,9 @@ def write_api(app, config):
     kept = [f"~core.{name}" for name in objects if name in core.__all__]
     index += "\n" + section("probgen.training") + names("probgen", training.__all__)
     index += heading("From the core", "-") + names("probgen", kept, toctree=False)
-    for name, text in {**pages, "index": index}.items():
+    pages["index"] = index
+    config.autosummary_generate = [f"api/{name}.rst" for name in pages]  # also those just made
+    for name, text in pages.items():
         path = folder / f"{name}.rst"
         if not path.exists() or path.read_text() != text:
             path.write_text(text)

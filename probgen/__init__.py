@@ -4,6 +4,8 @@ from . import (
     core,
     datasets,
     distributions,
+    inference,
+    mcmc,
     metrics,
     models,
     networks,
@@ -12,6 +14,7 @@ from . import (
     transforms,
 )
 from .core import CheckpointError, Density, LazyDistribution, LazyTransform, load, sample
+from .inference import posterior
 from .training import History, fit
 
 __version__ = "0.1.0"
@@ -26,12 +29,15 @@ __all__ = [
     "datasets",
     "distributions",
     "fit",
+    "inference",
     "load",
+    "mcmc",
     "metrics",
     "models",
     "networks",
     "objectives",
     "plots",
+    "posterior",
     "sample",
     "transforms",
 ]

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .core import LazyDistribution
+from .core.processes import mix
 
-__all__ = ["Batches", "mix", "span"]
+__all__ = ["Batches", "span"]
 
 
 class Batches:
@@ -198,11 +198,6 @@ def pair(item: Any) -> tuple[Any, Any]:
 
 def span(x: Tensor) -> str:
     return f"[{float(x.min()):.4g}, {float(x.max()):.4g}]"
-
-
-def mix(*numbers: int) -> int:
-    """One seed from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def generator(seed: int) -> torch.Generator:

@@ -10,7 +10,6 @@ from the seed, the step and the process. So a run that was killed goes on exactl
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
 import time
@@ -26,9 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
 from tqdm.auto import tqdm
 
-from .batches import Batches, mix, span
+from .batches import Batches, span
 from .core import LazyDistribution
 from .core.checkpoint import Encoder, read, write
+from .core.processes import agree, join, mix, seed_of
 
 __all__ = ["History", "fit"]
 
@@ -141,10 +141,10 @@ def fit(
         >>> history.losses[-1] < history.losses[0] + 1
         True
     """
-    rank, world, device = processes(module, device)
+    rank, world, device = join(device, next(module.parameters()).device)
     module.to(device)
     if seed is None:
-        seed = earlier_seed(checkpoint)
+        seed = seed_of(Path(checkpoint) / "training" if checkpoint is not None else None)
     seed = agree(seed, world, device)
     loss = Loss(module, objective or module.objective)
     source = Batches.of(module, data, context, weights, batch_size, device, seed)
@@ -406,38 +406,6 @@ def rate(schedule: str | Callable[[float], float] | None, step: int, total: int)
     if schedule == "cosine":
         return (1 + math.cos(math.pi * step / total)) / 2
     raise ValueError(f"Expected `schedule` to be a function or 'cosine', got {schedule!r}.")
-
-
-def processes(
-    module: nn.Module, device: str | torch.device | None
-) -> tuple[int, int, torch.device]:
-    """The rank, the number of processes and the device, joining the group under torchrun."""
-    torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ
-    if device is None and torchrun and torch.cuda.is_available():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    place = torch.device(device) if device is not None else next(module.parameters()).device
-    if torchrun and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
-        atexit.register(torch.distributed.destroy_process_group)
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 0, 1, place
-    return torch.distributed.get_rank(), torch.distributed.get_world_size(), place
-
-
-def earlier_seed(checkpoint: str | os.PathLike[str] | None) -> int:
-    """The seed of the run in a folder, else a new one from torch's generator."""
-    if checkpoint is not None and (Path(checkpoint) / "training" / "model.json").is_file():
-        return int(read(Path(checkpoint) / "training")[1]["seed"])
-    return int(torch.randint(2**31, ()))
-
-
-def agree(number: int, world: int, device: torch.device) -> int:
-    """The first process's number."""
-    if world == 1:
-        return number
-    shared = torch.tensor([number], device=device)
-    torch.distributed.broadcast(shared, 0)
-    return int(shared)
 
 
 def average(value: Tensor, world: int) -> Tensor:

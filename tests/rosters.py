@@ -4,6 +4,7 @@ import torch
 from pyro import distributions as dist
 
 import probgen as pg
+from probgen import mcmc
 from probgen import transforms as t
 from probgen.core import as_lazy_transform
 
@@ -115,3 +116,30 @@ def context_of(module, *batch):
 def interior(support, *shape, scale=1.0):
     """Values inside a support."""
     return torch.distributions.biject_to(support)(scale * torch.randn(*shape))
+
+
+# Kernels that leave a density invariant, for a target of three features with scales near 1.
+SCALES = torch.tensor([1.0, 0.7, 1.3], dtype=torch.double)
+FACTOR = torch.tensor([[1.0, 0, 0], [0.5, 0.9, 0], [-0.3, 0.1, 0.6]], dtype=torch.double)
+KERNELS = {
+    "metropolis": lambda: mcmc.Metropolis(0.7),
+    "metropolis, scaled": lambda: mcmc.Metropolis(0.7, SCALES),
+    "metropolis, dense": lambda: mcmc.Metropolis(0.9, FACTOR),
+    "mala": lambda: mcmc.MALA(0.15),
+    "mala, scaled": lambda: mcmc.MALA(0.15, SCALES),
+    "mala, dense": lambda: mcmc.MALA(0.3, FACTOR),
+    "hmc": lambda: mcmc.HMC(0.4, 3),
+    "hmc, scaled": lambda: mcmc.HMC(0.4, 3, SCALES),
+    "hmc, dense": lambda: mcmc.HMC(0.6, 3, FACTOR),
+    "chees": lambda: mcmc.ChEES(0.4, 0.8),
+    "chees, dense": lambda: mcmc.ChEES(0.6, 1.2, FACTOR),
+    "elliptical": lambda: mcmc.EllipticalSlice(),
+    "elliptical, scaled": lambda: mcmc.EllipticalSlice(scale=2 * SCALES),
+}
+# Kernels that are biased, and take a score alone.
+UNADJUSTED = {
+    "ula": lambda: mcmc.ULA(0.02),
+    "ula, scaled": lambda: mcmc.ULA(0.02, SCALES),
+    "ula, dense": lambda: mcmc.ULA(0.02, FACTOR),
+    "sgld": lambda: mcmc.SGLD(0.02, decay=0.3),
+}

@@ -1,0 +1,55 @@
+"""Several processes as one group, and seeds that follow from numbers."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+
+from .checkpoint import read
+
+__all__ = ["agree", "join", "mix", "seed_of"]
+
+
+def join(device: str | torch.device | None, own: torch.device) -> tuple[int, int, torch.device]:
+    """The rank, the number of processes and the device, joining the group under torchrun.
+
+    Arguments:
+        device: The device asked for, if any.
+        own: The device used otherwise, except under torchrun with GPUs, where each process has one.
+    """
+    torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ
+    if device is None and torchrun and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    place = torch.device(device) if device is not None else own
+    if torchrun and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        atexit.register(torch.distributed.destroy_process_group)
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1, place
+    return torch.distributed.get_rank(), torch.distributed.get_world_size(), place
+
+
+def agree(number: int, world: int, device: torch.device) -> int:
+    """The first process's number."""
+    if world == 1:
+        return number
+    shared = torch.tensor([number], device=device)
+    torch.distributed.broadcast(shared, 0)
+    return int(shared)
+
+
+def mix(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_of(folder: str | os.PathLike[str] | None) -> int:
+    """The seed of the run in a folder, else a new one from torch's generator."""
+    if folder is not None and (Path(folder) / "model.json").is_file():
+        return int(read(folder)[1]["seed"])
+    return int(torch.randint(2**31, ()))

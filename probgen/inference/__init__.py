@@ -1,0 +1,5 @@
+"""Inference with learned parts."""
+
+from .posterior import Posterior, posterior
+
+__all__ = ["Posterior", "posterior"]

@@ -1,0 +1,216 @@
+"""Draws of many chains, and what can be said of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer import Predictive
+from torch import Tensor
+
+from ..core.checkpoint import read, write
+from . import diagnostics
+
+__all__ = ["Draws", "Summary"]
+
+ROWS = 40  # of a summary that are printed
+
+
+class Row(NamedTuple):
+    """What is said of one number."""
+
+    name: str
+    mean: float
+    sd: float
+    low: float
+    median: float
+    high: float
+    mcse: float
+    ess_bulk: float
+    ess_tail: float
+    rhat: float
+
+
+class Summary(NamedTuple):
+    """A table of numbers per element of each site, which prints itself.
+
+    Arguments:
+        rows: The rows: mean, standard deviation, quantiles of 5, 50 and 95 %, the standard error
+            of the mean, bulk and tail effective sample size, and R-hat.
+        notes: What else a reader has to know.
+    """
+
+    rows: list[Row]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        width = max(len(row.name) for row in self.rows)
+        names = ("mean", "sd", "5 %", "50 %", "95 %", "mcse", "ess", "tail ess", "r-hat")
+        lines = [" " * width + "".join(f"{name:>10}" for name in names)]
+        for row in self.rows[:ROWS]:
+            numbers = "".join(f"{value:10.4g}" for value in row[1:7])
+            lines.append(f"{row.name:{width}}{numbers}{row[7]:10.0f}{row[8]:10.0f}{row[9]:10.3f}")
+        if len(self.rows) > ROWS:
+            lines.append(f"and {len(self.rows) - ROWS} more")
+        return "\n".join(lines + self.notes)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of many chains.
+
+    Attributes:
+        samples: For each site, values with shape `(chains, draws, *event)`; of a log density that
+            is no Pyro model, under the name `"x"`.
+        stats: For each draw, with shape `(chains, draws)`: `"log_density"`, `"acceptance"`,
+            `"diverged"`, and the number of `"steps"` of the trajectory that led to it.
+        latent: The sites that are latent, not deterministic.
+        moved: The sites that were sampled in the base of a flow.
+        superchains: The number of groups of chains that started at one point, if any.
+        kernel: The kernel as adapted.
+        seconds: How long the run took.
+    """
+
+    samples: dict[str, Tensor]
+    stats: dict[str, Tensor]
+    latent: list[str]
+    moved: list[str]
+    superchains: int | None = None
+    kernel: Any = None
+    seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        chains, draws = next(iter(self.samples.values())).shape[:2]
+        return f"Draws of {', '.join(self.samples)}: {chains} chains, {draws} draws each"
+
+    def ess(self, kind: str = "bulk") -> dict[str, Tensor]:
+        """The effective sample size of each element of each site.
+
+        Arguments:
+            kind: `"bulk"` or `"tail"`.
+        """
+        if kind not in ("bulk", "tail"):
+            raise ValueError(f"Expected `kind` 'bulk' or 'tail', got {kind!r}.")
+        measure = diagnostics.ess if kind == "bulk" else diagnostics.ess_tail
+        return {name: measure(x) for name, x in self.samples.items()}
+
+    def rhat(self) -> dict[str, Tensor]:
+        """The rank-normalised split R-hat of each element of each site."""
+        return {name: diagnostics.rhat(x) for name, x in self.samples.items()}
+
+    def nested_rhat(self) -> dict[str, Tensor]:
+        """The nested R-hat of each element of each site, for chains in superchains.
+
+        Raises:
+            ValueError: If the run had no superchains.
+        """
+        if self.superchains is None:
+            raise ValueError("Expected a run with `superchains`, got one without.")
+        groups = self.superchains
+        return {name: diagnostics.nested_rhat(x, groups) for name, x in self.samples.items()}
+
+    def summary(self) -> Summary:
+        """A table of all sites."""
+        rows = []
+        for name, x in self.samples.items():
+            shape = x.shape[2:]
+            flat = x.double().reshape(*x.shape[:2], -1)
+            pooled = flat.flatten(0, 1)
+            columns = [pooled.mean(0), pooled.std(0)]
+            columns += [diagnostics.quantile(pooled, q) for q in (0.05, 0.5, 0.95)]
+            columns += [diagnostics.mcse(flat), diagnostics.ess(flat), diagnostics.ess_tail(flat)]
+            table = torch.stack([*columns, diagnostics.rhat(flat)], 1).tolist()
+            for index, row in zip(names(shape), table, strict=True):
+                rows.append(Row(f"{name}{index}", *row))
+        return Summary(rows, self.notes())
+
+    def notes(self) -> list[str]:
+        """What else a reader has to know."""
+        diverged = self.stats["diverged"]
+        notes = []
+        if bool(diverged.any()):
+            chains = int(diverged.any(1).sum())
+            notes.append(
+                f"{int(diverged.sum())} of {diverged.numel()} proposals diverged, in {chains} of "
+                f"{len(diverged)} chains: draws may miss where the density is steep."
+            )
+        if self.moved:
+            notes.append(f"sampled in the base of their flow: {', '.join(self.moved)}")
+        return notes
+
+    def flat(self) -> dict[str, Tensor]:
+        """All draws of all chains, with shape `(chains * draws, *event)`."""
+        return {name: x.flatten(0, 1) for name, x in self.samples.items()}
+
+    def predictive(
+        self, model: Callable[..., Any], *args: Any, draws: int | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Draws from a model given the draws of its latent sites.
+
+        Arguments:
+            model: The Pyro model.
+            args: Its arguments, without the data that are to be predicted.
+            draws: How many, spread evenly over all chains and draws; all by default.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            Values of the other sites, with shape `(draws, *event)`.
+        """
+        values = {name: self.flat()[name] for name in self.latent}
+        count = len(next(iter(values.values())))
+        if draws is not None:
+            chosen = torch.linspace(0, count - 1, min(draws, count)).round().long()
+            values = {name: value[chosen] for name, value in values.items()}
+        return Predictive(model, values)(*args, **kwargs)
+
+    def to_arviz(self) -> Any:
+        """The draws as an `InferenceData` of ArviZ.
+
+        Raises:
+            ImportError: If ArviZ is not installed.
+        """
+        try:
+            import arviz
+        except ImportError:
+            raise ImportError(
+                'Expected ArviZ, which is not installed. Try: pip install "probgen[arviz]"'
+            ) from None
+        posterior = {name: x.cpu().numpy() for name, x in self.samples.items()}
+        other = {"log_density": "lp", "acceptance": "acceptance_rate", "diverged": "diverging"}
+        stats = {other.get(n, n): x.cpu().numpy() for n, x in self.stats.items()}
+        return arviz.from_dict(posterior=posterior, sample_stats=stats)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Saves the draws to a folder, which :meth:`load` reads."""
+        tensors = {f"samples.{name}": x for name, x in self.samples.items()}
+        tensors |= {f"stats.{name}": x for name, x in self.stats.items()}
+        content = {
+            "latent": self.latent,
+            "moved": self.moved,
+            "superchains": self.superchains,
+            "seconds": self.seconds,
+            "sites": list(self.samples),
+        }
+        write(path, tensors, content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Draws:
+        """Reads draws that :meth:`save` wrote; the kernel is not among them."""
+        tensors, content = read(path)
+        if "sites" not in content:
+            raise ValueError(f"Expected draws in {path}, found another checkpoint.")
+        samples = {name: tensors[f"samples.{name}"] for name in content["sites"]}
+        stats = {n[6:]: x for n, x in tensors.items() if n.startswith("stats.")}
+        said = {key: content[key] for key in ("latent", "moved", "superchains", "seconds")}
+        return cls(samples, stats, **said)
+
+
+def names(shape: torch.Size) -> list[str]:
+    """The index of each element, in brackets."""
+    if not shape:
+        return [""]
+    indices = torch.cartesian_prod(*(torch.arange(n) for n in shape)).reshape(-1, len(shape))
+    return [f"[{', '.join(map(str, index))}]" for index in indices.tolist()]

@@ -1,0 +1,664 @@
+r"""The log density of a Pyro model, for many chains at once.
+
+A model states sites :math:`x_1, x_2, \dots` with supports, and data :math:`y`. With a bijection
+:math:`T_k` from the real vectors onto the support of :math:`x_k`, all sites together are one vector
+:math:`u` of :math:`D` real numbers, whose density is
+
+.. math:: \log \pi(u) = \log p(x, y) + \sum_k \log | \det \partial T_k / \partial u_k |,
+    \qquad x_k = T_k(u_k).
+
+The support of a site may depend on sites before it. The model is run as it stands, for one chain;
+`torch.func.vmap` runs it for all of them, and the operations of the gradient are recorded
+(:mod:`probgen.mcmc.tracing`). This file and `pyro_kernel` alone know Pyro's internals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from opt_einsum import shared_intermediates
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import config_enumerate
+from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.infer.reparam import TransformReparam
+from pyro.ops.contract import contract_to_tensor
+from pyro.ops.rings import LogRing
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import Transform, TransformedDistribution, biject_to
+
+from ..core import Density
+from .tracing import record
+
+__all__ = ["Potential", "potential"]
+
+RADIUS = 2.0  # of the uniform initial points, as in Stan
+TRIES = 100  # of initial points for a chain
+
+
+class Site(NamedTuple):
+    """Where a site's numbers are in the vector."""
+
+    start: int
+    stop: int
+    shape: torch.Size  # of the unconstrained value
+
+
+class Place(Messenger):
+    """Runs a model at a point, and sums the log densities of its sites.
+
+    Arguments:
+        u: The point, with shape :math:`(D)`; without it each site draws its own numbers, from its
+            prior or uniformly, which are then found in `parts`.
+        prior: Whether a site without numbers draws from its prior.
+        values: Constrained values by name, from which numbers follow.
+        layout: Where the numbers of each site are; required with `u`.
+        marginal: Whether log densities are left to the caller, who sums discrete sites out.
+    """
+
+    def __init__(
+        self,
+        u: Tensor | None = None,
+        *,
+        prior: bool = False,
+        values: dict[str, Tensor] | None = None,
+        layout: dict[str, Site] | None = None,
+        marginal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.marginal = marginal
+        self.u, self.prior, self.given, self.layout = u, prior, values or {}, layout
+        self.parts: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}  # of latent and deterministic sites
+        self.terms: dict[str, Tensor] = {}  # log densities, with the Jacobian's
+        self.latent: list[str] = []
+        self.discrete: list[str] = []
+        self.learned: list[str] = []
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        fn, name = msg["fn"], msg["name"]
+        if isinstance(fn, _Subsample):
+            return
+        check_site(msg)
+        if msg["is_observed"]:
+            return
+        if fn.has_enumerate_support:
+            self.discrete.append(name)
+            return
+        transform = bijection(name, fn)
+        if self.u is not None:
+            where = self.find(name, transform.inverse_shape(fn.shape()))
+            u = self.u[where.start : where.stop].reshape(where.shape)
+            x = transform(u)
+        elif name in self.given:
+            x = self.given[name]
+            u = transform.inv(x)
+        elif self.prior:
+            x = fn()
+            u = transform.inv(x)
+        else:
+            u = uniform(fn, transform)
+            x = transform(u)
+        self.parts[name] = u
+        msg["value"], msg["done"] = x, True
+        ladj = transform.log_abs_det_jacobian(u, x)
+        self.terms[name] = ladj.sum()
+        self.latent.append(name)
+        msg["infer"] = {**(msg["infer"] or {}), "_placed": True}
+
+    def _pyro_param(self, msg: dict[str, Any]) -> None:
+        """Reads a parameter, without the store's own bookkeeping, which `vmap` does not take."""
+        name, *rest = msg["args"]
+        store = pyro.get_param_store()
+        if name in store and rest and isinstance(rest[0], Tensor):
+            msg["value"], msg["done"] = store[name], True
+
+    def find(self, name: str, shape: torch.Size) -> Site:
+        """Where a site's numbers are.
+
+        Raises:
+            ValueError: If the model's structure has changed.
+        """
+        where = self.layout.get(name) if self.layout is not None else None
+        enumerated = bool(self.discrete)  # a site after one has the shape of all its values
+        if where is None or (where.shape != shape and not enumerated):
+            found = "no such site" if where is None else f"the shape {tuple(where.shape)}"
+            raise ValueError(
+                f"Expected the same sites and shapes in every run of the model, got {name!r} with "
+                f"{tuple(shape)}, after {found}. Inference needs a fixed structure."
+            )
+        return where
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        fn, name = msg["fn"], msg["name"]
+        if isinstance(fn, _Subsample):
+            return
+        infer = msg["infer"] or {}
+        if infer.get("_placed"):
+            self.values[name] = msg["value"]
+        elif infer.get("_deterministic") or f"{name}_base" in self.latent:
+            self.values[name] = msg["value"]
+            return
+        if name in self.discrete or self.marginal:
+            return
+        try:
+            log_prob = fn.log_prob(msg["value"])
+        except (ValueError, NotImplementedError) as error:
+            raise ValueError(f"Expected a log density at site {name!r}: {error}") from error
+        log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        self.terms[name] = self.terms[name] + log_prob if name in self.terms else log_prob
+        if infer.get("learned") is not None:
+            self.learned.append(name)
+
+
+class Enumerate(EnumMessenger):
+    """Enumerates discrete sites, under `vmap` too."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if isinstance(value, Tensor):  # of which only the shape is read, by way of `.data`
+            msg = {**msg, "value": torch.zeros(()).expand(value.shape)}
+        super()._pyro_post_sample(msg)
+
+
+class LogSums(LogRing):
+    """Sums of products of log densities, in operations that `vmap` takes."""
+
+    _backend = "probgen.mcmc.log_einsum"
+
+
+class Marginal(TraceEinsumEvaluator):
+    """The log density of a trace whose discrete sites are summed out."""
+
+    def log_prob(self, model_trace: Any) -> Tensor:
+        factors = self._get_log_factors(model_trace)
+        with shared_intermediates() as cache:
+            ring = LogSums(cache=cache)
+            return contract_to_tensor(factors, self._enum_dims, cache=cache, ring=ring)
+
+
+def check_site(msg: dict[str, Any]) -> None:
+    """Refuses what would be silently wrong."""
+    fn, name = msg["fn"], msg["name"]
+    for frame in msg["cond_indep_stack"]:
+        if frame.full_size is not None and frame.full_size != frame.size:
+            raise ValueError(
+                f"Expected all data in plate {frame.name!r}, got {frame.size} of "
+                f"{frame.full_size}. A density of a subsample is not the posterior's; SGLD with "
+                f"probgen.mcmc.minibatch takes mini-batches."
+            )
+    density = getattr(fn, "density", Density.EXACT)
+    if density is Density.BOUND:
+        raise ValueError(
+            f"Expected a density at site {name!r}, got a stochastic bound, which has no fixed "
+            f"value for a kernel to test. State its latent variables as sites, or use SVI."
+        )
+    if density is Density.PUSHFORWARD:
+        raise ValueError(
+            f"Expected a density at site {name!r}, got a sampler without one. State its base as a "
+            f"site, as pg.sample does."
+        )
+
+
+def bijection(name: str, fn: Any) -> Transform:
+    """The bijection from real vectors onto a site's support."""
+    try:
+        return biject_to(fn.support)
+    except NotImplementedError:
+        kind = "discrete and cannot be enumerated" if fn.support.is_discrete else str(fn.support)
+        raise ValueError(
+            f"Expected a support with a bijection from real vectors at site {name!r}, got one "
+            f"that is {kind}. Reparameterise the site, or marginalise it by hand."
+        ) from None
+
+
+def uniform(fn: Any, transform: Transform) -> Tensor:
+    """Numbers in -2 to 2, of the dtype and on the device of a site."""
+    shape = transform.inverse_shape(fn.shape())
+    try:
+        with torch.no_grad():
+            like = fn.sample()
+    except NotImplementedError:  # an improper law
+        like = torch.empty(())
+    return torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(-RADIUS, RADIUS)
+
+
+def to_base(msg: dict[str, Any]) -> TransformReparam | None:
+    """Moves a latent site with a frozen flow to the flow's base."""
+    learned = (msg["infer"] or {}).get("learned") == "frozen"
+    fn = msg["fn"]
+    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+        fn = fn.base_dist
+    movable = learned and not msg["is_observed"] and isinstance(fn, TransformedDistribution)
+    return TransformReparam() if movable else None
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Without validation, whose setting is put back."""
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*performance drop.*")
+        yield
+
+
+class Part:
+    """A log density, or a part of one, of all chains.
+
+    Arguments:
+        potential: The log density it is of.
+        kind: A name for it.
+        function: The part, of one chain.
+    """
+
+    def __init__(
+        self, potential: Potential, kind: str, function: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.potential, self.kind, self.function = potential, kind, function
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Its values at positions with shape :math:`(C, D)`, with shape :math:`(C)`."""
+        self.potential.check_shape(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            with unchecked():
+                return self.potential.map(self.function, x)
+        return self.potential.evaluate(self.kind, self.function, x)
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Its values and gradients at positions with shape :math:`(C, D)`."""
+        self.potential.check_shape(x)
+        both = torch.func.grad_and_value(self.function)
+        gradient, value = self.potential.evaluate(f"{self.kind}'", both, x)
+        return value, gradient
+
+
+class Potential:
+    r"""The log density of a Pyro model's latent sites, as one real vector, for many chains.
+
+    :func:`potential` makes it. It is a snapshot: it does not see parameters and data that change
+    later.
+
+    Arguments:
+        model: The model, a function without arguments.
+        found: A run of it.
+        nesting: The greatest number of nested plates.
+        compile: Whether to record operations.
+
+    Attributes:
+        size: The number :math:`D` of real numbers.
+        log_prior: The log density of the latent sites, a function like this one.
+        log_likelihood: That of the observed sites.
+        moved: The sites that were moved to the base of their flow.
+    """
+
+    def __init__(
+        self, model: Callable[[], Any], found: Place, nesting: int, compile: bool = True
+    ) -> None:
+        self.model, self.nesting, self.compile = model, nesting, compile
+        self.layout, at = {}, 0
+        for name, part in found.parts.items():
+            self.layout[name] = Site(at, at + part.numel(), part.shape)
+            at += part.numel()
+        self.size = at
+        self.discrete = list(found.discrete)
+        self.moved = [
+            name.removesuffix("_base")
+            for name in self.layout
+            if name.endswith("_base") and name.removesuffix("_base") in found.values
+        ]
+        like = torch.cat([part.detach().reshape(-1) for part in found.parts.values()])
+        self.dtype, self.device = like.dtype, like.device
+        self.recorded: dict[Any, Callable[[Tensor], Any]] = {}
+        self.batched = True
+        self.whole = Part(self, "total", self.total)
+        self.log_prior = Part(self, "prior", lambda u: self.both(u)[0])
+        self.log_likelihood = Part(self, "likelihood", lambda u: self.both(u)[1])
+        self.check(like)
+
+    def check(self, u: Tensor) -> None:
+        """Finds out if `vmap` takes the model, and gives what a run of one chain gives.
+
+        Raises:
+            ValueError: If the model draws random numbers outside its sites.
+        """
+        points = torch.stack([u, u + 0.1 * torch.rand_like(u)])
+        with unchecked(), torch.no_grad():
+            single = [self.total(point) for point in points]
+            if not torch.equal(
+                torch.nan_to_num(single[1]), torch.nan_to_num(self.total(points[1]))
+            ):
+                raise ValueError(
+                    "Expected a model that gives one log density at one point, got two. It draws "
+                    "random numbers, or keeps state, outside its sample sites."
+                )
+        try:
+            with unchecked():
+                _, value = torch.func.vmap(torch.func.grad_and_value(self.total))(points)
+            same = torch.allclose(value, torch.stack(single), rtol=1e-3, atol=1e-3, equal_nan=True)
+            reason = "" if same else "its values there differ from those of one chain"
+        except (RuntimeError, NotImplementedError) as error:
+            reason = str(error).strip().split("\n")[0]
+        if reason:
+            self.batched = False
+            warnings.warn(
+                f"torch.func.vmap does not take this model, so chains are evaluated one after the "
+                f"other, which is slow: {reason}",
+                stacklevel=4,
+            )
+
+    def run(self, place: Place) -> Tensor:
+        """Runs the model, and returns its log density."""
+        if not self.discrete:
+            with place:
+                self.model()
+            return sum_of(place.terms.values())
+        with place, Enumerate(first_available_dim=-1 - self.nesting):
+            trace = poutine.trace(config_enumerate(self.model)).get_trace()
+        jacobian = sum_of(place.terms.values())
+        return jacobian + Marginal(trace, True, self.nesting).log_prob(trace)
+
+    def at(self, u: Tensor) -> Place:
+        """A run of the model at one point."""
+        return Place(u, layout=self.layout, marginal=bool(self.discrete))
+
+    def total(self, u: Tensor) -> Tensor:
+        """The log density of one chain."""
+        return self.run(self.at(u))
+
+    def both(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The log density of the latent sites of one chain, and of the observed ones."""
+        place = self.at(u)
+        self.run(place)
+        if self.discrete:
+            raise ValueError(
+                f"Expected a model without discrete sites, got {', '.join(self.discrete)}: a "
+                f"marginal likelihood over them does not split into prior and likelihood."
+            )
+        prior = sum_of(place.terms[name] for name in place.latent)
+        rest = sum_of(term for name, term in place.terms.items() if name not in place.latent)
+        return prior, rest if isinstance(rest, Tensor) else prior * 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        r"""The log density :math:`\log \pi(u)` at positions with shape :math:`(C, D)`."""
+        return self.whole(x)
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The log density and its gradient at positions with shape :math:`(C, D)`."""
+        return self.whole.value_and_gradient(x)
+
+    def evaluate(self, kind: str, function: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """A function of one chain for all chains, recorded if it can be."""
+        key = (kind, x.shape, x.dtype, x.device)
+        if key not in self.recorded:
+            self.recorded[key] = self.prepare(function, x.detach())
+        with torch.no_grad():
+            return self.recorded[key](x)
+
+    def prepare(self, function: Callable[[Tensor], Any], x: Tensor) -> Callable[[Tensor], Any]:
+        def plain(x: Tensor) -> Any:
+            with unchecked():
+                return self.map(function, x)
+
+        if not self.compile or not self.batched or x.device.type == "meta":
+            return plain
+        try:
+            with unchecked(), torch.no_grad():
+                batched = torch.func.vmap(function)
+                recorded = record(batched, x)
+                other = x + 0.1 * torch.rand_like(x)
+                pairs = zip(leaves(batched(other)), leaves(recorded(other)), strict=True)
+                same = all(torch.allclose(a, b, rtol=1e-4, equal_nan=True) for a, b in pairs)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, KeyError):
+            return plain  # recording is only a shorter way to the same numbers
+        return recorded if same else plain
+
+    def map(self, function: Callable[[Tensor], Any], x: Tensor, chunk: int | None = None) -> Any:
+        """A function of one chain, of each chain."""
+        if self.batched:
+            randomness = "different" if self.discrete else "error"
+            return torch.func.vmap(function, chunk_size=chunk, randomness=randomness)(x)
+        results = [function(u) for u in x]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results)
+        if isinstance(results[0], dict):
+            return {name: torch.stack([r[name] for r in results]) for name in results[0]}
+        return tuple(torch.stack(parts) for parts in zip(*results))
+
+    def check_shape(self, x: Tensor) -> None:
+        if x.ndim != 2 or x.shape[1] != self.size:
+            raise ValueError(
+                f"Expected positions with shape (chains, {self.size}), got {tuple(x.shape)}."
+            )
+
+    def values(self, u: Tensor) -> dict[str, Tensor]:
+        """The values of all sites of one chain."""
+        place = Place(u, layout=self.layout)
+        with place:
+            self.model()
+        base = {f"{name}_base" for name in self.moved}
+        kept = set(place.values) - base
+        if self.discrete:  # what follows from a discrete site is not a value but a law
+            kept &= set(self.layout) | set(self.moved)
+        return {name: value for name, value in place.values.items() if name in kept}
+
+    def unravel(self, x: Tensor) -> dict[str, Tensor]:
+        """The values of all sites, constrained to their supports.
+
+        A site that was moved to the base of a flow has its own values here, not those of the base.
+
+        Arguments:
+            x: Positions, with shape :math:`(*, D)`.
+
+        Returns:
+            For each latent and deterministic site, values with shape :math:`(*, *event)`.
+        """
+
+        batch = x.shape[:-1]
+        with unchecked(), torch.no_grad():
+            found = self.map(self.values, x.reshape(-1, self.size), chunk=8192)
+        return {name: value.reshape(batch + value.shape[1:]) for name, value in found.items()}
+
+    def draw(self, chains: int, **options: Any) -> Tensor:
+        """Points from the prior, from given values, or uniform ones, with shape :math:`(C, D)`."""
+
+        def point(given: dict[str, Tensor]) -> Tensor:
+            place = Place(values=given, **options)
+            with place:
+                self.model()
+            return torch.cat([place.parts[name].reshape(-1) for name in self.layout])
+
+        given = options.pop("values", {})
+        with unchecked(), torch.no_grad():
+            if self.batched:
+                with contextlib.suppress(RuntimeError, NotImplementedError):
+                    return torch.func.vmap(point, randomness="different")(
+                        {"": torch.zeros(chains, device=self.device), **given}
+                    )
+            rows = ({name: value[k] for name, value in given.items()} for k in range(chains))
+            return torch.stack([point(row) for row in rows])
+
+    def initial(self, how: str | dict[str, Tensor] = "uniform", chains: int = 1) -> Tensor:
+        """Initial points at which the log density and its gradient are finite.
+
+        Arguments:
+            how: `"uniform"`, in -2 to 2 in the real vector; `"prior"`, draws from it; `"median"`,
+                of 15 draws from the prior for each chain; `"importance"`, draws from the prior,
+                20 for each chain, resampled by their likelihood; or values by name, with the shape
+                of the site or with chains before it, the other sites being uniform.
+            chains: The number of chains.
+
+        Returns:
+            Points with shape :math:`(C, D)`.
+
+        Raises:
+            ValueError: If a chain finds no such point in 100 tries, with the site and its value.
+        """
+        if chains < 1:
+            raise ValueError(f"Expected at least one chain, got {chains}.")
+        draws = self.guess(how, chains)
+        for _ in range(TRIES):
+            value, gradient = self.value_and_gradient(draws)
+            bad = ~(torch.isfinite(value) & torch.isfinite(gradient).all(-1))
+            if not bool(bad.any()):
+                return draws
+            again = self.guess(how, chains)
+            if torch.equal(again[bad], draws[bad]):  # all sites are given
+                break
+            draws = torch.where(bad[:, None], again, draws)
+        raise ValueError(self.explain(draws[bad.nonzero()[0, 0]]))
+
+    def guess(self, how: str | dict[str, Tensor], chains: int) -> Tensor:
+        if isinstance(how, dict):
+            return self.draw(chains, values=self.given(how, chains))
+        if how == "uniform":
+            return self.draw(chains)
+        if how == "prior":
+            return self.draw(chains, prior=True)
+        if how == "median":
+            return self.draw(15 * chains, prior=True).reshape(15, chains, -1).median(0).values
+        if how == "importance":
+            many = self.draw(20 * chains, prior=True)
+            weight = torch.nan_to_num(self.log_likelihood(many), nan=-torch.inf).softmax(0)
+            if not bool(torch.isfinite(weight).all()):
+                return many[:chains]
+            return many[torch.multinomial(weight, chains, replacement=True)]
+        raise ValueError(
+            f"Expected 'uniform', 'prior', 'median', 'importance' or values by name as initial "
+            f"points, got {how!r}."
+        )
+
+    def given(self, values: dict[str, Tensor], chains: int) -> dict[str, Tensor]:
+        """The given values, with chains before their shape."""
+        shapes = {name: value.shape[1:] for name, value in self.draw_values(1).items()}
+        unknown = sorted(set(values) - set(shapes))
+        if unknown:
+            raise ValueError(f"Expected initial values of {list(shapes)}, got {unknown}.")
+        full = {}
+        for name, value in values.items():
+            value = torch.as_tensor(value, device=self.device)
+            if value.shape not in (shapes[name], (chains, *shapes[name])):
+                raise ValueError(
+                    f"Expected initial values of {name!r} with shape {tuple(shapes[name])}, or "
+                    f"with {chains} chains before it, got {tuple(value.shape)}."
+                )
+            full[name] = value.to(self.dtype).expand(chains, *shapes[name])
+        return full
+
+    def draw_values(self, chains: int) -> dict[str, Tensor]:
+        """Values of the latent sites at uniform points."""
+        found = self.unravel(self.draw(chains))
+        return {name: found[name] for name in self.layout if name in found}
+
+    def explain(self, u: Tensor) -> str:
+        """Names a site whose log density, or its gradient, is not finite at a point."""
+        place = self.at(u)
+        with unchecked(), torch.no_grad():
+            value = self.run(place)
+        for name, term in place.terms.items():
+            if not bool(torch.isfinite(term)):
+                given = (
+                    f", whose value is {short(place.values[name])}" if name in place.values else ""
+                )
+                return (
+                    f"Expected a finite log density at the initial points, got {float(term)} at "
+                    f"site {name!r}{given}, in {TRIES} tries. Check its support and its data, or "
+                    f"give other initial points with `init`."
+                )
+        what = "its gradient is not" if bool(torch.isfinite(value)) else f"it is {float(value)}"
+        return f"Expected a finite log density and gradient at the initial points, but {what}."
+
+
+def leaves(value: Any) -> tuple[Tensor, ...]:
+    if isinstance(value, dict):
+        return tuple(value.values())
+    return value if isinstance(value, tuple) else (value,)
+
+
+def short(x: Tensor) -> str:
+    return str(x.tolist()) if x.numel() <= 5 else f"{x.flatten()[:5].tolist()[:-1]} and more"
+
+
+def sum_of(terms: Any) -> Any:
+    total: Any = 0.0
+    for term in terms:
+        total = total + term
+    return total
+
+
+def potential(
+    model: Callable[..., Any],
+    *args: Any,
+    base: bool = True,
+    compile: bool = True,
+    **kwargs: Any,
+) -> Potential:
+    """Turns a Pyro model into a log density for many chains.
+
+    The model stays as it is: plates, constrained sites of every support, deterministic sites,
+    factors, masks and scales. Discrete sites that can be enumerated are summed out; in the model,
+    they must be in plates as for Pyro's own enumeration. A model that `vmap` does not take, as one
+    that branches on values, is run for each chain in turn, after a warning.
+
+    Arguments:
+        model: The Pyro model.
+        args: Its arguments.
+        base: Whether latent sites of :func:`probgen.sample` with a frozen flow move to the base of
+            the flow, where their prior is standard normal.
+        compile: Whether to record the operations of the log density, rather than running the model
+            at each evaluation: much faster, and the same numbers.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        The log density, a function of positions with shape :math:`(C, D)`.
+
+    Raises:
+        ValueError: If there is no latent site, a site has no density, or no bijection leads to its
+            support; if data are subsampled; if sites or shapes change between runs.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+        >>> log_density = potential(model, torch.tensor([0.5, -1.0, 2.0]))
+        >>> log_density(torch.zeros(4, 1)).shape
+        torch.Size([4])
+        >>> log_density.unravel(torch.zeros(4, 1))["scale"]
+        tensor([1., 1., 1., 1.])
+    """
+
+    def bound() -> Any:
+        return model(*args, **kwargs)
+
+    stated: Callable[[], Any] = poutine.reparam(bound, config=to_base) if base else bound
+    runs = []
+    for _ in range(2):
+        place = Place()
+        with poutine.block(), place, torch.no_grad():
+            trace = poutine.trace(stated).get_trace()
+        runs.append(place)
+    first, second = ({name: part.shape for name, part in run.parts.items()} for run in runs)
+    if first != second:
+        raise ValueError(
+            f"Expected the same sites and shapes in every run of the model, got "
+            f"{ {n: tuple(s) for n, s in first.items()} } and then "
+            f"{ {n: tuple(s) for n, s in second.items()} }. Inference needs a fixed structure."
+        )
+    if not first:
+        extra = " Its discrete sites are summed out." if runs[0].discrete else ""
+        raise ValueError(f"Expected a model with continuous latent sites, got none.{extra}")
+    depths = [
+        -frame.dim
+        for node in trace.nodes.values()
+        for frame in node.get("cond_indep_stack", ())
+        if frame.dim is not None
+    ]
+    return Potential(stated, runs[1], max(depths, default=0), compile)

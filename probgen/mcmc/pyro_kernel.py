@@ -1,0 +1,209 @@
+"""Both ways between these kernels and Pyro's `MCMC`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer.mcmc.api import AbstractMCMC
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+
+from .adaptation import warm_up
+from .draws import Draws
+from .hmc import ChEES
+from .kernel import Kernel
+from .potential import Potential, potential
+from .run import run
+
+__all__ = ["BatchedMCMC", "PyroKernel"]
+
+
+class PyroKernel(MCMCKernel):
+    """A kernel of this package under Pyro's `MCMC`, with one chain.
+
+    Draws come back constrained, as from Pyro's own kernels.
+
+    Arguments:
+        kernel: The kernel.
+        model: The Pyro model.
+        init: The initial point, as of :meth:`Potential.initial`.
+        base: Whether sites with a frozen flow move to its base. Default: if the kernel uses
+            gradients.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer import MCMC
+        >>> from probgen.mcmc import MALA
+        >>> def model(y):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+        >>> kernel = PyroKernel(MALA(), model)
+        >>> mcmc = MCMC(kernel, num_samples=20, warmup_steps=20, disable_progbar=True)
+        >>> mcmc.run(torch.tensor(0.5))
+        >>> mcmc.get_samples()["scale"].shape
+        torch.Size([20])
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        model: Callable[..., Any],
+        *,
+        init: str | dict[str, Tensor] = "uniform",
+        base: bool | None = None,
+    ) -> None:
+        self.kernel, self.model, self.init = kernel, model, init
+        self.base = kernel.gradient if base is None else base
+        self.transforms: dict[str, Any] = {}  # draws are constrained already
+        self.accepted, self.count = 0.0, 0
+        self.diverged: list[int] = []
+        self.start: dict[str, Tensor] | None = None
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        self.target = potential(self.model, *args, base=self.base, **kwargs)
+        position = self.target.initial(self.init)
+        if self.start is not None:
+            flat = [self.start[name].reshape(-1) for name in self.target.layout]
+            position = torch.cat(flat).to(position)[None]
+        self.adapted: Any = self.kernel
+        self.state = self.kernel.init(position, self.target)
+        self.warm = warm_up(self.kernel, self.state, self.target, warmup_steps)
+        self.left = warmup_steps
+        self.accepted, self.count, self.diverged = 0.0, 0, []
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        return self.values()
+
+    @initial_params.setter
+    def initial_params(self, params: dict[str, Tensor]) -> None:
+        self.start = params
+
+    def values(self) -> dict[str, Tensor]:
+        target: Potential = self.target
+        found = target.evaluate("values", target.values, self.state.position)
+        names = [name for name in found if name in target.layout or name in target.moved]
+        return {name: found[name][0] for name in names}
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Takes one step from the chain's own state."""
+        if self.left:
+            self.left -= 1
+            self.adapted, self.state, _ = next(self.warm)
+        else:
+            self.state, info = self.adapted.step(self.state, self.target)
+            self.accepted += float(info.acceptance)
+            if bool(info.diverged):
+                self.diverged.append(self.count)
+            self.count += 1
+        return self.values()
+
+    def logging(self) -> dict[str, str]:
+        rate = self.accepted / max(self.count, 1)
+        size = getattr(self.adapted, "step_size", None)
+        shown = {"step size": f"{float(size):.2e}"} if size is not None else {}
+        return {**shown, "acc. prob": f"{rate:.3f}"}
+
+    def diagnostics(self) -> dict[str, Any]:
+        return {
+            "divergences": self.diverged,
+            "acceptance rate": self.accepted / max(self.count, 1),
+        }
+
+
+class BatchedMCMC(AbstractMCMC):
+    """Many chains at once, with the interface of Pyro's `MCMC`.
+
+    Arguments:
+        kernel: The kernel; :class:`ChEES` by default.
+        model: The Pyro model.
+        num_samples: The number of draws of each chain.
+        warmup_steps: The number of steps of warm-up.
+        chains: The number of chains.
+        disable_progbar: Whether to hide the progress bar.
+        options: Further arguments of :func:`probgen.mcmc.run`.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+        >>> mcmc = BatchedMCMC(ChEES(), model, num_samples=20, chains=8, disable_progbar=True)
+        >>> mcmc.run(torch.tensor(0.5))
+        >>> mcmc.get_samples()["scale"].shape
+        torch.Size([160])
+        >>> mcmc.get_samples(group_by_chain=True)["scale"].shape
+        torch.Size([8, 20])
+    """
+
+    draws: Draws
+
+    def __init__(
+        self,
+        kernel: Kernel | None,
+        model: Callable[..., Any],
+        num_samples: int = 100,
+        warmup_steps: int = 200,
+        chains: int = 128,
+        disable_progbar: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(ChEES() if kernel is None else kernel, chains, {})
+        self.model, self.num_samples, self.warmup_steps = model, num_samples, warmup_steps
+        self.progress, self.options = not disable_progbar, options
+
+    def run(self, *args: Any, **kwargs: Any) -> None:
+        """Runs the chains, given the model's arguments."""
+
+        def model() -> Any:
+            return self.model(*args, **kwargs)
+
+        self.draws = run(
+            model,
+            kernel=self.kernel,
+            chains=self.num_chains,
+            warmup=self.warmup_steps,
+            draws=self.num_samples,
+            progress=self.progress,
+            **self.options,
+        )
+
+    def get_samples(
+        self, num_samples: int | None = None, group_by_chain: bool = False
+    ) -> dict[str, Tensor]:
+        """The draws of the latent sites.
+
+        Arguments:
+            num_samples: How many, drawn with replacement; all by default.
+            group_by_chain: Whether to keep the chains apart, along the leading axis.
+        """
+        latent = {name: self.draws.samples[name] for name in self.draws.latent}
+        if num_samples is not None:
+            axis = 1 if group_by_chain else 0
+            latent = latent if group_by_chain else {n: x.flatten(0, 1) for n, x in latent.items()}
+            count = next(iter(latent.values())).shape[axis]
+            chosen = torch.randint(count, (num_samples,))
+            return {n: x.index_select(axis, chosen.to(x.device)) for n, x in latent.items()}
+        return latent if group_by_chain else {n: x.flatten(0, 1) for n, x in latent.items()}
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Effective sample sizes and R-hat of each site, divergences and acceptance by chain."""
+        ess, rhat = self.draws.ess(), self.draws.rhat()
+        found: dict[str, Any] = {n: {"n_eff": ess[n], "r_hat": rhat[n]} for n in ess}
+        names = [f"chain {k}" for k in range(self.num_chains)]
+        diverged, rate = self.draws.stats["diverged"], self.draws.stats["acceptance"].mean(1)
+        found["divergences"] = {
+            name: row.nonzero()[:, 0].tolist() for name, row in zip(names, diverged)
+        }
+        found["acceptance rate"] = dict(zip(names, rate.tolist()))
+        return found
+
+    def summary(self, prob: float = 0.9) -> None:
+        """Prints a table of the draws.
+
+        Arguments:
+            prob: For Pyro's interface; the table shows the central 90 %.
+        """
+        print(self.draws.summary())
