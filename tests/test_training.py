@@ -421,3 +421,32 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(others), rtol=1e-9, atol=1e-9)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_contexts_may_be_on_any_scale():
+    torch.manual_seed(0)
+    c = torch.randn(500, 1)
+    x = c + 0.3 * torch.randn(500, 1)
+    values = []
+    for scale, shift in ((1.0, 0.0), (1000.0, 5e4)):
+        torch.manual_seed(1)
+        flow = pg.models.MAF(1, context=1, transforms=1, hidden_features=(16,))
+        pg.fit(flow, x, context=shift + scale * c, steps=150, lr=1e-2, seed=0, progress=False)
+        values.append(flow(shift + scale * c).log_prob(x).mean())
+    assert float(values[0].detach()) == pytest.approx(float(values[1].detach()), abs=0.02)
+
+
+def test_a_flow_as_base_keeps_the_scale_of_its_contexts():
+    inner = pg.models.MAF(2, context=1, transforms=1, hidden_features=(8,))
+    inner.start(torch.randn(50, 2), 100 + torch.randn(50, 1))
+    outer = pg.distributions.Flow([pg.transforms.Affine(torch.zeros(2), torch.zeros(2))], inner)
+    c, x = torch.tensor([101.0]), torch.randn(2)
+    torch.testing.assert_close(outer(c).log_prob(x), inner(c).log_prob(x))
+
+
+def test_a_state_without_the_scale_of_contexts_still_loads():
+    flow = pg.models.MAF(2, context=1, transforms=1, hidden_features=(8,))
+    new = ("context_shift", "context_scale")
+    old = {name: value for name, value in flow.state_dict().items() if name not in new}
+    flow.load_state_dict(old)
+    assert flow.context_scale.tolist() == [1.0]

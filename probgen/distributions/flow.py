@@ -36,6 +36,7 @@ from ..core import (
     inverse_and_ladj,
 )
 from ..objectives import MaximumLikelihood
+from ..transforms.linear import moments
 
 __all__ = ["Flow", "FlowDistribution"]
 
@@ -252,6 +253,9 @@ def is_real(support: Any) -> bool:
 class Flow(LazyDistribution):
     """A normalising flow: lazy transforms of a lazy base.
 
+    Contexts may be on any scale: :func:`probgen.fit`, or `start`, sets the mean and the standard
+    deviation by which they are standardised before they reach the parts.
+
     Arguments:
         transforms: The transforms from the base to the data, lazy or not.
         base: The base, a distribution of Pyro or a lazy one, which may take the context too. A
@@ -270,13 +274,17 @@ class Flow(LazyDistribution):
         torch.Size([10, 5, 3])
     """
 
+    context_shift: Tensor
+    context_scale: Tensor
+
     def __init__(
         self,
         transforms: Sequence[LazyTransform | Transform],
         base: LazyDistribution | TorchDistribution,
     ) -> None:
         super().__init__()
-        start = as_lazy(base)
+        first: Any = as_lazy(base)
+        start = first
         parts = [as_lazy_transform(t) for t in transforms]
         if isinstance(start, Flow):
             parts, start = [*start.transforms, *parts], start.base
@@ -286,6 +294,11 @@ class Flow(LazyDistribution):
         if len(sizes) > 1:
             raise ValueError(f"Expected parts with one size of context, got {sorted(sizes)}.")
         self.context = sizes.pop() if sizes else 0
+        if self.context:
+            inner = isinstance(first, Flow) and bool(first.context)
+            zeros, ones = torch.zeros(self.context), torch.ones(self.context)
+            self.register_buffer("context_shift", first.context_shift if inner else zeros)
+            self.register_buffer("context_scale", first.context_scale if inner else ones)
 
     @property
     def density(self) -> Density:
@@ -297,6 +310,8 @@ class Flow(LazyDistribution):
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
         self.check_context(context)
+        if context is not None:
+            context = (context - self.context_shift) / self.context_scale
         return FlowDistribution(
             self.base(context if self.base.context else None),
             [t(context if t.context else None) for t in self.transforms],
@@ -306,8 +321,19 @@ class Flow(LazyDistribution):
 
     def start(self, x: Tensor, context: Tensor | None = None) -> None:
         with torch.no_grad():
+            if self.context and context is not None:
+                shift, scale = moments(context)
+                self.context_shift.copy_(shift)
+                self.context_scale.copy_(scale)
+                context = (context - shift) / scale
             for t in reversed(self.transforms):
                 given = context if t.context else None
                 t.start(x, given)
                 x = t(given).inv(x)
             self.base.start(x, context if self.base.context else None)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("context_shift", "context_scale"):  # which the first checkpoints have not
+            if self.context:
+                state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)
