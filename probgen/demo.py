@@ -6,8 +6,9 @@ again. Held-out digits are then measured badly: the lower half is missing and th
 .. math:: y = x_{\mathrm{upper}} + \sigma \, \epsilon, \qquad p(x \mid y) \propto p(x) \,
     \mathcal{N}(y; x_{\mathrm{upper}}, \sigma^2 I),
 
-and inferred by Pyro, with NUTS in the prior's base space and with SVI and a conditional flow as
-guide. The baseline is a normal prior with the data's mean and covariance, whose posterior is exact.
+and inferred in the prior's base space: by SVI with a conditional flow as guide, by Pyro's NUTS with
+one chain, and by ChEES with many chains at once. The baseline is a normal prior with the data's
+mean and covariance, whose posterior is exact.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from tqdm.auto import trange
 from .core import LazyDistribution, load, sample
 from .datasets import digits
 from .distributions import Dequantized, Flow
+from .mcmc import ChEES, diagnostics
+from .mcmc import run as run_chains
 from .metrics import bits_per_dimension, coverage, rmse
 from .models import NSF, RealNVP
 from .plots import images, training
@@ -53,13 +56,19 @@ class Settings(NamedTuple):
         cases: The number of held-out digits to infer.
         warmup: The number of warm-up steps of NUTS.
         draws: The number of draws of NUTS.
+        chains: The number of chains of ChEES.
+        chains_warmup: The number of its warm-up steps.
+        chains_draws: The number of draws of each of its chains.
     """
 
     steps: int = 1200
     guide_steps: int = 600
     cases: int = 10
-    warmup: int = 80
-    draws: int = 120
+    warmup: int = 60
+    draws: int = 60
+    chains: int = 16
+    chains_warmup: int = 60
+    chains_draws: int = 25
 
 
 class Row(NamedTuple):
@@ -71,6 +80,7 @@ class Row(NamedTuple):
     cover_50: float
     cover_90: float
     seconds: float
+    ess: float
 
 
 def run(folder: str | Path, settings: Settings | None = None, seed: int = 0) -> list[Row]:
@@ -112,7 +122,6 @@ def run(folder: str | Path, settings: Settings | None = None, seed: int = 0) -> 
             bits_per_dimension(normal.log_prob(noisy), features).value,
             conditioned(normal, y).sample((2000,))[..., missing],
             truth[:, missing],
-            0.0,
         )
     ]
     continuous = prior.continuous
@@ -134,7 +143,24 @@ def run(folder: str | Path, settings: Settings | None = None, seed: int = 0) -> 
     mcmc.run(y)
     x = continuous().push(mcmc.get_samples()["x_base"])
     seconds = time.perf_counter() - start
-    rows.append(score("flow prior, NUTS", bits, x[..., missing], truth[:, missing], seconds))
+    ess = float(diagnostics.ess(x[None, ..., missing]).median())
+    rows.append(score("flow prior, NUTS", bits, x[..., missing], truth[:, missing], seconds, ess))
+
+    start = time.perf_counter()
+    found = run_chains(
+        measurement,
+        continuous,
+        y,
+        kernel=ChEES(max_steps=64),
+        chains=settings.chains,
+        warmup=settings.chains_warmup,
+        draws=settings.chains_draws,
+        init={"x_base": base[: settings.chains]},
+        seed=seed,
+    ).samples["x"]
+    seconds = time.perf_counter() - start
+    ess, x = float(diagnostics.ess(found[..., missing]).median()), found.flatten(0, 1)
+    rows.append(score("flow prior, ChEES", bits, x[..., missing], truth[:, missing], seconds, ess))
 
     picture(folder / "posterior.png", truth, y, x, data.shape, data.levels)
     report(rows, settings, learning, folder)
@@ -207,7 +233,14 @@ def conditioned(prior: dist.MultivariateNormal, y: Tensor) -> dist.MultivariateN
     return dist.MultivariateNormal(m + (y - m[:n]) @ gain.T, covariance)
 
 
-def score(name: str, bits: float, draws: Tensor, truth: Tensor, seconds: float) -> Row:
+def score(
+    name: str,
+    bits: float,
+    draws: Tensor,
+    truth: Tensor,
+    seconds: float = math.nan,
+    ess: float = math.nan,
+) -> Row:
     return Row(
         name,
         bits,
@@ -215,6 +248,7 @@ def score(name: str, bits: float, draws: Tensor, truth: Tensor, seconds: float) 
         coverage(draws, truth, 0.5),
         coverage(draws, truth, 0.9),
         seconds,
+        ess,
     )
 
 
@@ -233,17 +267,18 @@ def picture(
 
 def report(rows: list[Row], settings: Settings, learning: float, folder: Path) -> None:
     print(f"\nPrior learned in {learning:.0f} s. {settings.cases} held-out digits, the lower half")
-    print(
-        f"missing, noise of {NOISE:g} grey levels on the rest; NUTS: {settings.warmup} + ", end=""
-    )
-    print(f"{settings.draws} steps.\n")
-    print(f"{'':22}{'bits/dim':>10}{'RMSE':>8}{'in 50 %':>9}{'in 90 %':>9}{'seconds':>9}")
+    print(f"missing, noise of {NOISE:g} grey levels on the rest.")
+    print(f"NUTS: one chain of {settings.warmup} + {settings.draws} steps; ", end="")
+    steps = f"{settings.chains_warmup} + {settings.chains_draws}"
+    print(f"ChEES: {settings.chains} chains of {steps} steps.\n")
+    names = ("bits/dim", "RMSE", "in 50 %", "in 90 %", "seconds", "ESS", "ESS/s")
+    print(" " * 22 + "".join(f"{name:>9}" for name in names))
     for row in rows:
-        print(
-            f"{row.name:22}{row.bits:10.3f}{row.rmse:8.2f}{row.cover_50:9.2f}{row.cover_90:9.2f}"
-            f"{row.seconds:9.0f}"
-        )
+        cells = [f"{row.bits:.3f}", *(f"{value:.2f}" for value in row[2:5]), f"{row.seconds:.0f}"]
+        cells += [f"{row.ess:.0f}", f"{row.ess / row.seconds:.1f}"]
+        print(f"{row.name:22}" + "".join(f"{cell.replace('nan', ''):>9}" for cell in cells))
     print("\nbits/dim: of held-out digits (an upper bound for the flow); RMSE, in grey levels, and")
     print("coverage of central posterior intervals: of the missing pixels. A guide fitted by SVI")
-    print("seeks modes, and so is narrower than the posterior that NUTS draws from.")
+    print("seeks modes, and so is narrower than the posterior of the chains. ESS: the effective")
+    print("sample size, the median over missing pixels; seconds include warm-up.")
     print(f"\nModel: {folder / 'prior'}\nPicture: {folder / 'posterior.png'}")

@@ -12,7 +12,9 @@ from probgen.cli import RECIPES, SHAPED, described, main
 
 
 def test_the_demonstration_runs_small(tmp_path, capsys):
-    settings = demo.Settings(steps=20, guide_steps=5, cases=2, warmup=2, draws=5)
+    settings = demo.Settings(
+        20, 5, cases=2, warmup=2, draws=5, chains=2, chains_warmup=2, chains_draws=5
+    )
     rows = demo.run(tmp_path, settings)
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"prior", "posterior.png", "training.png"}
@@ -20,6 +22,7 @@ def test_the_demonstration_runs_small(tmp_path, capsys):
         "normal prior, exact",
         "flow prior, SVI",
         "flow prior, NUTS",
+        "flow prior, ChEES",
     ]
     assert all(0 <= row.cover_50 <= row.cover_90 <= 1 for row in rows)
     assert "bits/dim" in capsys.readouterr().out

@@ -1,6 +1,10 @@
 """The MCMC engine: potentials of Pyro models, runs, diagnostics, adapters, annealing."""
 
 import math
+import os
+import subprocess
+import sys
+import textwrap
 import warnings
 
 import pyro
@@ -753,3 +757,37 @@ def test_posterior_of_a_prior_of_pyro_with_a_support():
     exact = math.log(math.comb(10, 7)) + math.lgamma(9) + math.lgamma(5) - math.lgamma(14)
     exact += math.lgamma(4)  # the Beta-binomial law
     assert abs(found.log_evidence - exact) < 4 * found.se
+
+
+def test_chains_spread_over_processes_and_gather(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import pyro, pyro.distributions as dist, torch
+            import probgen as pg
+
+            torch.set_num_threads(1)
+
+            def model(y):
+                mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+                pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+            for draws in (10, 20):
+                found = pg.mcmc.run(
+                    model, torch.tensor(2.0), chains=64, warmup=50, draws=draws, seed=5,
+                    checkpoint=r"{tmp_path / "run"}", progress=False,
+                )
+            rank = torch.distributed.get_rank()
+            found.save(rf"{tmp_path / "draws"}-{{rank}}")
+            """
+        )
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(script)], check=True, capture_output=True, env=environment)
+    a, b = (mcmc.Draws.load(tmp_path / f"draws-{rank}").samples["mean"] for rank in (0, 1))
+    assert torch.equal(a, b)
+    assert a.shape == (64, 20)
+    assert len(a[:, -1].unique()) == 64  # no chain twice
+    assert abs(float(a.mean()) - 1) < 0.1

@@ -150,6 +150,9 @@ class Draws:
     ) -> dict[str, Tensor]:
         """Draws from a model given the draws of its latent sites.
 
+        Discrete sites that were summed out are drawn from their law given the others, as for new
+        data.
+
         Arguments:
             model: The Pyro model.
             args: Its arguments, without the data that are to be predicted.
