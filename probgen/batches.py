@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 from .core import LazyDistribution
+from .core.checks import check_precision, check_whole
 from .core.processes import mix
 
 __all__ = ["Batches", "span"]
@@ -45,37 +48,47 @@ class Batches:
         seed: int,
     ) -> Batches:
         """Checks the data and puts them on the device."""
-        if batch_size < 1:
-            raise ValueError(f"Expected a positive `batch_size`, got {batch_size}.")
+        check_whole(1, batch_size=batch_size)
         p = next(module.parameters(), None)
         if p is None:
             raise ValueError(f"Expected a module with parameters, got {type(module).__name__}.")
 
         def prepare(x: Any, c: Any) -> tuple[Tensor, Tensor | None]:
-            c = None if c is None else tensor(c, "context", p.dtype, device)
-            return tensor(x, "data", p.dtype, device, module, c), c
+            return items(x, c, "data", p.dtype, device, module)
 
         if weights is not None and (data is None or isinstance(data, DataLoader)):
             raise ValueError("Expected no `weights` without data or with a DataLoader.")
         if isinstance(data, DataLoader) and context is not None:
             raise ValueError("Expected a DataLoader of pairs (x, context), got `context` besides.")
         if data is None:
-            c = None if context is None else tensor(context, "context", p.dtype, device)
+            c = None if context is None else contexts(context, p.dtype, device, module)
             return cls(None, c, None, batch_size, seed)
         if isinstance(data, Dataset):
-            items = [pair(data[i]) for i in range(len(data))]  # type: ignore[arg-type]
-            first, second = zip(*items)
+            if not hasattr(data, "__len__") or len(data) == 0:
+                raise ValueError(
+                    f"Expected `data` with at least one item and a length, got a "
+                    f"{type(data).__name__} without."
+                )
+            first, second = zip(*(pair(data[i]) for i in range(len(data))))
             data = torch.stack([torch.as_tensor(v) for v in first])
             if second[0] is not None:
+                if context is not None:
+                    raise ValueError(
+                        "Expected a Dataset of items x, since `context` is given besides, got "
+                        "pairs (x, context)."
+                    )
                 context = torch.stack([torch.as_tensor(v) for v in second])
         if isinstance(data, DataLoader):
+            if isinstance(data.sampler, DistributedSampler):
+                raise ValueError(
+                    "Expected a DataLoader of all data, since fit splits each batch over the "
+                    "processes, got one with a DistributedSampler."
+                )
             with torch.random.fork_rng():
                 torch.manual_seed(mix(seed, 0, 0))
                 x, c = prepare(*pair(next(iter(data))))
             return cls(x, c, None, batch_size, seed, data, prepare)
         x, c = prepare(data, context)
-        if c is not None and len(c) != len(x):
-            raise ValueError(f"Expected as many contexts as data, got {len(c)} and {len(x)}.")
         if weights is not None:
             weights = tensor(weights, "weights", p.dtype, device)
             if weights.shape != (len(x),) or (weights < 0).any() or not weights.sum() > 0:
@@ -96,16 +109,25 @@ class Batches:
         self, validation: Any, module: LazyDistribution
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Splits held-out data off, or prepares those that were given."""
-        if self.x is None or (self.loader is not None and isinstance(validation, float)):
-            raise ValueError("Expected `validation` data as a tensor, since `data` is none.")
-        if not isinstance(validation, float):
+        if self.x is None:
+            raise ValueError("Expected no `validation`, since there are no data, got some.")
+        if not isinstance(validation, Real):
             x, c = pair(validation)
-            dtype, device = self.x.dtype, self.x.device
-            given = None if c is None else tensor(c, "context", dtype, device)
-            return tensor(x, "validation", dtype, device, module, given), given, None
-        count = round(validation * len(self.x))
-        if not 0 < count < len(self.x):
+            return *items(x, c, "validation", self.x.dtype, self.x.device, module), None
+        if self.loader is not None:
+            raise ValueError(
+                f"Expected `validation` data as a tensor, or (x, context), since a DataLoader has "
+                f"no fraction to hold out, got {validation}."
+            )
+        fraction = float(validation)
+        if not 0 < fraction < 1:
             raise ValueError(f"Expected a fraction `validation` in (0, 1), got {validation}.")
+        count = round(fraction * len(self.x))
+        if not 0 < count < len(self.x):
+            raise ValueError(
+                f"Expected a fraction `validation` that holds out at least one of {len(self.x)} "
+                f"and leaves one, got {validation}."
+            )
         order = torch.randperm(len(self.x), generator=generator(mix(self.seed, 4)))
         held, kept = order[:count].to(self.x.device), order[count:].to(self.x.device)
         columns = (self.x, self.context, self.weights)
@@ -144,6 +166,29 @@ class Batches:
                 yield tuple(t[chosen] if t is not None else None for t in columns)  # type: ignore
 
 
+def items(
+    x: Any, c: Any, name: str, dtype: torch.dtype, device: torch.device, module: LazyDistribution
+) -> tuple[Tensor, Tensor | None]:
+    """Checks data and their contexts, one for each."""
+    context = None if c is None else contexts(c, dtype, device, module)
+    data = tensor(x, name, dtype, device, module, context)
+    if context is not None and len(context) != len(data):
+        raise ValueError(
+            f"Expected as many contexts as data in `{name}`, got {len(context)} and {len(data)}."
+        )
+    return data, context
+
+
+def contexts(
+    value: Any, dtype: torch.dtype, device: torch.device, module: LazyDistribution
+) -> Tensor:
+    c = tensor(value, "context", dtype, device)
+    if module.context and c.ndim != 1 + module.context_dim:
+        wanted = ", ".join(["N", *["*"] * (module.context_dim - 1), str(module.context)])
+        raise ValueError(f"Expected `context` with shape ({wanted}), got {tuple(c.shape)}.")
+    return c
+
+
 def tensor(
     value: Any,
     name: str,
@@ -154,9 +199,16 @@ def tensor(
 ) -> Tensor:
     """Checks data and makes them a tensor of the right dtype on the right device."""
     try:
-        t = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"Expected `{name}` to be a tensor or array: {error}") from None
+        t = torch.as_tensor(value).detach()
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        advice = f": {error}"
+        if hasattr(value, "to_numpy"):
+            advice = ". Give its .to_numpy()."
+        elif isinstance(value, (list, tuple)):
+            advice = f" of {len(value)}. Stack tensors with torch.stack; contexts are `context`."
+        raise TypeError(
+            f"Expected `{name}` to be a tensor or array, got a {type(value).__name__}{advice}"
+        ) from None
     if t.ndim == 0 or len(t) == 0:
         raise ValueError(f"Expected `{name}` with at least one item, got shape {tuple(t.shape)}.")
     if t.is_complex():
@@ -179,6 +231,7 @@ def tensor(
             f"Expected floating-point `{name}`, got {t.dtype}. Dequantise levels with "
             f"probgen.distributions.Dequantized, or cast with .float()."
         )
+    check_precision(t, name, dtype)
     t = t.to(device, dtype)
     if module is not None and not (inside := support.check(t)).all():
         item = int((~inside).nonzero()[0])
@@ -192,6 +245,11 @@ def tensor(
 def pair(item: Any) -> tuple[Any, Any]:
     """An item of data as `(x, context)`."""
     if isinstance(item, (tuple, list)):
+        if not 1 <= len(item) <= 2:
+            raise ValueError(
+                f"Expected items x or (x, context), got a {type(item).__name__} of {len(item)}. "
+                f"Weights are given by `weights`."
+            )
         return (item[0], item[1]) if len(item) > 1 else (item[0], None)
     return item, None
 

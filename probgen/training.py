@@ -27,8 +27,9 @@ from tqdm.auto import tqdm
 
 from .batches import Batches, span
 from .core import LazyDistribution
-from .core.checkpoint import Encoder, read, write
-from .core.processes import agree, join, mix, seed_of
+from .core.checkpoint import Encoder, arguments, read, write
+from .core.checks import check_whole
+from .core.processes import agree, check_agreed, join, mix, seed_of
 
 __all__ = ["History", "fit"]
 
@@ -62,6 +63,17 @@ class Loss(nn.Module):
         self, x: Tensor | None, context: Tensor | None, weights: Tensor | None, factor: float
     ) -> Tensor:
         losses = self.objective(self.module, x, context)
+        shape = tuple(getattr(losses, "shape", ()))
+        if not isinstance(losses, Tensor) or (x is not None and shape != (len(x),)):
+            wanted = "" if x is None else f", a tensor with shape ({len(x)},)"
+            raise ValueError(
+                f"Expected `objective` to return one loss per item{wanted}, got "
+                f"{shape if isinstance(losses, Tensor) else type(losses).__name__}."
+            )
+        if self.module.training and torch.is_grad_enabled() and not losses.requires_grad:
+            raise ValueError(
+                "Expected `objective` to return losses with a gradient, got losses without."
+            )
         if x is None:
             return losses.mean()
         if weights is not None:
@@ -141,7 +153,19 @@ def fit(
         >>> history.losses[-1] < history.losses[0] + 1
         True
     """
-    rank, world, device = join(device, next(module.parameters()).device)
+    if not isinstance(module, LazyDistribution):
+        kind = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
+        raise TypeError(
+            f"Expected `module` to be a lazy distribution, such as pg.models.NSF(2), got {kind}."
+        )
+    check_whole(0, patience=patience)
+    check_whole(1, **{n: v for n, v in (("steps", steps), ("epochs", epochs)) if v is not None})
+    if clip is not None and not clip > 0:
+        raise ValueError(f"Expected a positive `clip`, got {clip}.")
+    if ema is not None and not 0 <= ema < 1:
+        raise ValueError(f"Expected `ema` in [0, 1), got {ema}.")
+    own = next((p.device for p in module.parameters()), torch.device("cpu"))
+    rank, world, device = join(device, own)
     module.to(device)
     if seed is None:
         seed = seed_of(Path(checkpoint) / "training" if checkpoint is not None else None)
@@ -152,8 +176,6 @@ def fit(
     if steps is not None and epochs is not None:
         raise ValueError(f"Expected `steps` or `epochs`, got both, {steps} and {epochs}.")
     total = epochs * source.per_epoch if epochs is not None else 1000 if steps is None else steps
-    if total < 1:
-        raise ValueError(f"Expected at least one step, got steps={steps}, epochs={epochs}.")
 
     run = Run(module, optimizer, lr, ema, checkpoint if rank == 0 else None, seed)
     task = Task(seed, total, rank, world, patience, clip, lambda t: lr * rate(schedule, t, total))
@@ -168,6 +190,7 @@ def fit(
             given = source.context[chosen] if source.context is not None else None
             torch.manual_seed(mix(seed, 3))
             module.start(source.x[chosen], given)
+        check_agreed(run.step, world, device)
         bar = tqdm(
             total=total, initial=run.step, disable=not progress or rank > 0, desc="fit", leave=False
         )
@@ -339,6 +362,7 @@ class Run:
             "worse": self.worse,
             "seed": self.seed,
             "kind": type(self.optimizer).__name__,
+            "arguments": arguments(self.module),
             "optimizer": {"groups": state["param_groups"], "plain": plain},
             "history": vars(self.history),
         }
@@ -359,6 +383,13 @@ class Run:
         ):
             if before != now:
                 raise ValueError(f"Expected the run's `{name}` in {folder}, {before}, got {now}.")
+        built, given = content.get("arguments", {}), arguments(self.module)
+        for name in built:  # none in the first checkpoints
+            if built[name] != given.get(name):
+                raise ValueError(
+                    f"Expected the run's module in {folder}, with `{name}` {built[name]!r:.80}, "
+                    f"got {given.get(name)!r:.80}."
+                )
         parts: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             kind, rest = name.split(".", 1)
@@ -368,7 +399,7 @@ class Run:
         except (KeyError, RuntimeError) as error:
             raise ValueError(
                 f"Expected in {folder} the training of this very module, built with the same "
-                f"arguments: {error}"
+                f"arguments: {str(error).splitlines()[0]:.200}"
             ) from None
         device = next(iter(self.parameters.values())).device
         state: dict[int, dict[str, Any]] = {}

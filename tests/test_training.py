@@ -190,8 +190,15 @@ def test_more_steps_continue(x, tmp_path):
     history = pg.fit(parts, x, steps=20, batch_size=30, checkpoint=tmp_path, **QUICK)
     assert same(whole, parts)
     assert len(history.losses) == 20
-    with pytest.raises(ValueError, match="this very module"):
-        pg.fit(pg.models.MAF(2), x, steps=30, checkpoint=tmp_path, **QUICK)
+    for other, words in (
+        (pg.models.MAF(2), "`transforms` 2, got 5"),
+        (pg.models.NSF(2), "`class` 'MAF', got 'NSF'"),
+        (pg.models.MAF(2, 0, 2, (8,), "tanh"), "`activation` 'relu', got 'tanh'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pg.fit(other, x, steps=30, checkpoint=tmp_path, **QUICK)
+    again = pg.models.MAF(2, 0, 2, hidden_features=[8], activation="relu")
+    pg.fit(again, x, steps=30, checkpoint=tmp_path, **QUICK)
 
 
 def test_what_a_resumed_run_may_change(x, tmp_path):
@@ -279,6 +286,12 @@ def test_a_loss_that_is_not_finite_says_where(x):
         (torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]), ValueError, "first in item 1"),
         (torch.tensor([[0.0, torch.inf]]), ValueError, "nan or inf"),
         (np.array([["a", "b"]]), TypeError, "tensor or array"),
+        ((torch.zeros(5, 2), torch.zeros(5, 2)), TypeError, "got a tuple of 2"),
+        (torch.zeros(5, 2).double() + 1e39, ValueError, "range of torch.float32, got 1e.39"),
+        (1e6 + 1e-3 * torch.randn(50, 2).double(), ValueError, "torch.float32 can tell apart"),
+        (1.7e9 + 3600 * torch.rand(50, 2).double(), ValueError, "Subtract a constant"),
+        (TensorDataset(torch.zeros(0, 2)), ValueError, "at least one item"),
+        (TensorDataset(*torch.zeros(3, 5, 2)), ValueError, "got a tuple of 3"),
         (torch.zeros(5, 2, dtype=torch.complex64), TypeError, "real"),
     ],
 )
@@ -306,8 +319,22 @@ def test_angles_rounded_to_float32_are_inside():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"steps": 0}, "at least one step"),
-        ({"steps": None, "epochs": 0}, "at least one step"),
+        ({"steps": 0}, "`steps` to be a whole number >= 1, got 0"),
+        ({"steps": 2.5}, "`steps`.*got 2.5"),
+        ({"steps": None, "epochs": 0}, "`epochs` to be a whole number >= 1, got 0"),
+        ({"clip": -1.0}, "positive `clip`, got -1.0"),
+        ({"clip": 0.0}, "positive `clip`, got 0.0"),
+        ({"ema": 1.5}, r"`ema` in \[0, 1\), got 1.5"),
+        ({"patience": -1}, "`patience` to be a whole number >= 0, got -1"),
+        ({"validation": 20}, r"fraction `validation` in \(0, 1\), got 20"),
+        ({"validation": True}, "fraction `validation`.*got True"),
+        ({"validation": 0.001}, "at least one of 100.*got 0.001"),
+        ({"validation": (torch.zeros(5, 2),) * 3}, "got a tuple of 3"),
+        ({"device": "gpu"}, "`device` that is there, got 'gpu'"),
+        ({"objective": lambda m, x, c: -m().log_prob(x).mean()}, r"shape \(100,\), got \(\)"),
+        ({"objective": lambda m, x, c: -m().log_prob(x).detach()}, "with a gradient"),
+        ({"objective": lambda m, x, c: None}, "got NoneType"),
+        ({"objective": pg.objectives.ReverseKL(lambda z: z.sum(-1))}, "no data.*batch of 100"),
         ({"epochs": 2}, "got both"),
         ({"validation": torch.zeros(5, 3)}, "validation"),
         ({"batch_size": 0}, "batch_size"),
@@ -329,17 +356,47 @@ def test_loaders_bring_everything(x):
         pg.fit(small(), loader, weights=torch.ones(100), steps=1, **QUICK)
     with pytest.raises(ValueError, match="pairs"):
         pg.fit(small(), loader, context=x, steps=1, **QUICK)
+    with pytest.raises(ValueError, match="no fraction to hold out"):
+        pg.fit(small(), loader, validation=0.2, steps=1, **QUICK)
+    split = torch.utils.data.DistributedSampler(TensorDataset(x), num_replicas=2, rank=0)
+    with pytest.raises(ValueError, match="DistributedSampler"):
+        pg.fit(small(), DataLoader(TensorDataset(x), sampler=split), steps=1, **QUICK)
     with pytest.raises(TypeError, match="class of optimisers"):
         pg.fit(small(), x, optimizer="adam", steps=1, **QUICK)
 
 
 def test_contexts_must_match_the_data(x):
+    c = torch.randn(100, 1)
+    pairs = TensorDataset(x, c[:, None])
+    for data, context, validation, words in (
+        (x, c[:, None], None, r"`context` with shape \(N, 1\), got \(100, 1, 1\)"),
+        (pairs, None, None, r"\(100, 1, 1\)"),
+        (DataLoader(pairs, batch_size=10), None, None, r"\(10, 1, 1\)"),
+        (x, c, (x[:20], c[:1]), "as many contexts as data in `validation`, got 1 and 20"),
+        (TensorDataset(x, c), c, None, r"got pairs \(x, context\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pg.fit(small(1), data, context=context, validation=validation, steps=1, **QUICK)
     with pytest.raises(ValueError, match="as many contexts"):
         pg.fit(small(1), x, context=torch.ones(3, 1), steps=1, **QUICK)
     with pytest.raises(ValueError, match="got none"):
         pg.fit(small(1), x, steps=1, **QUICK)
     with pytest.raises(ValueError, match="frozen"):
         pg.fit(small().freeze(), x, steps=1, **QUICK)
+
+
+def test_what_is_no_lazy_distribution_is_named(x):
+    for module, words in ((x, "got Tensor"), (pg.models.MAF, "got the class MAF")):
+        with pytest.raises(TypeError, match=words):
+            pg.fit(module, x, steps=1, **QUICK)
+
+
+@pytest.mark.parametrize("wrong", [lambda z: z @ z.T, lambda z: z.sum(), lambda z: None])
+def test_a_target_of_another_shape_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"`log_density` to return.*\(64,\), got"):
+        pg.fit(pg.models.IAF(2), None, objective=pg.objectives.ReverseKL(wrong), **QUICK)
+    with pytest.raises(ValueError, match="`particles`"):
+        pg.objectives.ReverseKL(wrong, particles=0)
 
 
 def test_discrete_data_under_a_bound():
@@ -404,6 +461,14 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
                 Trace_ELBO()(flow.model, flow.guide)(x[:60]).backward()
                 for g, p in zip(spread, flow.parameters()):
                     torch.testing.assert_close(g, p.grad, rtol=1e-9, atol=1e-9)
+                options["checkpoint"] = sys.argv[1] + f"/own {distributed.get_rank()}"
+                pg.fit(flow, x, **options)
+                try:
+                    pg.fit(flow, x, **{**options, "steps": 20})
+                    sys.exit("a folder of each process's own was taken")
+                except ValueError as error:
+                    if "one step, got [12, 0]" not in str(error):
+                        raise
             """
         )
     )

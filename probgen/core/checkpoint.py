@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from .bijector import BIJECTORS, Bijector, name_of
+from .checks import find_device
 
 __all__ = ["CheckpointError", "Recorded", "load", "read", "save", "write"]
 
@@ -111,7 +112,10 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> An
         >>> torch.equal(again().log_prob(x), flow().log_prob(x))
         True
     """
+    device = find_device(device)
     tensors, content = read(path)
+    if "module" not in content:
+        raise CheckpointError(f"{path} holds the state of a training: load its parent folder.")
     try:
         state = {k[6:]: v for k, v in tensors.items() if k.startswith("state.")}
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -133,6 +137,8 @@ def write(
 ) -> None:
     """Writes tensors and JSON to a folder, so that a reader sees the old pair or the new one."""
     folder = Path(path)
+    if folder.is_file():
+        raise FileExistsError(f"Expected a folder to write, got a file, {path}.")
     folder.mkdir(parents=True, exist_ok=True)
     blob = safetensors.torch.save(
         {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
@@ -152,6 +158,8 @@ def write(
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what :func:`write` wrote, or says what is wrong with it."""
     file = Path(path) / "model.json"
+    if Path(path).is_file():
+        raise CheckpointError(f"Expected the folder that save wrote, got a file, {path}.")
     if not file.is_file():
         raise FileNotFoundError(f"Expected a checkpoint in {path}, found no model.json there.")
     try:
@@ -258,6 +266,29 @@ def find_class(name: str) -> type | None:
         if isinstance(found, type) and issubclass(found, (Distribution, Transform)):
             return found
     return None
+
+
+def arguments(module: Recorded) -> dict[str, Any]:
+    """The class and all arguments of a module, defaults included, as JSON to compare."""
+    args, kwargs = module.__dict__["_recorded"]
+    bound = inspect.signature(type(module).__init__).bind(module, *args, **kwargs)
+    bound.apply_defaults()
+    named = list(bound.arguments.items())[1:]
+    return {"class": name_of(type(module)), **{name: outline(value) for name, value in named}}
+
+
+def outline(value: Any) -> Any:
+    """What is compared of an argument: not the values of tensors."""
+    if isinstance(value, Recorded):
+        return arguments(value)
+    if isinstance(value, (list, tuple)):
+        return [outline(v) for v in value]
+    if isinstance(value, dict):
+        return {str(key): outline(v) for key, v in value.items()}
+    if isinstance(value, Tensor):
+        return list(value.shape)
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    return value if plain else name_of(value if isinstance(value, type) else type(value))
 
 
 class Encoder:

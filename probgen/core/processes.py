@@ -11,8 +11,9 @@ import torch
 import torch.distributed
 
 from .checkpoint import read
+from .checks import find_device
 
-__all__ = ["agree", "join", "mix", "seed_of"]
+__all__ = ["agree", "check_agreed", "join", "mix", "seed_of"]
 
 
 def join(device: str | torch.device | None, own: torch.device) -> tuple[int, int, torch.device]:
@@ -25,7 +26,7 @@ def join(device: str | torch.device | None, own: torch.device) -> tuple[int, int
     torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ
     if device is None and torchrun and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    place = torch.device(device) if device is not None else own
+    place = find_device(device) if device is not None else own
     if torchrun and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
         atexit.register(torch.distributed.destroy_process_group)
@@ -41,6 +42,21 @@ def agree(number: int, world: int, device: torch.device) -> int:
     shared = torch.tensor([number], device=device)
     torch.distributed.broadcast(shared, 0)
     return int(shared)
+
+
+def check_agreed(number: int, world: int, device: torch.device) -> None:
+    """Raises a ValueError, in every process, unless all have come to one number of steps."""
+    if world == 1:
+        return
+    mine = torch.tensor([number], device=device)
+    parts = [torch.empty_like(mine) for _ in range(world)]
+    torch.distributed.all_gather(parts, mine)
+    steps = [int(part) for part in parts]
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"Expected all processes to start at one step, got {steps}, a step for each. "
+            f"`checkpoint` must be a folder that all of them see."
+        )
 
 
 def mix(*numbers: int) -> int:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core import LazyDistribution
+from ..core.checks import check_whole
 
 __all__ = ["MaximumLikelihood", "ReverseKL"]
 
@@ -68,10 +69,17 @@ class ReverseKL:
     log_density: Callable[..., Tensor]
     particles: int = 64
 
+    def __post_init__(self) -> None:
+        check_whole(1, particles=self.particles)
+
     def __call__(
         self, module: LazyDistribution, x: Tensor | None = None, context: Tensor | None = None
     ) -> Tensor:
         r"""Losses with shape :math:`(\mathrm{particles})`, or :math:`(N)` for `N` contexts."""
+        if x is not None:
+            raise ValueError(
+                f"Expected no data, since ReverseKL draws its own, got a batch of {len(x)}."
+            )
         q = module(context)
         if not q.has_rsample:
             raise ValueError(
@@ -80,5 +88,11 @@ class ReverseKL:
             )
         z = q.rsample(torch.Size([self.particles]))
         target = self.log_density(z) if context is None else self.log_density(z, context)
-        losses = q.log_prob(z) - target
+        log_prob = q.log_prob(z)
+        if not isinstance(target, Tensor) or target.shape != log_prob.shape:
+            raise ValueError(
+                f"Expected `log_density` to return a tensor with shape {tuple(log_prob.shape)}, "
+                f"got {tuple(getattr(target, 'shape', ())) or type(target).__name__}."
+            )
+        losses = log_prob - target
         return losses if context is None else losses.mean(0)
