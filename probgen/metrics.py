@@ -55,7 +55,7 @@ def coverage(draws: Tensor, truth: Tensor, level: float) -> float:
         level: The probability of the interval, in (0, 1).
 
     Raises:
-        ValueError: If the level is not a probability.
+        ValueError: If the level is not a probability, or the shapes do not match.
 
     Example:
         >>> draws = torch.linspace(-1.0, 1.0, 1001)[:, None].expand(-1, 4)
@@ -64,6 +64,7 @@ def coverage(draws: Tensor, truth: Tensor, level: float) -> float:
     """
     if not 0 < level < 1:
         raise ValueError(f"Expected a `level` in (0, 1), got {level}.")
+    check(draws, truth)
     low = torch.quantile(draws, (1 - level) / 2, dim=0)
     high = torch.quantile(draws, (1 + level) / 2, dim=0)
     return float(((low <= truth) & (truth <= high)).double().mean())
@@ -86,17 +87,13 @@ def ranks(draws: Tensor, truth: Tensor) -> Tensor:
         The ranks, integers with shape :math:`(*)`.
 
     Raises:
-        ValueError: If the shapes do not match.
+        ValueError: If the shapes do not match, or a draw is nan.
 
     Example:
         >>> ranks(torch.tensor([[1.0, 5.0], [2.0, 6.0], [3.0, 7.0]]), torch.tensor([2.5, 0.0]))
         tensor([2, 0])
     """
-    if draws.shape[1:] != truth.shape:
-        raise ValueError(
-            f"Expected draws with shape (S, *) and true values with shape (*), got "
-            f"{tuple(draws.shape)} and {tuple(truth.shape)}."
-        )
+    check(draws, truth)
     return (draws < truth).sum(0)
 
 
@@ -108,3 +105,18 @@ def rmse(estimate: Tensor, truth: Tensor) -> float:
         1.4142135381698608
     """
     return float((estimate - truth).square().mean().sqrt())
+
+
+def check(draws: Tensor, truth: Tensor) -> None:
+    """Compares draws with true values.
+
+    Raises:
+        ValueError: If the shapes do not match, or a draw is nan, which no rank counts.
+    """
+    if draws.shape[1:] != truth.shape:
+        raise ValueError(
+            f"Expected draws with shape (S, *) and true values with shape (*), got "
+            f"{tuple(draws.shape)} and {tuple(truth.shape)}."
+        )
+    if bool(draws.isnan().any()):
+        raise ValueError(f"Expected draws that are numbers, got {int(draws.isnan().sum())} nan.")

@@ -88,15 +88,20 @@ def corner(
     if any(len(shape) != 2 or shape[1:] != features for shape in shapes.values()):
         raise ValueError(f"Expected draws with one shape (N, D), got {shapes}.")
     (d,) = features
-    if (names is not None and len(names) != d) or (truth is not None and truth.shape != (d,)):
-        shape = None if truth is None else tuple(truth.shape)
-        raise ValueError(f"Expected {d} names and {d} true values, got {names} and shape {shape}.")
+    if names is not None and len(names) != d:
+        raise ValueError(f"Expected {d} `names`, got {names}.")
+    if truth is not None and truth.shape != (d,):
+        raise ValueError(f"Expected `truth` with shape ({d},), got {tuple(truth.shape)}.")
     size = (1.9 * d + 0.6, 1.9 * d + 0.3)
     axs = axes(axs, d, d, figsize=size, squeeze=False, sharex="col")
+    pooled = torch.cat([x.detach().cpu().double() for x in sets.values()])
+    low, high = (pooled.kthvalue(max(round(q * len(pooled)), 1), 0).values for q in (0.001, 0.999))
     for k, (name, x) in enumerate(sets.items()):
         values, dots = array(x), array(x[:: math.ceil(len(x) / points)])
         for i in range(d):
-            axs[i, i].hist(values[:, i], bins, density=True, histtype="step", color=f"C{k}")
+            span = (float(low[i]), float(high[i]))  # which one outlier does not stretch
+            line = {"histtype": "step", "color": f"C{k}"}
+            axs[i, i].hist(values[:, i], bins, range=span, density=True, **line)
             for j in range(i):
                 options = {"s": 3, "alpha": 0.4, "linewidths": 0, "color": f"C{k}"}
                 axs[i, j].scatter(dots[:, j], dots[:, i], label=name, **options)
@@ -121,7 +126,7 @@ def corner(
     return axs
 
 
-def coverage(draws: Tensor, truth: Tensor, ax: Any = None) -> Any:
+def coverage(draws: Tensor, truth: Tensor, ax: Any = None, *, label: str = "draws") -> Any:
     """Draws the fraction of true values within central intervals, against their probability.
 
     A band holds 99 % of the fractions of an exact posterior, if the cases are independent.
@@ -129,7 +134,8 @@ def coverage(draws: Tensor, truth: Tensor, ax: Any = None) -> Any:
     Arguments:
         draws: The draws, with shape :math:`(S, *)`.
         truth: The true values, with shape :math:`(*)`.
-        ax: The axes.
+        ax: The axes; the band is drawn once on them.
+        label: The name of the curve.
 
     Returns:
         The axes.
@@ -144,9 +150,11 @@ def coverage(draws: Tensor, truth: Tensor, ax: Any = None) -> Any:
     x = torch.linspace(0, 1, 101, dtype=torch.double)
     fraction = (level[:, None] <= x).double().mean(0)
     band = NormalDist().inv_cdf(0.995) * (x * (1 - x) / len(level)).sqrt()
-    ax.fill_between(*map(array, (x, x - band, x + band)), color="0.85", lw=0, label="99 %, exact")
-    ax.plot([0, 1], [0, 1], color="0.5", lw=1)
-    ax.plot(array(x), array(fraction), label="draws")
+    if not ax.lines:
+        edges = map(array, (x, x - band, x + band))
+        ax.fill_between(*edges, color="0.85", lw=0, label="99 %, exact")
+        ax.plot([0, 1], [0, 1], color="0.5", lw=1)
+    ax.plot(array(x), array(fraction), label=label)
     ax.set(xlabel="probability of the interval", ylabel="fraction of truths inside")
     ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.legend()
@@ -252,11 +260,7 @@ def posterior(draws: Tensor, truth: Tensor, ax: Any = None) -> Any:
     Raises:
         ValueError: If the shapes do not match.
     """
-    if draws.shape[1:] != truth.shape:
-        raise ValueError(
-            f"Expected draws with shape (S, *) and true values with shape (*), got "
-            f"{tuple(draws.shape)} and {tuple(truth.shape)}."
-        )
+    metrics.check(draws, truth)
     ax = axes(ax)
     q = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=draws.dtype, device=draws.device)
     q05, q25, q50, q75, q95 = map(array, torch.quantile(draws.flatten(1), q, dim=0))
@@ -281,7 +285,8 @@ def ranks(ranks: Tensor, draws: int, ax: Any = None, *, bins: int = 20) -> Any:
         ranks: The ranks of :func:`probgen.metrics.ranks`, with shape :math:`(N)`.
         draws: The number of draws :math:`S` of each posterior, so that ranks are 0 to :math:`S`.
         ax: The axes.
-        bins: The number of bins; the nearest one is taken that divides :math:`S + 1`.
+        bins: The number of bins. Where it does not divide :math:`S + 1`, bins hold unequal
+            numbers of ranks, and so does the band.
 
     Returns:
         The axes.
@@ -292,17 +297,19 @@ def ranks(ranks: Tensor, draws: int, ax: Any = None, *, bins: int = 20) -> Any:
     if ranks.numel() == 0 or ranks.min() < 0 or ranks.max() > draws:
         raise ValueError(f"Expected ranks in 0 to {draws}, got {ranks}.")
     ax = axes(ax)
-    bins = min(
-        (k for k in range(1, draws + 2) if (draws + 1) % k == 0), key=lambda k: abs(k - bins)
-    )
-    index = ranks.flatten().long() * bins // (draws + 1)
-    n, p = ranks.numel(), 1 / bins
-    count = torch.bincount(index, minlength=bins)
-    width = NormalDist().inv_cdf(0.995) * math.sqrt(n * p * (1 - p))
-    ax.axhspan(max(n * p - width, 0), n * p + width, color="0.85", lw=0)
-    ax.axhline(n * p, color="0.5", lw=1)
-    edges = (array(torch.arange(bins)) + 0.5) * (draws + 1) / bins - 0.5
-    ax.bar(edges, array(count), width=0.9 * (draws + 1) / bins, alpha=0.8)
+    bins = min(bins, draws + 1)
+    edges = torch.arange(bins + 1) * (draws + 1) // bins
+    count = torch.bincount(torch.bucketize(ranks.flatten().cpu(), edges[1:], right=True))
+    n, p = ranks.numel(), edges.diff() / (draws + 1)
+    count = torch.cat([count, count.new_zeros(bins - len(count))])
+    width = NormalDist().inv_cdf(0.995) * (n * p * (1 - p)).sqrt()
+    low, high = (n * p - width).clamp(min=0), n * p + width
+    steps = [array(torch.cat([x, x[-1:]])) for x in (low, high, n * p)]
+    x = array(edges) - 0.5
+    ax.fill_between(x, steps[0], steps[1], step="post", color="0.85", lw=0)
+    ax.step(x, steps[2], where="post", color="0.5", lw=1)
+    wide = array(edges.diff())
+    ax.bar((x[1:] + x[:-1]) / 2, array(count), width=0.9 * wide, alpha=0.8)
     ax.set(xlabel=f"rank among {draws} draws", ylabel="count", xlim=(-0.5, draws + 0.5))
     return ax
 

@@ -60,10 +60,18 @@ def test_corner_of_two_sets():
     assert pg.plots.corner(sets["a"], axs) is axs
 
 
-@pytest.mark.parametrize("options", [{"names": "xy"}, {"truth": torch.zeros(2)}])
-def test_corner_needs_a_name_and_a_truth_per_feature(options):
-    with pytest.raises(ValueError, match="Expected 3 names and 3 true values"):
-        pg.plots.corner(torch.randn(50, 3), **options)
+def test_corner_needs_a_name_and_a_truth_per_feature():
+    with pytest.raises(ValueError, match="Expected 3 `names`, got xy"):
+        pg.plots.corner(torch.randn(50, 3), names="xy")
+    with pytest.raises(ValueError, match=r"`truth` with shape \(3,\), got \(2,\)"):
+        pg.plots.corner(torch.randn(50, 3), truth=torch.zeros(2))
+
+
+def test_corner_is_not_stretched_by_an_outlier():
+    draws = torch.randn(5000, 2)
+    draws[0] = 1e4
+    (shape,) = pg.plots.corner(draws)[0, 0].patches
+    assert shape.get_xy()[:, 0].max() < 10
 
 
 def test_corner_needs_matrices():
@@ -95,8 +103,16 @@ def test_coverage_of_a_narrow_posterior_lies_below(exact):
 
 def test_ranks_count_every_case(exact):
     ax = pg.plots.ranks(pg.metrics.ranks(*exact), 99)
-    assert len(ax.patches) == 20 + 1  # with the band
+    assert len(ax.patches) == 20
     assert sum(bar.get_height() for bar in ax.containers[0]) == 400
+
+
+def test_ranks_among_any_number_of_draws():
+    ranks = torch.arange(101).repeat(4)
+    ax = pg.plots.ranks(ranks, 100)
+    assert [bar.get_height() for bar in ax.containers[0]][:3] == [20, 20, 20]
+    assert sum(bar.get_height() for bar in ax.containers[0]) == 404
+    assert len(ax.patches) == 20
 
 
 def test_ranks_beyond_the_draws_are_refused():
@@ -106,6 +122,19 @@ def test_ranks_beyond_the_draws_are_refused():
 
 def test_posterior_draws_two_intervals_and_medians(exact):
     assert len(pg.plots.posterior(*exact).collections) == 3
+
+
+def test_two_coverages_share_a_band(exact):
+    ax = pg.plots.coverage(*exact, label="a")
+    pg.plots.coverage(*exact, ax, label="b")
+    assert ax.get_legend_handles_labels()[1] == ["99 %, exact", "a", "b"]
+
+
+def test_draws_that_are_nan_are_refused(exact):
+    draws = exact[0].clone()
+    draws[3, 4] = torch.nan
+    with pytest.raises(ValueError, match="got 1 nan"):
+        pg.metrics.ranks(draws, exact[1])
 
 
 @pytest.mark.parametrize("plot", [pg.plots.coverage, pg.plots.posterior])
