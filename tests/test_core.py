@@ -105,6 +105,11 @@ def test_fixed_refuses_what_it_could_not_rebuild():
 
     with pytest.raises(TypeError, match="LazyDistribution"):
         Fixed(Mine(torch.zeros(())))
+    for loc in (torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(()))):
+        with pytest.raises(TypeError, match="requires a gradient"):
+            Fixed(dist.Normal(loc, 1.0))
+    with pytest.raises(TypeError, match="requires a gradient"):
+        pg.distributions.Flow([t.Shift(torch.nn.Parameter(torch.zeros(2)))], pg.models.MAF(2))
     with pytest.raises(TypeError, match="moved and saved"):
         Fixed(dist.TransformedDistribution(dist.Normal(0.0, 1.0), [Odd()]))
     with pytest.raises(TypeError, match="lazy distribution"):

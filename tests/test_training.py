@@ -301,9 +301,11 @@ def test_bad_data_are_refused(data, error, words):
 
 
 def test_data_outside_the_support_are_refused():
-    bounded = pg.distributions.Flow([pg.transforms.NormalCDF()], pg.models.NSF(1))
+    recipe = pg.models.NSF(1)
+    bounded = pg.distributions.Flow([pg.transforms.NormalCDF()], recipe)
     with pytest.raises(ValueError, match=r"(?s)support.*\[0.5, 2\], the first outside in item 1"):
         pg.fit(bounded, torch.tensor([[0.5], [2.0]]), steps=1, **QUICK)
+    bounded = pg.distributions.Flow([pg.transforms.NormalCDF(0.0, 4.0)], recipe)
     levels = pg.distributions.Dequantized(bounded, 4)
     with pytest.raises(ValueError, match="item 0"):
         pg.fit(levels, torch.tensor([[4]]), steps=1, **QUICK)
@@ -423,8 +425,21 @@ def test_discrete_data_under_a_bound():
         svi = flow.model, flow.guide
         loss = pg_loss(svi, x.float())
         assert loss.isfinite()
-    with pytest.raises(ValueError, match="levels"):
-        pg.distributions.Dequantized(continuous, 1)
+    with pytest.raises(ValueError, match=r"\(\*, 2\), got \(5, 1\)"):
+        d.log_prob(torch.zeros(5, 1))
+    wide = pg.distributions.Flow([pg.transforms.NormalCDF(0.0, 16.0)], pg.models.NSF(2))
+    for wrong, words in (
+        (lambda: pg.distributions.Dequantized(continuous, 1), "`levels`.*got 1"),
+        (lambda: pg.distributions.Dequantized(continuous, 2.5), "`levels`.*got 2.5"),
+        (
+            lambda: pg.distributions.Dequantized(continuous, 4, pg.models.MAF(2, context=2)),
+            r"`noise` on \(0, 1\)",
+        ),
+        (lambda: pg.distributions.Dequantized(wide, 4)(), r"over \[0, 4\), got.*16"),
+        (lambda: pg.distributions.Flow([], flow)(), "continuous base, got a Dequantized"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            wrong()
 
 
 def pg_loss(pair, x):

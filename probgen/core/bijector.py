@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
+from .checks import check_event
+
 __all__ = ["Bijector", "Elementwise", "Inverse", "call_and_ladj", "detached", "inverse_and_ladj"]
 
 BIJECTORS: dict[str, type[Bijector]] = {}
@@ -120,13 +122,21 @@ class Bijector(Transform):
         shape = broadcast(x.shape, self.shape)
         return x if shape == x.shape else x.expand(shape)
 
+    def check_features(self, x: Tensor) -> None:
+        """Compares a value with the parameters of a transform that is not elementwise."""
+        if self.shape and self.domain.event_dim:
+            check_event(x, self.shape[-1:])
+
     def _call(self, x: Tensor) -> Tensor:
+        self.check_features(x)
         return self.call_and_ladj(x)[0]
 
     def _inverse(self, y: Tensor) -> Tensor:
+        self.check_features(y)
         return self.inverse_and_ladj(y)[0]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        self.check_features(x)
         return self.call_and_ladj(x)[1]
 
     @property

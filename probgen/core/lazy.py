@@ -85,6 +85,11 @@ class Lazy(Recorded):
             TypeError: If its dtype is not that of the parameters.
         """
         kind = type(self).__name__
+        if context is not None and not isinstance(context, Tensor):
+            raise TypeError(
+                f"Expected a tensor as context, got a {type(context).__name__}. Convert it with "
+                f"torch.as_tensor."
+            )
         if self.context == 0:
             if context is not None:
                 raise ValueError(
@@ -106,6 +111,11 @@ class Lazy(Recorded):
             raise TypeError(
                 f"Expected a context of {p.dtype}, the dtype of the parameters, got "
                 f"{context.dtype}."
+            )
+        if p is not None and p.device != context.device:
+            raise ValueError(
+                f"Expected a context on {p.device}, the device of the parameters, got one on "
+                f"{context.device}. Move it with .to({str(p.device)!r})."
             )
         if Distribution._validate_args and context.device.type != "meta":
             if not is_wrapped(context) and not context.isfinite().all():
@@ -213,6 +223,12 @@ class Constants(Recorded):
             name, arguments = describe(value)
             return find_class(name), {k: self.store(v) for k, v in arguments.items()}
         if isinstance(value, Tensor):
+            if value.requires_grad:
+                raise TypeError(
+                    "Expected a distribution or transform without parameters to learn, got a "
+                    "tensor that requires a gradient. Use Learned or DiagonalNormal, write a "
+                    "LazyDistribution or LazyTransform, or detach the tensor."
+                )
             name = f"tensor_{len(self._buffers)}"
             self.register_buffer(name, value.detach().clone())
             return name

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution
+from ..core.checks import check_event, check_whole, ends
 from ..objectives import MaximumLikelihood
 
 __all__ = ["Dequantized", "DequantizedDistribution"]
@@ -43,7 +44,8 @@ class Dequantized(LazyDistribution):
         particles: The number of draws of the noise in the bound, which grows tighter with it.
 
     Raises:
-        ValueError: If there are fewer than 2 levels or less than one particle.
+        ValueError: If there are fewer than 2 levels or less than one particle, the noise is not
+            on :math:`(0, 1)^D`, or `continuous` is bounded elsewhere.
 
     Example:
         >>> import probgen as pg
@@ -63,10 +65,8 @@ class Dequantized(LazyDistribution):
         particles: int = 1,
     ) -> None:
         super().__init__()
-        if levels < 2 or particles < 1:
-            raise ValueError(
-                f"Expected at least 2 `levels` and 1 of `particles`, got {levels} and {particles}."
-            )
+        check_whole(2, levels=levels)
+        check_whole(1, particles=particles)
         self.continuous, self.noise = continuous, noise
         self.levels, self.particles = levels, particles
         self.context = continuous.context
@@ -74,6 +74,15 @@ class Dequantized(LazyDistribution):
             raise ValueError(
                 "Expected `noise` that takes the data as its context, got one without."
             )
+        if noise is not None:
+            like = next(iter(noise.parameters()), torch.zeros(()))
+            with torch.no_grad():
+                q = noise(like.new_zeros(noise.context))
+            if ends(q.support) != (0, 1) or q.event_shape != (noise.context,):
+                raise ValueError(
+                    f"Expected `noise` on (0, 1) with {noise.context} features, those of its "
+                    f"context, got the support {q.support} and shape {tuple(q.event_shape)}."
+                )
 
     @property
     def objective(self) -> Callable[..., Tensor]:
@@ -112,6 +121,11 @@ class DequantizedDistribution(TorchDistribution):
     ) -> None:
         self.continuous, self.levels = continuous, levels
         self.noise, self.particles = noise, particles
+        reach = ends(continuous.support)
+        if reach is not None and math.inf not in (-reach[0], reach[1]) and reach != (0, levels):
+            raise ValueError(
+                f"Expected a `continuous` over [0, {levels}), got the support {list(reach)}."
+            )
         shapes = continuous.batch_shape, continuous.event_shape
         super().__init__(*shapes, validate_args=validate_args)
 
@@ -130,6 +144,8 @@ class DequantizedDistribution(TorchDistribution):
         return y.floor().clamp(0, self.levels - 1)  # the last level includes its upper edge
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            check_event(value, self.event_shape)
         shape = self.batch_shape + self.event_shape
         value = value.expand(torch.broadcast_shapes(value.shape, shape))
         inside = self.support.check(value)

@@ -21,20 +21,24 @@ from torch.distributions import (
     ComposeTransform,
     Distribution,
     Transform,
+    VonMises,
     biject_to,
     constraints,
 )
 
 from ..core import (
+    Bijector,
     Density,
     LazyDistribution,
     LazyTransform,
     as_lazy,
     as_lazy_transform,
+    broadcast,
     call_and_ladj,
     detached,
     inverse_and_ladj,
 )
+from ..core.checks import check_event, ends
 from ..objectives import MaximumLikelihood
 from ..transforms.linear import moments
 
@@ -57,7 +61,8 @@ class FlowDistribution(TransformedDistribution):
         validate_args: Whether to check arguments; by default as Pyro is set.
 
     Raises:
-        ValueError: If a transform is not bijective.
+        ValueError: If a transform is not bijective, or the parts do not fit: their numbers of
+            features, or what one gives and the next takes.
 
     Example:
         >>> import pyro.distributions as dist
@@ -81,10 +86,16 @@ class FlowDistribution(TransformedDistribution):
                 raise ValueError(f"Expected bijective transforms, got a {type(t).__name__}.")
         wanted = ComposeTransform(list(transforms)).domain.event_dim if transforms else 0
         if len(base.event_shape) < wanted:
+            if len(base.batch_shape + base.event_shape) < wanted:
+                raise ValueError(
+                    f"Expected a base with {wanted} dimensions, got a {type(base).__name__} with "
+                    f"shape {tuple(base.batch_shape + base.event_shape)}."
+                )
             base = base.to_event(wanted - len(base.event_shape))
         self.density = density
         self._tensors = parameters
         self._draw: tuple[Any, ...] | None = None
+        self._cuts = cuts_of(base, transforms)
         super().__init__(unchecked(base), list(transforms), validate_args=validate_args)
         self._inner = interior(self.support), interior(self.base_dist.support)
 
@@ -160,14 +171,19 @@ class FlowDistribution(TransformedDistribution):
         y, inside = within(value, self.support, self._inner[0], self.event_dim)
         log_det: Tensor | float = 0.0
         event_dim = self.event_dim
-        for t in reversed(self.transforms):
+        insides = [inside]
+        for t, cut in zip(reversed(self.transforms), reversed(self._cuts)):
+            if cut is not None:
+                support, inner = cut
+                y, inside = within(y, support, inner, event_dim)
+                insides.append(inside)
             y, ladj = inverse_and_ladj(t, y)
             event_dim += t.domain.event_dim - t.codomain.event_dim
             log_det = log_det + sum_last(ladj, event_dim - t.domain.event_dim)
         base = self.base_dist
-        y, inside_base = within(y, base.support, self._inner[1], len(base.event_shape))
+        y, inside = within(y, base.support, self._inner[1], len(base.event_shape))
         log_prob = base.log_prob(y) - log_det
-        for ok in (inside, inside_base):
+        for ok in (*insides, inside):
             log_prob = log_prob if ok is None else torch.where(ok, log_prob, -torch.inf)
         return log_prob
 
@@ -184,27 +200,85 @@ class FlowDistribution(TransformedDistribution):
             return torch.autograd.grad(self.log_prob(x).sum(), x)[0]
 
     def check_value(self, value: Tensor) -> None:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not isinstance(value, Tensor):
             raise TypeError(
-                f"Expected a floating-point value, got "
-                f"{getattr(value, 'dtype', type(value).__name__)}. Integer data are dequantised "
+                f"Expected a tensor as value, got a {type(value).__name__}. Convert it with "
+                f"torch.as_tensor."
+            )
+        if not value.is_floating_point():
+            raise TypeError(
+                f"Expected a floating-point value, got {value.dtype}. Integer data are dequantised "
                 f"by probgen.distributions.Dequantized, or cast with .float()."
             )
-        dtypes = {p.dtype for p in self._tensors() if p.is_floating_point()}
+        tensors = list(self._tensors())
+        dtypes = {p.dtype for p in tensors if p.is_floating_point()}
         if dtypes and value.dtype not in dtypes:
             raise TypeError(
                 f"Expected a value of {dtypes.pop()}, the dtype of the parameters, got "
                 f"{value.dtype}. Cast the value, or the module with .to(dtype)."
             )
-        shape = tuple(value.shape)
-        event = tuple(self.event_shape)
-        if shape[len(shape) - len(event) :] != event:
-            wanted = ", ".join(map(str, event))
-            raise ValueError(f"Expected a value with shape (*, {wanted}), got {shape}.")
+        if tensors and value.device != tensors[0].device:
+            raise ValueError(
+                f"Expected a value on {tensors[0].device}, the device of the parameters, got one "
+                f"on {value.device}. Move it with .to({str(tensors[0].device)!r})."
+            )
+        check_event(value, self.event_shape)
+        batch = value.shape[: value.ndim - self.event_dim]
+        try:
+            broadcast(batch, self.batch_shape)
+        except RuntimeError:
+            raise ValueError(
+                f"Expected a value whose batch fits that of the distribution, "
+                f"{tuple(self.batch_shape)}, from its context or plate, got {tuple(batch)}."
+            ) from None
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_draw": None, "_tensors": tuple}
         return {name: detached(value) for name, value in state.items()}
+
+
+def cuts_of(base: TorchDistribution, transforms: Sequence[Transform]) -> list[Any]:
+    """Checks that the parts of a flow fit, and says where a value may leave it half-way.
+
+    For each transform: none, or its support and :func:`interior`, where the next takes more
+    values than it gives.
+    """
+    if base.support.is_discrete:
+        raise ValueError(f"Expected a continuous base, got a {type(base).__name__}.")
+    circular = isinstance(getattr(base, "base_dist", base), VonMises)  # whose support is the line
+    shape, given = base.event_shape, None if circular else ends(base.support)
+    cuts: list[Any] = [None] * len(transforms)
+    reach = given  # exactly what arrives, if known
+    for i, t in enumerate(transforms):
+        domain, codomain, name = t.domain, t.codomain, type(t).__name__
+        if isinstance(t, Bijector):
+            own, new = t.shape[-1:], shape
+            fits = not shape or own == shape[-1:] or (own in ((), (1,)) and domain.event_dim == 0)
+            fits = fits or not own
+        else:
+            own = new = t.forward_shape(shape)
+            new = new[len(new) - len(shape) - codomain.event_dim + domain.event_dim :]
+            fits = domain.event_dim > 0 or new == shape
+        if not fits:
+            raise ValueError(
+                f"Expected transforms and a base that fit, got transform {i} (a {name}) of shape "
+                f"{tuple(own)} for values of shape {tuple(shape)}."
+            )
+        takes = ends(domain)
+        if takes is not None and reach is not None:
+            if reach[0] < takes[0] or reach[1] > takes[1]:
+                before = f"transform {i - 1}" if i else "the base"
+                raise ValueError(
+                    f"Expected transforms whose ranges fit, got transform {i} (a {name}) of values "
+                    f"in {list(takes)}, while {before} gives {list(reach)}."
+                )
+        if i > 0 and takes is not None and given is not None and given != takes:
+            last = transforms[i - 1].codomain
+            support = constraints.independent(last, len(shape) - last.event_dim)
+            cuts[i - 1] = (support, interior(support))
+        shape, given = new, ends(codomain)
+        reach = given if reach == takes else None
+    return cuts
 
 
 def unchecked(distribution: TorchDistribution) -> TorchDistribution:

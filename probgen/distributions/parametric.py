@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution, broadcast
+from ..core.checks import check_event, check_whole
 from ..networks import MLP
 from ..objectives import MaximumLikelihood
 from ..transforms import CircularRationalQuadratic
@@ -31,6 +32,7 @@ class Parametric(LazyDistribution):
 
     def __init__(self, phi: Tensor, context: int, hidden_features: Sequence[int]) -> None:
         super().__init__()
+        check_whole(0, context=context)
         self.context = context
         self.phi = nn.Parameter(phi)
         self.network = MLP(context, len(phi), 0, hidden_features) if context else None
@@ -67,6 +69,7 @@ class DiagonalNormal(Parametric):
     def __init__(
         self, features: int, context: int = 0, hidden_features: Sequence[int] = (64, 64)
     ) -> None:
+        check_whole(1, features=features)
         super().__init__(torch.zeros(2 * features), context, hidden_features)
 
     def build(self, phi: Tensor) -> TorchDistribution:
@@ -98,6 +101,7 @@ class GaussianMixture(Parametric):
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
     ) -> None:
+        check_whole(1, features=features, components=components)
         size = components * features
         phi = torch.cat([torch.zeros(components), torch.randn(size), torch.zeros(size)])
         super().__init__(phi, context, hidden_features)
@@ -123,6 +127,7 @@ class Standard(LazyDistribution):
 
     def __init__(self, features: int) -> None:
         super().__init__()
+        check_whole(1, features=features)
         self.register_buffer("centre", torch.zeros(features))
 
     @property
@@ -171,7 +176,7 @@ class UniformAngles(Standard):
 class Centred(TorchDistribution):
     """A distribution about a centre of zeros, with shape :math:`(*, D)`."""
 
-    arg_constraints = {"centre": constraints.real_vector}
+    arg_constraints: dict[str, constraints.Constraint] = {}
     has_rsample = True
 
     def __init__(self, centre: Tensor, validate_args: bool | None = None) -> None:
@@ -200,6 +205,8 @@ class UnitNormal(Centred):
         return torch.randn(shape, dtype=self.centre.dtype, device=self.centre.device)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            check_event(value, self.event_shape)
         value = value.expand(broadcast(value.shape, self.centre.shape))
         constant = value.shape[-1] * math.log(2 * math.pi)
         return ((value * value).sum(-1) + constant) / -2
@@ -216,6 +223,8 @@ class Angles(Centred):
         return (2 * turns - 1) * math.pi
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            check_event(value, self.event_shape)
         shape = broadcast(value.shape, self.centre.shape)
         inside = self.support.check(value).expand(shape[:-1])
         density = value.new_full((), -shape[-1] * math.log(2 * math.pi))

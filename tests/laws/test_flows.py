@@ -15,6 +15,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.infer.reparam import TransformReparam
 
 import probgen as pg
+from probgen import transforms as t
 from tests.rosters import FLOWS, C, interior, moved
 
 D = 3
@@ -417,6 +418,52 @@ def test_outside_the_support_is_minus_infinity(float64):
         assert all(g.isfinite().all() for g in gradients)
 
 
+@pytest.mark.parametrize(
+    ("parts", "features", "words"),
+    [
+        (lambda: [t.Coupling(3)], 1, r"transform 0 \(a CouplingTransform\) of shape \(3,\)"),
+        (lambda: [t.Autoregressive(2)], 3, r"of shape \(2,\) for values of shape \(3,\)"),
+        (lambda: [t.Diagonal(torch.zeros(1), torch.ones(1))], 2, "a Diagonal"),
+        (lambda: [t.Affine(*torch.zeros(2, 3))], 1, "a Affine"),
+        (lambda: [dist.transforms.AffineTransform(torch.zeros(3), 1.0)], 1, "AffineTransform"),
+        (lambda: [t.Coupling(2, t.CircularRationalQuadratic)], 2, "base gives .-inf, inf."),
+    ],
+)
+def test_parts_of_a_flow_must_fit(parts, features, words):
+    base = pg.distributions.StandardNormal(features)
+    with pytest.raises(ValueError, match=words):
+        pg.distributions.Flow(parts(), base)()
+
+
+def test_a_flow_has_no_density_beyond_what_a_part_gives():
+    x = torch.tensor([[5.0, 5.0], [0.5, 0.4]])
+    parts = [t.Bounded(0.0, 1.0), t.Coupling(2)]
+    flow = pg.distributions.Flow(parts, pg.distributions.StandardNormal(2))
+    assert torch.equal(flow().log_prob(x).isinf(), torch.tensor([True, False]))
+    turned = pg.distributions.Flow([moved(t.Coupling(2))], pg.models.CircularNSF(2))
+    grid = torch.linspace(-20, 20, 401)
+    mass = turned().log_prob(torch.cartesian_prod(grid, grid)).exp().sum() * 0.1**2
+    assert float(mass.detach()) == pytest.approx(1, abs=0.03)
+    assert turned().log_prob(turned().sample((50,))).isfinite().all()
+    angles = [t.Coupling(2, t.CircularRationalQuadratic)]
+    pg.distributions.Flow(angles, dist.VonMises(torch.zeros(2), 1.0))()  # supported on the line
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5, 2), ()])
+def test_values_are_not_broadcast_over_features(shape):
+    x = torch.zeros(shape)
+    for part in (
+        pg.distributions.StandardNormal(3)().log_prob,
+        pg.distributions.UniformAngles(3)().log_prob,
+        t.Coupling(3)(),
+        t.Autoregressive(3)().inv,
+        t.Learned(t.Planar, 3)(),
+        t.Permutation(torch.tensor([1, 0, 2])),
+    ):
+        with pytest.raises(ValueError, match=r"\(\*, 3\), got"):
+            part(x)
+
+
 def test_a_base_on_part_of_the_line_bounds_the_flow():
     affine = pg.transforms.Learned(pg.transforms.Affine, 2)
     for base in (dist.Exponential(torch.ones(2)), dist.Gamma(torch.full((2,), 2.0), 1.0)):
@@ -502,6 +549,8 @@ def test_a_flow_on_a_flow_is_one_flow():
         (torch.tensor(0.0), ValueError, r"\(\*, 3\)"),
         (torch.zeros(3, dtype=torch.int64), TypeError, "Dequantized"),
         (torch.zeros(3, dtype=torch.float64), TypeError, r"torch.float32.*torch.float64"),
+        (torch.zeros(3).numpy(), TypeError, "got a ndarray"),
+        (torch.zeros(3, device="meta"), ValueError, "value on cpu.*got one on meta"),
     ],
 )
 def test_bad_values_are_refused(value, error, words):
@@ -517,11 +566,18 @@ def test_bad_values_are_refused(value, error, words):
         (torch.zeros(5, 3), 2, ValueError, r"\(\*, 2\), got \(5, 3\)"),
         (torch.zeros(5, 2, dtype=torch.float64), 2, TypeError, "dtype of the parameters"),
         (torch.full((5, 2), torch.nan), 2, ValueError, "nan or inf"),
+        (torch.zeros(5, 2, device="meta"), 2, ValueError, "context on cpu.*got one on meta"),
+        (1.0, 2, TypeError, "got a float"),
     ],
 )
 def test_bad_contexts_are_refused(context, features, error, words):
     with pytest.raises(error, match=words):
         pg.models.MAF(3, context=features)(context)
+
+
+def test_the_batch_of_a_value_must_fit_that_of_the_context():
+    with pytest.raises(ValueError, match=r"\(5,\), from its context or plate, got \(4,\)"):
+        pg.models.MAF(2, context=1)(torch.zeros(5, 1)).log_prob(torch.zeros(4, 2))
 
 
 @pytest.mark.parametrize("name", pg.models.__all__)
