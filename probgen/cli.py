@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ImportError, FloatingPointError, OSError, TypeError, ValueError) as error:
+    except (ImportError, ArithmeticError, OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"probgen: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
@@ -141,6 +141,8 @@ def add_fit(options: argparse.ArgumentParser, recipe: type[LazyDistribution]) ->
         if name in ("self", *SHAPED):
             continue
         kind: dict[str, Any] = {"type": type(parameter.default)}
+        if parameter.default is None:
+            kind = {"type": int}
         if isinstance(parameter.default, bool):
             kind = {"action": argparse.BooleanOptionalAction}
         elif isinstance(parameter.default, tuple):
@@ -185,11 +187,19 @@ def run_fit(given: argparse.Namespace) -> None:
         raise ValueError(f"{folder} holds a run. Add --resume to go on with it, or change --out.")
     if given.resume and not (folder / "training").exists():
         raise ValueError(f"Expected a run to go on with in {folder}, found none.")
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {"columns": columns, "context": conditions}
-    (folder / "columns.json").write_text(json.dumps(record))
+    record, kept = {"columns": columns, "context": conditions}, folder / "columns.json"
+    if given.resume and kept.exists():
+        before = columns_of(given.out)
+        for name, now in record.items():
+            if before[name] != now:
+                raise ValueError(
+                    f"Expected the run's --{name} in {folder}, {', '.join(before[name]) or 'none'}"
+                    f", got {', '.join(now) or 'none'}."
+                )
     torch.manual_seed(given.seed)
     module = recipe(features=len(columns), context=len(conditions), **options)  # type: ignore[call-arg]
+    folder.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(record))
     try:
         fit(
             module,
@@ -205,6 +215,9 @@ def run_fit(given: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print(f"The run in {folder} can be resumed with --resume.", file=sys.stderr)
         raise
+    finally:
+        if not (folder / "training").exists():  # nothing was learned
+            kept.unlink()
     scores = log_density(module, x, context)
     print(f"{given.recipe} of {', '.join(columns)} from {len(x)} rows, saved in {folder}")
     print(summary(scores, module, len(columns)))
@@ -216,6 +229,8 @@ def run_sample(given: argparse.Namespace) -> None:
         raise ValueError(f"Expected a positive --count, got {given.count}.")
     context = None
     if given.context is not None:
+        if not all(files.is_number(part) for part in split(given.context)):
+            raise ValueError(f"Expected --context as numbers with commas, got {given.context}.")
         context = torch.tensor([float(part) for part in split(given.context)])
     torch.manual_seed(given.seed)
     with torch.no_grad():
@@ -250,7 +265,11 @@ def columns_of(folder: str) -> dict[str, list[str]]:
     file = Path(folder) / "columns.json"
     if not file.is_file():
         raise FileNotFoundError(f"Expected a folder that `probgen fit` wrote, got {folder}.")
-    return json.loads(file.read_text())
+    try:
+        record = json.loads(file.read_text())
+        return {name: [str(column) for column in record[name]] for name in ("columns", "context")}
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{file} is damaged: run `probgen fit` again.") from None
 
 
 def log_density(module: LazyDistribution, x: Tensor, context: Tensor | None) -> Tensor:

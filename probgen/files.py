@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .core.checks import check_precision
+
 __all__ = ["Table", "read", "write"]
 
 
@@ -32,11 +34,13 @@ class Table(NamedTuple):
         Raises:
             ValueError: If there is no column of some name.
         """
-        missing = [name for name in names if name not in self.names]
-        if missing:
+        if missing := [name for name in names if name not in self.names]:
             raise ValueError(
-                f"Expected columns among {', '.join(self.names)}, got {', '.join(missing)}."
+                f"Expected columns {', '.join(names)}, found {', '.join(self.names)}, without "
+                f"{', '.join(missing)}."
             )
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"Expected columns once each, got {twice[0]} twice.")
         return self.values[:, [self.names.index(name) for name in names]]
 
 
@@ -68,14 +72,19 @@ def read(path: str | Path) -> Table:
         raise ValueError(f"Expected finite numbers in {file}, got {values[row, column]} in row "
                          f"{row + 1}, column {column + 1}.")  # fmt: skip
     given = names or tuple(str(i) for i in range(values.shape[1]))
-    return Table(torch.as_tensor(values, dtype=torch.get_default_dtype()), given)
+    if len(set(given)) < len(given) or "" in given:
+        raise ValueError(f"Expected different names of columns in {file}, got {', '.join(given)}.")
+    dtype = torch.get_default_dtype()
+    check_precision(torch.as_tensor(values), f"the numbers in {file}", dtype)
+    return Table(torch.as_tensor(values, dtype=dtype), given)
 
 
 def read_array(file: Path) -> np.ndarray:
     try:
         found = np.load(file, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"Expected arrays of numbers in {file}: {error}") from None
+        said = str(error) if "pickle" not in str(error) else "it holds objects, or is no array file"
+        raise ValueError(f"Expected arrays of numbers in {file}: {said}") from None
     if not isinstance(found, np.ndarray):
         names = list(found.keys())
         name = "data" if "data" in names else names[0] if len(names) == 1 else None

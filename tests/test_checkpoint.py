@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -90,6 +91,26 @@ def test_loading_to_a_device(saved):
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model\.json"):
         pg.load(tmp_path / "nowhere")
+
+
+def test_what_is_no_checkpoint_is_said(saved):
+    with pytest.raises(pg.CheckpointError, match="Expected the folder that save wrote, got a file"):
+        pg.load(saved / "model.json")
+    with pytest.raises(FileExistsError, match="folder to write, got a file"):
+        pg.models.MAF(2).save(saved / "model.json")
+    with pytest.raises(ValueError, match="`device` that is there, got 'gpu'"):
+        pg.load(saved, device="gpu")
+    run = saved / "run"
+    pg.fit(pg.models.MAF(2), torch.randn(9, 2), steps=1, checkpoint=run, progress=False)
+    with pytest.raises(pg.CheckpointError, match="load its parent folder"):
+        pg.load(run / "training")
+
+
+def test_sizes_may_be_whole_numbers_of_numpy(saved):
+    flow = pg.models.NSF(np.int64(2), bins=np.int32(4), transforms=np.int64(1))
+    flow.save(saved)
+    x = torch.randn(5, 2)
+    assert torch.equal(pg.load(saved)().log_prob(x), flow().log_prob(x))
 
 
 def test_a_newer_schema(saved):

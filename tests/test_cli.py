@@ -8,7 +8,7 @@ import torch
 
 import probgen as pg
 from probgen import demo, files
-from probgen.cli import RECIPES, SHAPED, described, main
+from probgen.cli import RECIPES, SHAPED, described, main, parser
 
 
 def test_the_demonstration_runs_small(tmp_path, capsys):
@@ -84,6 +84,34 @@ def test_resuming(table, capsys):
     assert fit(table)[0] == 2
     assert "--resume" in capsys.readouterr().err
     assert fit(table, "--resume", "--steps", "40")[0] == 0
+    run = table.parent / "run"
+    kept = (run / "columns.json").read_text()
+    for options, words in (
+        (["--columns", "age,weight,height"], "--columns"),
+        (["--columns", "height,weight", "--context", "age"], "--columns"),
+    ):
+        assert fit(table, "--resume", *options)[0] == 2
+        assert f"Expected the run's {words}" in capsys.readouterr().err
+    assert fit(table, "--resume", model="nsf")[0] == 2
+    assert "`class` 'MAF', got 'NSF'" in capsys.readouterr().err
+    assert (run / "columns.json").read_text() == kept
+
+
+def test_a_first_fit_that_fails_leaves_no_record(table):
+    assert fit(table, "--lr", "nan")[0] == 2
+    assert not (table.parent / "run" / "columns.json").exists()
+
+
+def test_every_option_takes_a_value(capsys):
+    for name, recipe in RECIPES.items():
+        for parameter in inspect.signature(recipe.__init__).parameters.values():
+            if parameter.name in ("self", *SHAPED):
+                continue
+            flag = [f"--{parameter.name.replace('_', '-')}"]
+            if not isinstance(parameter.default, bool):
+                flag += ["relu" if parameter.name == "activation" else "2"]
+            given = parser().parse_args(["fit", name, "data.csv", "--out", "run", *flag])
+            assert getattr(given, parameter.name) not in (None, False)
 
 
 def test_an_interrupt_leaves_a_run_to_resume(table, monkeypatch, capsys):
@@ -114,6 +142,9 @@ def test_options_are_those_of_the_recipe(name, capsys):
         ("1,2\n3\n", "2 cells in row 2"),
         ("1,2\n3,nan\n", "finite numbers"),
         ("a,b\n", "found none"),
+        ("a,a\n1,2\n3,5\n", "different names of columns"),
+        (",b\n1,2\n3,5\n", "different names of columns"),
+        ("a\n10000000.001\n10000000.002\n", "float32 can tell apart"),
         ("", "found none"),
     ],
 )
@@ -147,7 +178,12 @@ def test_mistakes_are_one_line(table, tmp_path, capsys):
         (["score", "nowhere", str(table), "--out", out], "no model.json"),
         (["sample", run, "--count", "0", "--out", out], "--count"),
         (["sample", run, "--context", "1", "--out", out], "no context"),
+        (["sample", run, "--context", "one", "--out", out], "--context as numbers"),
+        (["sample", run, "--count", "100000000000000", "--out", out], "memory"),
         (["fit", "maf", str(table), "--columns", "size", "--out", out], "height, weight, age"),
+        (["fit", "maf", str(table), "--columns", "age,age", "--out", out], "got age twice"),
+        (["fit", "nsf", str(table), "--bins", "-3", "--out", out], "`bins`"),
+        (["fit", "maf", str(table), "--hidden-features", "99999999999", "--out", out], "99999"),
     ):
         assert main(arguments) == 2, arguments
         error = capsys.readouterr().err

@@ -13,6 +13,7 @@ import json
 import math
 import os
 from abc import ABCMeta
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +288,9 @@ def outline(value: Any) -> Any:
         return {str(key): outline(v) for key, v in value.items()}
     if isinstance(value, Tensor):
         return list(value.shape)
-    plain = value is None or isinstance(value, (bool, int, float, str))
+    if isinstance(value, Integral):
+        return int(value)
+    plain = value is None or isinstance(value, (float, str))
     return value if plain else name_of(value if isinstance(value, type) else type(value))
 
 
@@ -303,6 +306,8 @@ class Encoder:
             return {"float": repr(value)}
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
+        if isinstance(value, Integral):  # of numpy
+            return int(value)
         if isinstance(value, (list, tuple)):
             return {"list" if isinstance(value, list) else "tuple": [self.encode(v) for v in value]}
         if isinstance(value, dict):

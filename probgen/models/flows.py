@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..core import Bijector, Elementwise, LazyTransform
+from ..core.checks import check_whole
 from ..distributions import Flow, StandardNormal, UniformAngles
 from ..transforms import (
     Affine,
@@ -37,13 +38,9 @@ __all__ = [
 
 def check(features: int, context: int, transforms: int) -> None:
     """Raises a ValueError that names the first impossible size."""
-    for name, value, least in (
-        ("features", features, 1),
-        ("context", context, 0),
-        ("transforms", transforms, 1),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"Expected `{name}` to be a whole number >= {least}, got {value!r}.")
+    check_whole(1, features=features)
+    check_whole(0, context=context)
+    check_whole(1, transforms=transforms)
 
 
 def couplings(

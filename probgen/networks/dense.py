@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.nn.functional import linear
 
 from ..core import Recorded
+from ..core.checks import check_whole
 
 __all__ = ["MLP", "ResidualMLP"]
 
@@ -127,9 +128,10 @@ def feed(
 def check_sizes(**sizes: int | Sequence[int]) -> None:
     """Raises a ValueError that names the first size that is not positive."""
     for name, size in sizes.items():
+        if name == "hidden_features" and (isinstance(size, str) or not isinstance(size, Sequence)):
+            raise ValueError(f"Expected `{name}` as a tuple of widths, got {size!r:.80}.")
         for n in size if isinstance(size, Sequence) else [size]:
-            if not isinstance(n, int) or n < (0 if name in ("inputs", "context") else 1):
-                raise ValueError(f"Expected `{name}` to be positive whole numbers, got {size}.")
+            check_whole(0 if name in ("inputs", "context") else 1, **{name: n})
 
 
 class MLP(Recorded):

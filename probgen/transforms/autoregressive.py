@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from ..core import Bijector, Elementwise, LazyTransform, call_and_ladj, inverse_and_ladj
+from ..core.checks import check_whole
 from ..networks import MADE
 from ..networks.dense import start_at
 from .elementwise import Affine
@@ -123,6 +124,8 @@ class Autoregressive(LazyTransform):
     ) -> None:
         super().__init__()
         check_class(univariate, Elementwise)
+        check_whole(1, features=features)
+        check_whole(0, context=context)
         self.features, self.context = features, context
         self.univariate, self.options = univariate, options
         start, self.shapes = univariate.flat(features, **options)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from ..core import Bijector, Elementwise, LazyTransform, call_and_ladj, inverse_and_ladj
+from ..core.checks import check_whole
 from ..networks import MLP
 from ..networks.dense import start_at
 from .elementwise import Affine
@@ -123,10 +125,12 @@ class Coupling(LazyTransform):
     ) -> None:
         super().__init__()
         check_class(univariate, Elementwise)
+        check_whole(1, features=features)
+        check_whole(0, context=context)
         self.features, self.context = features, context
         self.univariate, self.options = univariate, options
         self.kept = features // 2 if kept is None else kept
-        if not 0 <= abs(self.kept) < features:
+        if not isinstance(self.kept, (int, Integral)) or not abs(self.kept) < features:
             raise ValueError(f"Expected `kept` to leave some of {features} features, got {kept}.")
         start, self.shapes = univariate.flat(features, **options)
         self.moved = features - abs(self.kept)

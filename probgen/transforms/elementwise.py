@@ -101,8 +101,8 @@ class SoftClip(Elementwise):
 
     def __init__(self, bound: float = 5.0) -> None:
         super().__init__()
-        if not bound > 0:
-            raise ValueError(f"Expected a positive `bound`, got {bound}.")
+        if not 0 < bound < math.inf:
+            raise ValueError(f"Expected a positive, finite `bound`, got {bound}.")
         self.bound = float(bound)
         self.codomain = constraints.interval(-self.bound, self.bound)
 

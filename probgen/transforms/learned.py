@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from ..core import Bijector, Elementwise, LazyTransform
+from ..core.checks import check_whole
 from ..networks import MLP
 
 __all__ = ["Learned"]
@@ -56,8 +57,8 @@ class Learned(LazyTransform):
     ) -> None:
         super().__init__()
         check_class(bijector, Bijector)
-        if features < 1:
-            raise ValueError(f"Expected `features` to be positive, got {features}.")
+        check_whole(1, features=features)
+        check_whole(0, context=context)
         start, self.shapes = bijector.flat(features, **options)
         if issubclass(bijector, Elementwise):  # P rows, one entry per feature
             start = start[:, None].expand(-1, features).reshape(-1)

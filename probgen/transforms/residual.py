@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..core import Bijector, increasing_root
+from ..core.checks import check_whole
 
 __all__ = ["Planar", "Radial", "Sylvester"]
 
@@ -209,6 +210,7 @@ class Sylvester(Bijector):
         cls, features: int, width: int | None = None, reflections: int = 0
     ) -> dict[str, Tensor]:
         """Starting values for :math:`M` = `width`, by default :math:`D`."""
+        check_whole(0, reflections=reflections)
         m = features if width is None else width
         return {
             "vectors": torch.randn(reflections, features),

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -27,6 +28,7 @@ from torch.distributions import constraints
 from torch.nn.functional import pad, softplus
 
 from ..core import Elementwise
+from ..core.checks import check_whole
 
 __all__ = ["CircularRationalQuadratic", "RationalQuadratic"]
 
@@ -87,11 +89,21 @@ def evaluate(s: Tensor, d: Tensor, e: Tensor, t: Tensor) -> tuple[Tensor, Tensor
     return torch.log(ratio * ratio * slope), rise
 
 
+def check_bins(bins: int, bound: float) -> None:
+    """Raises a ValueError unless a spline can have so many bins, and the bound."""
+    most = int(1 / SMALLEST) - 1
+    check_whole(2, bins=bins)
+    if bins > most:
+        raise ValueError(f"Expected `bins` to be a whole number from 2 to {most}, got {bins}.")
+    if not (isinstance(bound, Real) and 0 < float(bound) < math.inf):
+        raise ValueError(f"Expected a positive, finite `bound`, got {bound!r:.80}.")
+
+
 def shape_of(widths: Tensor, heights: Tensor, slopes: Tensor, extra: int) -> torch.Size:
     """The shape of the elements; raises if the numbers of bins disagree."""
     bins = len(widths)
     if bins < 2 or bins * SMALLEST >= 1:
-        raise ValueError(f"Expected between 2 and {int(1 / SMALLEST) - 1} bins, got {bins}.")
+        check_bins(bins, 1.0)
     if len(heights) != bins or len(slopes) != bins + extra:
         raise ValueError(
             f"Expected {bins} widths and heights and {bins + extra} slopes along the leading "
@@ -134,13 +146,14 @@ class RationalQuadratic(Elementwise):
     ) -> None:
         shape = shape_of(widths, heights, slopes, extra=-1)
         super().__init__(shape, widths=widths, heights=heights, slopes=slopes)
-        if not bound > 0:
-            raise ValueError(f"Expected a positive `bound`, got {bound}.")
+        if not 0 < bound < math.inf:
+            check_bins(len(widths), bound)
         self.widths, self.heights, self.raw = fractions(widths), fractions(heights), slopes
         self.bound = float(bound)
 
     @classmethod
     def initial(cls, features: int, bound: float = 5.0, bins: int = 8) -> dict[str, Tensor]:
+        check_bins(bins, bound)
         zeros = torch.zeros(bins)
         return {"widths": zeros, "heights": zeros, "slopes": zeros[1:]}
 
@@ -205,6 +218,7 @@ class CircularRationalQuadratic(Elementwise):
 
     @classmethod
     def initial(cls, features: int, bins: int = 8) -> dict[str, Tensor]:
+        check_bins(bins, 1.0)
         zeros = torch.zeros(bins)
         return {"widths": zeros, "heights": zeros, "slopes": zeros, "rotation": torch.zeros(())}
 

@@ -1,6 +1,7 @@
 """The laws of flows: what a modeller does with them in Pyro."""
 
 import copy
+import inspect
 import math
 import pickle
 
@@ -588,6 +589,31 @@ def test_bad_sizes_are_refused(name):
             recipe(**wrong)
     with pytest.raises(ValueError, match="context"):
         recipe(2, context=-1)
+    for option, wrongs in (
+        ("bins", (1, 2000, 0, -3, 8.0)),
+        ("bound", (-1.0, math.inf, math.nan, "5")),
+        ("reflections", (-1, 1.5)),
+        ("hidden_features", (64, "64", (0,), (2.5,))),
+    ):
+        if option in inspect.signature(recipe.__init__).parameters:
+            for wrong in wrongs:
+                with pytest.raises(ValueError, match=f"`{option}`"):
+                    recipe(2, context=1, **{option: wrong})
+
+
+def test_bad_sizes_of_parts_are_refused():
+    for wrong, words in (
+        (lambda: t.Coupling(0), "`features`.*got 0"),
+        (lambda: t.Coupling(3, kept=1.5), "`kept`.*got 1.5"),
+        (lambda: t.Autoregressive(3, context=-1), "`context`.*got -1"),
+        (lambda: t.Learned(t.Affine, 2, context=-1), "`context`.*got -1"),
+        (lambda: t.SoftClip(math.inf), "`bound`"),
+        (lambda: pg.distributions.DiagonalNormal(0), "`features`.*got 0"),
+        (lambda: pg.distributions.GaussianMixture(2, 0), "`components`.*got 0"),
+        (lambda: pg.distributions.StandardNormal(2.0), "`features`.*got 2.0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            wrong()
 
 
 def test_bad_parts_are_refused():
