@@ -140,7 +140,9 @@ def add_fit(options: argparse.ArgumentParser, recipe: type[LazyDistribution]) ->
     for name, parameter in inspect.signature(recipe.__init__).parameters.items():
         if name in ("self", *SHAPED):
             continue
-        kind: dict[str, Any] = {"type": type(parameter.default)}
+        kind: dict[str, Any] = {
+            "type": int if parameter.default is None else type(parameter.default)
+        }
         if parameter.default is None:
             kind = {"type": int}
         if isinstance(parameter.default, bool):

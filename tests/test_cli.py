@@ -232,3 +232,7 @@ def test_help_says_what_each_option_means(recipe, capsys, monkeypatch):
     assert set(inspect.signature(RECIPES[recipe].__init__).parameters) - {"self"} == set(meaning)
     assert all(said in text for name, said in meaning.items() if name not in SHAPED)
     assert ":math:" not in text
+
+
+def test_an_option_without_a_default_is_a_number(table):
+    assert fit(table, "--width", "2", model="sylvesterflow")[0] == 0

@@ -314,9 +314,9 @@ def test_a_normal_with_condition_number_1e4(dense, float64):
         return -((x @ precision) * x).sum(-1) / 2
 
     result = run(
-        log_density, init=torch.randn(n, d), draws=300, dense=dense, seed=1, progress=False
+        log_density, init=torch.randn(n, d), draws=400, dense=dense, seed=1, progress=False
     )
-    z = torch.linalg.solve(factor, result.samples["x"].flatten(0, 1).T).T.reshape(n, 300, d)
+    z = torch.linalg.solve(factor, result.samples["x"].flatten(0, 1).T).T.reshape(n, 400, d)
     means = z.mean(1)
     assert (means.mean(0).abs() / (means.std(0) / n**0.5)).max() < 4.6  # Bonferroni: 10 cells
     cells = (z[..., :, None] * z[..., None, :]).mean(1)  # of each chain
