@@ -15,11 +15,11 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
@@ -29,7 +29,7 @@ from .batches import Batches, span
 from .core import LazyDistribution
 from .core.checkpoint import Encoder, arguments, read, write
 from .core.checks import check_whole
-from .core.processes import agree, check_agreed, join, mix, seed_of
+from .core.processes import agree, average, check_agreed, join, mix, seed_of, share
 
 __all__ = ["History", "fit"]
 
@@ -160,14 +160,18 @@ def fit(
         )
     check_whole(0, patience=patience)
     check_whole(1, **{n: v for n, v in (("steps", steps), ("epochs", epochs)) if v is not None})
-    if clip is not None and not clip > 0:
-        raise ValueError(f"Expected a positive `clip`, got {clip}.")
+    for name, value in (("clip", clip), ("lr", lr)):
+        if value is not None and not (isinstance(value, Real) and value > 0):
+            raise ValueError(f"Expected a positive `{name}`, got {value!r}.")
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"Expected `ema` in [0, 1), got {ema}.")
     own = next((p.device for p in module.parameters()), torch.device("cpu"))
     rank, world, device = join(device, own)
     module.to(device)
-    if seed is None:
+    share(module.parameters(), world)
+    if seed is not None:
+        check_whole(0, seed=seed)
+    else:
         seed = seed_of(Path(checkpoint) / "training" if checkpoint is not None else None)
     seed = agree(seed, world, device)
     loss = Loss(module, objective or module.objective)
@@ -437,10 +441,3 @@ def rate(schedule: str | Callable[[float], float] | None, step: int, total: int)
     if schedule == "cosine":
         return (1 + math.cos(math.pi * step / total)) / 2
     raise ValueError(f"Expected `schedule` to be a function or 'cosine', got {schedule!r}.")
-
-
-def average(value: Tensor, world: int) -> Tensor:
-    """The mean over processes, of which only this one's part has a gradient."""
-    mean = value.detach().clone()
-    torch.distributed.all_reduce(mean)
-    return value + (mean / world - value.detach())

@@ -326,6 +326,9 @@ def test_angles_rounded_to_float32_are_inside():
         ({"steps": None, "epochs": 0}, "`epochs` to be a whole number >= 1, got 0"),
         ({"clip": -1.0}, "positive `clip`, got -1.0"),
         ({"clip": 0.0}, "positive `clip`, got 0.0"),
+        ({"lr": "1e-3"}, "positive `lr`, got '1e-3'"),
+        ({"lr": float("nan")}, "positive `lr`, got nan"),
+        ({"seed": -1}, "`seed` to be a whole number >= 0, got -1"),
         ({"ema": 1.5}, r"`ema` in \[0, 1\), got 1.5"),
         ({"patience": -1}, "`patience` to be a whole number >= 0, got -1"),
         ({"validation": 20}, r"fraction `validation` in \(0, 1\), got 20"),
@@ -349,7 +352,7 @@ def test_angles_rounded_to_float32_are_inside():
 )
 def test_bad_options_are_refused(x, options, words):
     with pytest.raises(ValueError, match=words):
-        pg.fit(small(), x, **{"steps": 2, **options}, **QUICK)
+        pg.fit(small(), x, **{"steps": 2, **QUICK, **options})
 
 
 def test_loaders_bring_everything(x):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed
+from torch import Tensor
 
 from .checkpoint import read
 from .checks import find_device
 
-__all__ = ["agree", "check_agreed", "join", "mix", "seed_of"]
+__all__ = ["agree", "average", "check_agreed", "join", "mix", "seed_of", "share"]
 
 
 def join(device: str | torch.device | None, own: torch.device) -> tuple[int, int, torch.device]:
@@ -57,6 +59,20 @@ def check_agreed(number: int, world: int, device: torch.device) -> None:
             f"Expected all processes to start at one step, got {steps}, a step for each. "
             f"`checkpoint` must be a folder that all of them see."
         )
+
+
+def share(parameters: Iterable[Tensor], world: int) -> None:
+    """Gives every process the first one's parameters."""
+    if world > 1:
+        for p in parameters:
+            torch.distributed.broadcast(p.detach(), 0)
+
+
+def average(value: Tensor, world: int) -> Tensor:
+    """The mean over processes, of which only this one's part has a gradient."""
+    mean = value.detach().clone()
+    torch.distributed.all_reduce(mean)
+    return value + (mean / world - value.detach())
 
 
 def mix(*numbers: int) -> int:

@@ -64,8 +64,12 @@ def leading(weight: Tensor, bias: Tensor, h: Tensor) -> Tensor:
 def first(layers: Layers, weight: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
     r"""The first layer :math:`W x + V c + b`, from :math:`(n, *A)` and :math:`(*B, C)`."""
     h = linear(x.movedim(0, -1), weight, entries(layers.biases)[0])
-    if layers.context_weight is None or context is None:
+    if layers.context_weight is None and context is None:
         return h
+    if layers.context_weight is None or context is None:
+        if context is None:
+            raise ValueError("Expected a context, since the network was built with one, got none.")
+        raise ValueError("Expected no context, since the network was built without, got one.")
     return h + linear(context, layers.context_weight)
 
 

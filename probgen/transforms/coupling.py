@@ -135,6 +135,7 @@ class Coupling(LazyTransform):
         start, self.shapes = univariate.flat(features, **options)
         self.moved = features - abs(self.kept)
         inputs, outputs = abs(self.kept) * univariate.embedding, self.moved * len(start)
+        self.outputs = outputs
         if network is None:
             network = MLP(inputs, outputs, context, hidden_features, activation)
             start_at(network, start.repeat_interleave(self.moved))
@@ -151,5 +152,10 @@ class Coupling(LazyTransform):
     def condition(self, context: Tensor | None, a: Tensor) -> Transform:
         r"""The transform of :math:`x_B` given :math:`x_A`, with shape :math:`(|A|, *)`."""
         phi = self.network(self.univariate.embed(a), context)
+        if phi.shape[0] != self.outputs:
+            raise ValueError(
+                f"Expected a `network` with {self.outputs} outputs, those of {self.moved} features "
+                f"along the first axis, got the shape {tuple(phi.shape)}."
+            )
         phi = phi.unflatten(0, (-1, self.moved))
         return self.univariate.from_flat(phi, self.shapes, **self.options)

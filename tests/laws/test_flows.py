@@ -601,6 +601,20 @@ def test_bad_sizes_are_refused(name):
                     recipe(2, context=1, **{option: wrong})
 
 
+@pytest.mark.parametrize(
+    ("network", "context", "words"),
+    [
+        (lambda: pg.networks.MLP(2, 6), 0, r"`network` with 4 outputs.*\(6,"),
+        (lambda: pg.networks.MLP(2, 4), 3, "built without, got one"),
+        (lambda: pg.networks.MLP(2, 4, 3), 0, "built with one, got none"),
+    ],
+)
+def test_a_network_of_another_size_is_refused(network, context, words):
+    part = t.Coupling(4, context=context, network=network())
+    with pytest.raises(ValueError, match=words):
+        part(torch.zeros(5, context) if context else None)(torch.zeros(5, 4))
+
+
 def test_bad_sizes_of_parts_are_refused():
     for wrong, words in (
         (lambda: t.Coupling(0), "`features`.*got 0"),
