@@ -791,3 +791,18 @@ def test_chains_spread_over_processes_and_gather(tmp_path):
     assert a.shape == (64, 20)
     assert len(a[:, -1].unique()) == 64  # no chain twice
     assert abs(float(a.mean()) - 1) < 0.1
+
+
+def test_step_sizes_per_chain_become_one():
+    kernel = mcmc.MALA(torch.full((8,), 0.01))
+    options = {"chains": 8, "draws": 5, "seed": 0, "progress": False}
+    assert isinstance(
+        run(eight_schools, kernel=kernel, warmup=20, **options).kernel.step_size, float
+    )
+    assert run(eight_schools, kernel=kernel, warmup=0, **options).samples["mu"].shape == (8, 5)
+
+
+def test_the_summary_warns_of_a_biased_kernel(draws):
+    biased = run(eight_schools, kernel=mcmc.ULA(), chains=4, warmup=0, draws=5, progress=False)
+    assert "ULA tests no proposal" in str(biased.summary())
+    assert "nested r-hat of 4 superchains: at most" in str(draws.summary())

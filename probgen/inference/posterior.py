@@ -54,6 +54,7 @@ def posterior(
     draws: int = 1024,
     kernel: Kernel | None = None,
     steps: int = 5,
+    islands: int = 8,
     seed: int | None = None,
     progress: bool = True,
 ) -> Posterior:
@@ -64,10 +65,11 @@ def posterior(
         log_likelihood: Maps one value, with the prior's event shape, to a number. It is vectorised
             by `torch.func.vmap`.
         context: The prior's context, with shape :math:`(C)`, if it takes one.
-        draws: The number of draws :math:`N`, a multiple of 8.
+        draws: The number of draws :math:`N`, a multiple of the islands.
         kernel: The kernel that moves draws; by default :class:`~probgen.mcmc.HMC` with 5 steps,
             adapted.
         steps: The number of its steps at each temperature.
+        islands: The number of groups of draws that never meet, whose spread gives `se`.
         seed: The seed; by default drawn from torch's generator, whose state is left alone.
         progress: Whether to show a progress bar.
 
@@ -106,6 +108,8 @@ def posterior(
         target = potential(model)
         kernel = HMC(step_size=0.5, steps=5) if kernel is None else kernel
         first = target.draw(draws, prior=True)
-        result = smc(target.log_prior, target, first, kernel, steps=steps, progress=progress)
+        result = smc(
+            target.log_prior, target, first, kernel, steps=steps, islands=islands, progress=progress
+        )
     values = target.unravel(result.position)["x"]
     return Posterior(values, result.log_weights, result.ess, result.log_z, result.se)

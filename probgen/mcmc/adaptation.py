@@ -182,7 +182,7 @@ def warm_up(
 ) -> Iterator[tuple[Any, Any, Any]]:
     """Adapts what a kernel has of a step size, a scale and a length of trajectories.
 
-    A kernel without a target acceptance is only run. The scale is set from the first positions and
+    A kernel without a target acceptance is only run. Step sizes per chain become one for all. The scale is set from the first positions and
     at the ends of four growing windows, of 10, 15, 25 and 30 % of the steps.
 
     Arguments:
@@ -214,6 +214,9 @@ def warm_up(
             yield kernel, state, info
         return
 
+    if isinstance(kernel.step_size, Tensor):  # one per chain, of which one for all is made
+        mean = float(kernel.step_size.log().mean().exp())
+        kernel = dataclasses.replace(kernel, step_size=mean)
     scales = "scale" in fields and state.position.ndim == 2
     moments = Moments(dense)
     ends = {round(part * steps) for part in (0.1, 0.25, 0.5, 0.8)} if scales else set()

@@ -137,6 +137,12 @@ class Draws:
                 f"{int(diverged.sum())} of {diverged.numel()} proposals diverged, in {chains} of "
                 f"{len(diverged)} chains: draws may miss where the density is steep."
             )
+        if self.kernel is not None and not self.kernel.exact:
+            name = type(self.kernel).__name__
+            notes.append(f"{name} tests no proposal: draws have a bias that grows with its step")
+        if self.superchains is not None:
+            most = max(float(value.max()) for value in self.nested_rhat().values())
+            notes.append(f"nested r-hat of {self.superchains} superchains: at most {most:.4f}")
         if self.moved:
             notes.append(f"sampled in the base of their flow: {', '.join(self.moved)}")
         return notes

@@ -214,7 +214,7 @@ def minibatch(
             with shape :math:`(C, n)`.
         data: The data, with shape :math:`(N, *)`.
         batch_size: The number :math:`n` of data at each call, drawn with replacement and shared
-            by all chains.
+            by all chains, which are therefore not independent of each other.
 
     Raises:
         ValueError: If the size is not in 1 to :math:`N`.
