@@ -181,6 +181,12 @@ def run_fit(given: argparse.Namespace) -> None:
     table = files.read(given.data)
     conditions = split(given.context)
     columns = split(given.columns) or [n for n in table.names if n not in conditions]
+    if both := [name for name in columns if name in conditions]:
+        raise ValueError(
+            f"Expected --columns and --context without a column in common, got {', '.join(both)}."
+        )
+    if not columns:
+        raise ValueError(f"Expected a column to learn besides --context, got {given.context}.")
     x, context = table.select(columns), table.select(conditions) if conditions else None
     recipe = RECIPES[given.recipe]
     names = [n for n in inspect.signature(recipe.__init__).parameters if n not in ("self", *SHAPED)]

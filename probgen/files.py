@@ -57,9 +57,9 @@ def read(path: str | Path) -> Table:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"Expected a file of data, found none at {file}.")
-    if file.suffix == ".csv":
+    if file.suffix.lower() == ".csv":
         values, names = read_csv(file)
-    elif file.suffix in (".npy", ".npz"):
+    elif file.suffix.lower() in (".npy", ".npz"):
         values, names = read_array(file), ()
     else:
         raise ValueError(f"Expected a .npy, .npz or .csv file, got {file.name}.")
@@ -103,6 +103,8 @@ def read_csv(file: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"Expected a text file with commas at {file}: {error}") from None
     names: tuple[str, ...] = ()
+    if rows and len(rows[0]) == 1 and any(mark in rows[0][0] for mark in ";\t"):
+        raise ValueError(f"Expected commas between the cells of {file}, got {rows[0][0]!r:.80}.")
     if rows and not all(is_number(cell) for cell in rows[0]):
         names, rows = tuple(cell.strip() for cell in rows[0]), rows[1:]
     if not rows:

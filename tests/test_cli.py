@@ -144,6 +144,7 @@ def test_options_are_those_of_the_recipe(name, capsys):
         ("a,b\n", "found none"),
         ("a,a\n1,2\n3,5\n", "different names of columns"),
         (",b\n1,2\n3,5\n", "different names of columns"),
+        ("a;b\n1;2\n3;5\n", "Expected commas between the cells"),
         ("a\n10000000.001\n10000000.002\n", "float32 can tell apart"),
         ("", "found none"),
     ],
@@ -181,6 +182,14 @@ def test_mistakes_are_one_line(table, tmp_path, capsys):
         (["sample", run, "--context", "one", "--out", out], "--context as numbers"),
         (["sample", run, "--count", "100000000000000", "--out", out], "memory"),
         (["fit", "maf", str(table), "--columns", "size", "--out", out], "height, weight, age"),
+        (
+            ["fit", "maf", str(table), "--columns", "age", "--context", "age", "--out", out],
+            "without a column in common, got age",
+        ),
+        (
+            ["fit", "maf", str(table), "--context", "age,height,weight", "--out", out],
+            "a column to learn besides --context",
+        ),
         (["fit", "maf", str(table), "--columns", "age,age", "--out", out], "got age twice"),
         (["fit", "nsf", str(table), "--bins", "-3", "--out", out], "`bins`"),
         (["fit", "maf", str(table), "--hidden-features", "99999999999", "--out", out], "99999"),

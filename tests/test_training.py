@@ -519,6 +519,21 @@ def test_contexts_may_be_on_any_scale():
     assert float(values[0].detach()) == pytest.approx(float(values[1].detach()), abs=0.02)
 
 
+def test_a_fit_to_data_of_another_scale_is_refused(x):
+    flow = small()
+    pg.fit(flow, x, steps=1, **QUICK)
+    pg.fit(flow, x[:50] + 1.0, steps=1, **QUICK)
+    for other in (x + 1000.0, x * 50.0):
+        with pytest.raises(ValueError, match="scale that Standardize was set to, in feature 0"):
+            pg.fit(flow, other, steps=1, **QUICK)
+
+
+@pytest.mark.parametrize("shape", [(2,), (10, 1), (10, 3)])
+def test_start_needs_data_of_the_right_shape(shape):
+    with pytest.raises(ValueError, match=r"`x` with shape \(N, 2\), got"):
+        small().start(torch.zeros(shape))
+
+
 def test_a_flow_as_base_keeps_the_scale_of_its_contexts():
     inner = pg.models.MAF(2, context=1, transforms=1, hidden_features=(8,))
     inner.start(torch.randn(50, 2), 100 + torch.randn(50, 1))

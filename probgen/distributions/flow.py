@@ -315,6 +315,10 @@ class Flow(LazyDistribution):
 
     def start(self, x: Tensor, context: Tensor | None = None) -> None:
         with torch.no_grad():
+            event = tuple(self(context).event_shape)
+            if x.ndim <= len(event) or tuple(x.shape[-len(event) :]) != event:
+                wanted = ", ".join(["N", *map(str, event)])
+                raise ValueError(f"Expected `x` with shape ({wanted}), got {tuple(x.shape)}.")
             if self.context and context is not None:
                 shift, scale = moments(context)
                 self.context_shift.copy_(shift)

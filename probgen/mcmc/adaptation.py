@@ -182,8 +182,9 @@ def warm_up(
 ) -> Iterator[tuple[Any, Any, Any]]:
     """Adapts what a kernel has of a step size, a scale and a length of trajectories.
 
-    A kernel without a target acceptance is only run. Step sizes per chain become one for all. The scale is set from the first positions and
-    at the ends of four growing windows, of 10, 15, 25 and 30 % of the steps.
+    A kernel without a target acceptance is only run. Step sizes per chain become one for all. The
+    scale is set from the first positions and at the ends of four growing windows, of 10, 15, 25 and
+    30 % of the steps.
 
     Arguments:
         kernel: The kernel.

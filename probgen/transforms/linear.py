@@ -166,10 +166,15 @@ class DataDependent(LazyTransform):
         self.take_once(-mean / std, 1 / std)
 
     def take_once(self, shift: Tensor, scale: Tensor) -> None:
-        if not self.started:
-            with torch.no_grad():
-                self.take(shift, scale)
-                self.started.fill_(True)
+        if self.started:
+            self.compare(shift, scale)
+            return
+        with torch.no_grad():
+            self.take(shift, scale)
+            self.started.fill_(True)
+
+    def compare(self, shift: Tensor, scale: Tensor) -> None:
+        """Compares the moments of other data with those that were taken."""
 
 
 class ActNorm(DataDependent):
@@ -236,6 +241,16 @@ class Standardize(DataDependent):
     def take(self, shift: Tensor, scale: Tensor) -> None:
         self.shift.copy_(shift)
         self.scale.copy_(scale)
+
+    def compare(self, shift: Tensor, scale: Tensor) -> None:
+        far = ((shift - self.shift).abs() > 10 * self.scale) | (scale > 10 * self.scale)
+        if far.any():
+            i = int(far.nonzero()[0])
+            raise ValueError(
+                f"Expected data on the scale that Standardize was set to, in feature {i} mean "
+                f"{self.shift[i]:.4g} and standard deviation {self.scale[i]:.4g}, got "
+                f"{shift[i]:.4g} and {scale[i]:.4g}. Build the module anew for other data."
+            )
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
