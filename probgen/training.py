@@ -426,10 +426,10 @@ class Run:
 
 def explain(value: float, step: int, x: Tensor | None, lr: float) -> str:
     data = f" on a batch with values in {span(x)}" if x is not None else ""
-    return (
-        f"The loss is {value} at step {step}{data}. Try a smaller learning rate (now {lr:g}), "
-        f"clip=1.0, data closer to unit scale, or float64."
-    )
+    advice = f"Try a smaller learning rate (now {lr:g}), clip=1.0, or float64."
+    if step == 0:
+        advice = "No step was taken yet: check the objective, the parameters and their support."
+    return f"The loss is {value} at step {step}{data}. {advice}"
 
 
 def rate(schedule: str | Callable[[float], float] | None, step: int, total: int) -> float:

@@ -271,7 +271,7 @@ def test_a_loss_that_is_not_finite_says_where(x):
 
     flow = small()
     before = copy.deepcopy(list(flow.parameters()))
-    with pytest.raises(FloatingPointError, match=r"nan at step 0 on a batch with values in \["):
+    with pytest.raises(FloatingPointError, match=r"nan at step 0 on.*in \[.*No step was taken"):
         pg.fit(flow, x, objective=objective, steps=5, **QUICK)
     assert all(torch.equal(p, q) for p, q in zip(before, flow.parameters()))
 
