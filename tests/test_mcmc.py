@@ -216,7 +216,7 @@ def impossible():
 
 
 def bound():
-    flow = pg.distributions.Flow([pg.transforms.NormalCDF(0.0, 1.0)], pg.models.NSF(2))
+    flow = pg.distributions.Flow([pg.transforms.NormalCDF(0.0, 4.0)], pg.models.NSF(2))
     module = pg.distributions.Dequantized(flow, levels=4).freeze()
     pyro.sample("x", dist.Normal(0.0, 1.0))
     pg.sample("y", module, obs=torch.tensor([1.0, 2.0]))

@@ -1,0 +1,236 @@
+"""One run of a Pyro model, for one chain: where its numbers go and what its sites weigh.
+
+This file, `potential` and `pyro_kernel` alone know Pyro's internals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from opt_einsum import shared_intermediates
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.infer.reparam import TransformReparam
+from pyro.ops.contract import contract_to_tensor
+from pyro.ops.rings import LogRing
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import Transform, TransformedDistribution, biject_to
+
+from ..core import Density
+
+__all__ = ["Enumerate", "Marginal", "Place", "Site", "to_base", "unchecked"]
+
+RADIUS = 2.0  # of the uniform initial points, as in Stan
+
+
+class Site(NamedTuple):
+    """Where a site's numbers are in the vector."""
+
+    start: int
+    stop: int
+    shape: torch.Size  # of the unconstrained value
+
+
+class Place(Messenger):
+    """Runs a model at a point, and sums the log densities of its sites.
+
+    Arguments:
+        u: The point, with shape :math:`(D)`; without it each site draws its own numbers, from its
+            prior or uniformly, which are then found in `parts`.
+        prior: Whether a site without numbers draws from its prior.
+        values: Constrained values by name, from which numbers follow.
+        layout: Where the numbers of each site are; required with `u`.
+        marginal: Whether log densities are left to the caller, who sums discrete sites out.
+    """
+
+    def __init__(
+        self,
+        u: Tensor | None = None,
+        *,
+        prior: bool = False,
+        values: dict[str, Tensor] | None = None,
+        layout: dict[str, Site] | None = None,
+        marginal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.marginal = marginal
+        self.u, self.prior, self.given, self.layout = u, prior, values or {}, layout
+        self.parts: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}  # of latent and deterministic sites
+        self.terms: dict[str, Tensor] = {}  # log densities, with the Jacobian's
+        self.latent: list[str] = []
+        self.discrete: list[str] = []
+        self.learned: list[str] = []
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        fn, name = msg["fn"], msg["name"]
+        if isinstance(fn, _Subsample):
+            return
+        check_site(msg)
+        if msg["is_observed"]:
+            return
+        if fn.has_enumerate_support:
+            self.discrete.append(name)
+            return
+        transform = bijection(name, fn)
+        if self.u is not None:
+            where = self.find(name, transform.inverse_shape(fn.shape()))
+            u = self.u[where.start : where.stop].reshape(where.shape)
+            x = transform(u)
+        elif name in self.given:
+            x = self.given[name]
+            u = transform.inv(x)
+        elif self.prior:
+            x = fn()
+            u = transform.inv(x)
+        else:
+            u = uniform(fn, transform)
+            x = transform(u)
+        self.parts[name] = u
+        msg["value"], msg["done"] = x, True
+        ladj = transform.log_abs_det_jacobian(u, x)
+        self.terms[name] = ladj.sum()
+        self.latent.append(name)
+        msg["infer"] = {**(msg["infer"] or {}), "_placed": True}
+
+    def _pyro_param(self, msg: dict[str, Any]) -> None:
+        """Reads a parameter, without the store's own bookkeeping, which `vmap` does not take."""
+        name, *rest = msg["args"]
+        store = pyro.get_param_store()
+        if name in store and rest and isinstance(rest[0], Tensor):
+            msg["value"], msg["done"] = store[name], True
+
+    def find(self, name: str, shape: torch.Size) -> Site:
+        """Where a site's numbers are.
+
+        Raises:
+            ValueError: If the model's structure has changed.
+        """
+        where = self.layout.get(name) if self.layout is not None else None
+        enumerated = bool(self.discrete)  # a site after one has the shape of all its values
+        if where is None or (where.shape != shape and not enumerated):
+            found = "no such site" if where is None else f"the shape {tuple(where.shape)}"
+            raise ValueError(
+                f"Expected the same sites and shapes in every run of the model, got {name!r} with "
+                f"{tuple(shape)}, after {found}. Inference needs a fixed structure."
+            )
+        return where
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        fn, name = msg["fn"], msg["name"]
+        if isinstance(fn, _Subsample):
+            return
+        infer = msg["infer"] or {}
+        if infer.get("_placed"):
+            self.values[name] = msg["value"]
+        elif infer.get("_deterministic") or f"{name}_base" in self.latent:
+            self.values[name] = msg["value"]
+            return
+        if name in self.discrete or self.marginal:
+            return
+        try:
+            log_prob = fn.log_prob(msg["value"])
+        except (ValueError, NotImplementedError) as error:
+            raise ValueError(f"Expected a log density at site {name!r}: {error}") from error
+        log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        self.terms[name] = self.terms[name] + log_prob if name in self.terms else log_prob
+        if infer.get("learned") is not None:
+            self.learned.append(name)
+
+
+class Enumerate(EnumMessenger):
+    """Enumerates discrete sites, under `vmap` too."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if isinstance(value, Tensor):  # of which only the shape is read, by way of `.data`
+            msg = {**msg, "value": torch.zeros(()).expand(value.shape)}
+        super()._pyro_post_sample(msg)
+
+
+class LogSums(LogRing):
+    """Sums of products of log densities, in operations that `vmap` takes."""
+
+    _backend = "probgen.mcmc.log_einsum"
+
+
+class Marginal(TraceEinsumEvaluator):
+    """The log density of a trace whose discrete sites are summed out."""
+
+    def log_prob(self, model_trace: Any) -> Tensor:
+        factors = self._get_log_factors(model_trace)
+        with shared_intermediates() as cache:
+            ring = LogSums(cache=cache)
+            return contract_to_tensor(factors, self._enum_dims, cache=cache, ring=ring)
+
+
+def check_site(msg: dict[str, Any]) -> None:
+    """Refuses what would be silently wrong."""
+    fn, name = msg["fn"], msg["name"]
+    for frame in msg["cond_indep_stack"]:
+        if frame.full_size is not None and frame.full_size != frame.size:
+            raise ValueError(
+                f"Expected all data in plate {frame.name!r}, got {frame.size} of "
+                f"{frame.full_size}. A density of a subsample is not the posterior's; SGLD with "
+                f"probgen.mcmc.minibatch takes mini-batches."
+            )
+    density = getattr(fn, "density", Density.EXACT)
+    if density is Density.BOUND:
+        raise ValueError(
+            f"Expected a density at site {name!r}, got a stochastic bound, which has no fixed "
+            f"value for a kernel to test. State its latent variables as sites, or use SVI."
+        )
+    if density is Density.PUSHFORWARD:
+        raise ValueError(
+            f"Expected a density at site {name!r}, got a sampler without one. State its base as a "
+            f"site, as pg.sample does."
+        )
+
+
+def bijection(name: str, fn: Any) -> Transform:
+    """The bijection from real vectors onto a site's support."""
+    try:
+        return biject_to(fn.support)
+    except NotImplementedError:
+        kind = "discrete and cannot be enumerated" if fn.support.is_discrete else str(fn.support)
+        raise ValueError(
+            f"Expected a support with a bijection from real vectors at site {name!r}, got one "
+            f"that is {kind}. Reparameterise the site, or marginalise it by hand."
+        ) from None
+
+
+def uniform(fn: Any, transform: Transform) -> Tensor:
+    """Numbers in -2 to 2, of the dtype and on the device of a site."""
+    shape = transform.inverse_shape(fn.shape())
+    try:
+        with torch.no_grad():
+            like = fn.sample()
+    except NotImplementedError:  # an improper law
+        like = torch.empty(())
+    return torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(-RADIUS, RADIUS)
+
+
+def to_base(msg: dict[str, Any]) -> TransformReparam | None:
+    """Moves a latent site with a frozen flow to the flow's base."""
+    learned = (msg["infer"] or {}).get("learned") == "frozen"
+    fn = msg["fn"]
+    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+        fn = fn.base_dist
+    movable = learned and not msg["is_observed"] and isinstance(fn, TransformedDistribution)
+    return TransformReparam() if movable else None
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Without validation, whose setting is put back."""
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*performance drop.*")
+        yield
