@@ -296,7 +296,7 @@ def test_a_users_transform_needs_two_methods_and_its_start():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (lambda: t.SoftClip(0.0), "positive `bound`"),
+        (lambda: t.SoftClip(0.0), "positive, finite `bound`"),
         (lambda: t.Bounded(1.0, 1.0), "`low` < `high`"),
         (lambda: t.NormalCDF(0.0, float("inf")), "finite bounds"),
         (lambda: t.Permutation(torch.tensor([0, 0])), "permutation"),
