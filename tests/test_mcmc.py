@@ -806,3 +806,137 @@ def test_the_summary_warns_of_a_biased_kernel(draws):
     biased = run(eight_schools, kernel=mcmc.ULA(), chains=4, warmup=0, draws=5, progress=False)
     assert "ULA tests no proposal" in str(biased.summary())
     assert "nested r-hat of 4 superchains: at most" in str(draws.summary())
+
+
+def test_names_that_look_like_a_base_are_not_one():
+    def model():
+        b = pyro.sample("x_base", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(b, 1.0), obs=torch.tensor(2.0))
+
+    log_density = potential(model)
+    exact = dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.5)) * 2 - 1.0
+    torch.testing.assert_close(log_density(torch.tensor([[0.5]]))[0], exact)
+    assert set(log_density.unravel(torch.zeros(2, 1))) == {"x_base"}
+
+
+def test_a_zero_density_stays_zero_where_discrete_sites_are_summed_out():
+    def model():
+        theta = pyro.sample("theta", dist.HalfNormal(1.0))
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        law = dist.Uniform(0.0, theta * (1 + z), validate_args=False)
+        pyro.sample("y", law, obs=torch.tensor(5.0))
+
+    value, gradient = potential(model).value_and_gradient(torch.tensor([[0.0], [1.0]]))
+    assert value[0] == -torch.inf
+    assert torch.isfinite(value[1])
+    assert torch.isfinite(gradient[1])
+
+
+def unplated():
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    z = pyro.sample("z", dist.Categorical(torch.ones(3) / 3))
+    pyro.sample("y", dist.Normal(w + z, 1.0), obs=torch.tensor([0.0, 1.0, 2.0]))
+
+
+def scaled():
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with poutine.scale(scale=2.0), pyro.plate("d", 2):
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        pyro.sample("y", dist.Normal(w + z, 1.0), obs=torch.tensor([1.0, 2.0]))
+
+
+def widening():
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("x", dist.Uniform(torch.zeros(()), 1 + z))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (unplated, r"plates around site 'y' with batch shape \(3,\)"),
+        (scaled, "no scale at site 'z'"),
+        (widening, "support of site 'x' that depends on no discrete site"),
+    ],
+)
+def test_discrete_sites_that_cannot_be_summed_out_are_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        potential(model)
+
+
+def test_an_interrupt_within_a_draw_repeats_nothing(tmp_path):
+    calls, cut = [], 0
+
+    def log_density(x):
+        calls.append(1)
+        if len(calls) == cut:
+            raise KeyboardInterrupt
+        return -x.square().sum(-1) / 2
+
+    options = {"kernel": mcmc.Metropolis(1.0), "init": torch.zeros(4, 2), "warmup": 0, "draws": 6}
+    options |= {"thin": 5, "seed": 1, "progress": False}
+    whole = run(log_density, **options)
+    cut, calls[:] = 15, []
+    with pytest.raises(KeyboardInterrupt):
+        run(log_density, checkpoint=tmp_path, **options)
+    cut = 0
+    again = run(log_density, checkpoint=tmp_path, **options)
+    assert torch.equal(whole.samples["x"], again.samples["x"])
+
+
+def test_seeds_hold_where_initial_points_are_drawn_again_and_sites_are_discrete():
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.factor("wall", torch.where(a > 0, 0.0, -torch.inf))
+
+    log_density, before = potential(model), torch.get_rng_state()
+    options = {"chains": 8, "warmup": 5, "draws": 5, "seed": 3, "progress": False}
+    a, b = (run(log_density, **options).samples["a"] for _ in range(2))
+    assert torch.equal(a, b)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_covariance_that_is_not_positive_definite_rejects_its_chain_alone():
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 0.3))
+        k = torch.eye(3) + a * (1 - torch.eye(3))
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(3), k), obs=torch.zeros(3))
+
+    log_density = potential(model)
+    value, _ = log_density.value_and_gradient(torch.tensor([[0.1], [3.0]]))
+    assert torch.isfinite(value[0])
+    assert not torch.isfinite(value[1])
+    found = run(log_density, chains=16, warmup=30, draws=10, seed=0, progress=False)
+    assert torch.isfinite(found.samples["a"]).all()
+
+
+def test_annealing_over_a_wall():
+    def base(x):
+        return dist.Normal(0.0, 1.0).log_prob(x[:, 0])
+
+    def target(x):
+        return torch.where(x[:, 0] > 0.5, base(x), -torch.inf)
+
+    exact = math.log(1 - float(dist.Normal(0.0, 1.0).cdf(torch.tensor(0.5))))
+    start = torch.randn(800, 1)
+    for found in (
+        mcmc.ais(base, target, start, mcmc.Metropolis(0.5), 20),
+        mcmc.smc(base, target, start, mcmc.Metropolis(0.5)),
+    ):
+        assert abs(found.log_z - exact) < 4 * found.se
+    with pytest.raises(ValueError, match="positive at some draw"):
+        mcmc.smc(base, lambda x: x[:, 0] * 0 - torch.inf, start, mcmc.Metropolis(0.5))
+
+
+def test_values_of_a_users_own_reparameterisation_are_kept():
+    def model():
+        s = pyro.sample("s", dist.HalfNormal(1.0))
+        pyro.sample("x", dist.Normal(0.0, s))
+
+    moved = poutine.reparam(model, {"x": pyro.infer.reparam.LocScaleReparam(0.0)})
+    assert set(potential(moved).unravel(torch.zeros(3, 2))) == {"s", "x_decentered", "x"}
+
+
+def test_gibbs_with_a_biased_kernel_is_biased():
+    assert not mcmc.Gibbs({"a": mcmc.ULA(0.5)}).exact
+    assert mcmc.Gibbs({"a": mcmc.MALA(0.5)}).exact

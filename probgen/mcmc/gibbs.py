@@ -87,6 +87,11 @@ class Gibbs(Kernel):
 
     gradient: ClassVar[bool] = False
 
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Whether all its kernels are."""
+        return all(b.exact for b in self.blocks.values() if isinstance(b, Kernel))
+
     def __post_init__(self) -> None:
         if not self.blocks:
             raise ValueError("Expected at least one block, got none.")

@@ -35,7 +35,8 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     if not summed:
         return total
     floor = torch.finfo(total.dtype).min / 4  # a sum of nothing but zeros has a gradient of zero
-    return total.clamp(min=floor).logsumexp(summed)
+    result = total.clamp(min=floor).logsumexp(summed)
+    return torch.where(result <= floor / 2, -torch.inf, result)
 
 
 tensordot = Tensordot(einsum)

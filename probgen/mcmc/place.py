@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from opt_einsum import shared_intermediates
+from pyro.distributions import Delta
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.infer.reparam import TransformReparam
@@ -26,7 +28,7 @@ from torch.distributions import Transform, TransformedDistribution, biject_to
 
 from ..core import Density
 
-__all__ = ["Enumerate", "Marginal", "Place", "Site", "to_base", "unchecked"]
+__all__ = ["Enumerate", "Marginal", "Place", "Site", "ToBase", "check_enumerated", "unchecked"]
 
 RADIUS = 2.0  # of the uniform initial points, as in Stan
 
@@ -37,6 +39,7 @@ class Site(NamedTuple):
     start: int
     stop: int
     shape: torch.Size  # of the unconstrained value
+    value: torch.Size  # of the constrained one
 
 
 class Place(Messenger):
@@ -68,7 +71,6 @@ class Place(Messenger):
         self.terms: dict[str, Tensor] = {}  # log densities, with the Jacobian's
         self.latent: list[str] = []
         self.discrete: list[str] = []
-        self.learned: list[str] = []
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         fn, name = msg["fn"], msg["name"]
@@ -85,6 +87,11 @@ class Place(Messenger):
             where = self.find(name, transform.inverse_shape(fn.shape()))
             u = self.u[where.start : where.stop].reshape(where.shape)
             x = transform(u)
+            if x.shape != where.value:
+                raise ValueError(
+                    f"Expected a support of site {name!r} that depends on no discrete site, got "
+                    f"one for each of its values."
+                )
         elif name in self.given:
             x = self.given[name]
             u = transform.inv(x)
@@ -131,7 +138,7 @@ class Place(Messenger):
         infer = msg["infer"] or {}
         if infer.get("_placed"):
             self.values[name] = msg["value"]
-        elif infer.get("_deterministic") or f"{name}_base" in self.latent:
+        elif infer.get("_deterministic") or is_value(fn):
             self.values[name] = msg["value"]
             return
         if name in self.discrete or self.marginal:
@@ -142,8 +149,6 @@ class Place(Messenger):
             raise ValueError(f"Expected a log density at site {name!r}: {error}") from error
         log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
         self.terms[name] = self.terms[name] + log_prob if name in self.terms else log_prob
-        if infer.get("learned") is not None:
-            self.learned.append(name)
 
 
 class Enumerate(EnumMessenger):
@@ -218,14 +223,49 @@ def uniform(fn: Any, transform: Transform) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(-RADIUS, RADIUS)
 
 
-def to_base(msg: dict[str, Any]) -> TransformReparam | None:
-    """Moves a latent site with a frozen flow to the flow's base."""
-    learned = (msg["infer"] or {}).get("learned") == "frozen"
-    fn = msg["fn"]
-    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
-        fn = fn.base_dist
-    movable = learned and not msg["is_observed"] and isinstance(fn, TransformedDistribution)
-    return TransformReparam() if movable else None
+class ToBase:
+    """Moves latent sites with a frozen flow to the flow's base, and notes which."""
+
+    def __init__(self) -> None:
+        self.moved: dict[str, None] = {}
+
+    def __call__(self, msg: dict[str, Any]) -> TransformReparam | None:
+        learned = (msg["infer"] or {}).get("learned") == "frozen"
+        fn = msg["fn"]
+        while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+            fn = fn.base_dist
+        if msg["is_observed"] or not learned or not isinstance(fn, TransformedDistribution):
+            return None
+        self.moved[msg["name"]] = None
+        return TransformReparam()
+
+
+def is_value(fn: Any) -> bool:
+    """Whether a site states the value of one that was reparameterised."""
+    masked = isinstance(fn, MaskedDistribution) and fn._mask is False
+    return masked and isinstance(fn.base_dist, Delta)
+
+
+def check_enumerated(nodes: Any) -> None:
+    """Refuses models whose discrete sites cannot be summed out as they stand."""
+    for name, node in nodes:
+        if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
+            continue
+        covered = {frame.dim for frame in node["cond_indep_stack"]}
+        value = node["value"].shape[: node["value"].ndim - node["fn"].event_dim]
+        batch = torch.broadcast_shapes(node["fn"].batch_shape, value)
+        for dim, size in enumerate(reversed(batch), 1):
+            if size > 1 and -dim not in covered:
+                raise ValueError(
+                    f"Expected plates around site {name!r} with batch shape {tuple(batch)}, since "
+                    f"discrete sites are summed out, got none for its dimension {-dim}. State it "
+                    f"in a plate, or as .to_event(1)."
+                )
+        if not (isinstance(node["scale"], (int, float)) and node["scale"] == 1):
+            raise ValueError(
+                f"Expected no scale at site {name!r}, since a sum over discrete sites is not "
+                f"scaled by scaling its terms. Sum the sites out by hand."
+            )
 
 
 @contextlib.contextmanager

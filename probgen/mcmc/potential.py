@@ -24,7 +24,7 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
 
-from .place import Enumerate, Marginal, Place, Site, to_base, unchecked
+from .place import RADIUS, Enumerate, Marginal, Place, Site, ToBase, check_enumerated, unchecked
 from .tracing import record
 
 __all__ = ["Potential", "potential"]
@@ -71,6 +71,7 @@ class Potential:
     Arguments:
         model: The model, a function without arguments.
         found: A run of it.
+        moved: The sites that were moved to the base of their flow.
         nesting: The greatest number of nested plates.
         compile: Whether to record operations.
 
@@ -82,22 +83,24 @@ class Potential:
     """
 
     def __init__(
-        self, model: Callable[[], Any], found: Place, nesting: int, compile: bool = True
+        self,
+        model: Callable[[], Any],
+        found: Place,
+        moved: list[str],
+        nesting: int,
+        compile: bool = True,
     ) -> None:
         self.model, self.nesting, self.compile = model, nesting, compile
         self.layout, at = {}, 0
         for name, part in found.parts.items():
-            self.layout[name] = Site(at, at + part.numel(), part.shape)
+            value = found.values[name].shape
+            self.layout[name] = Site(at, at + part.numel(), part.shape, value)
             at += part.numel()
         self.size = at
         self.discrete = list(found.discrete)
-        self.moved = [
-            name.removesuffix("_base")
-            for name in self.layout
-            if name.endswith("_base") and name.removesuffix("_base") in found.values
-        ]
+        self.moved = moved
         like = torch.cat([part.detach().reshape(-1) for part in found.parts.values()])
-        self.dtype, self.device = like.dtype, like.device
+        self.point, self.dtype, self.device = like, like.dtype, like.device
         self.recorded: dict[Any, Callable[[Tensor], Any]] = {}
         self.batched = True
         self.whole = Part(self, "total", self.total)
@@ -111,7 +114,7 @@ class Potential:
         Raises:
             ValueError: If the model draws random numbers outside its sites.
         """
-        points = torch.stack([u, u + 0.1 * torch.rand_like(u)])
+        points = torch.stack([u, u + 0.001])
         with unchecked(), torch.no_grad():
             single = [self.total(point) for point in points]
             if not torch.equal(
@@ -139,10 +142,10 @@ class Potential:
     def run(self, place: Place) -> Tensor:
         """Runs the model, and returns its log density."""
         if not self.discrete:
-            with place:
+            with poutine.block(), place:
                 self.model()
             return sum_of(place.terms.values())
-        with place, Enumerate(first_available_dim=-1 - self.nesting):
+        with poutine.block(), place, Enumerate(first_available_dim=-1 - self.nesting):
             trace = poutine.trace(config_enumerate(self.model)).get_trace()
         jacobian = sum_of(place.terms.values())
         return jacobian + Marginal(trace, True, self.nesting).log_prob(trace)
@@ -180,7 +183,7 @@ class Potential:
         """A function of one chain for all chains, recorded if it can be."""
         key = (kind, x.shape, x.dtype, x.device)
         if key not in self.recorded:
-            self.recorded[key] = self.prepare(function, x.detach())
+            self.recorded[key] = self.prepare(function, x)
         with torch.no_grad():
             return self.recorded[key](x)
 
@@ -194,8 +197,9 @@ class Potential:
         try:
             with unchecked(), torch.no_grad():
                 batched = torch.func.vmap(function)
-                recorded = record(batched, x)
-                other = x + 0.1 * torch.rand_like(x)
+                first = self.point.to(x).expand_as(x).contiguous()
+                recorded = record(batched, first)
+                other = first + torch.linspace(0, 0.001, len(x)).to(x)[:, None]
                 pairs = zip(leaves(batched(other)), leaves(recorded(other)), strict=True)
                 same = all(close(a, b) for a, b in pairs)
         except (RuntimeError, NotImplementedError, TypeError, ValueError, KeyError):
@@ -223,7 +227,7 @@ class Potential:
     def values(self, u: Tensor) -> dict[str, Tensor]:
         """The values of all sites of one chain."""
         place = Place(u, layout=self.layout)
-        with place:
+        with poutine.block(), place:
             self.model()
         base = {f"{name}_base" for name in self.moved}
         kept = set(place.values) - base
@@ -253,7 +257,7 @@ class Potential:
 
         def point(given: dict[str, Tensor]) -> Tensor:
             place = Place(values=given, **options)
-            with place:
+            with poutine.block(), place:
                 self.model()
             return torch.cat([place.parts[name].reshape(-1) for name in self.layout])
 
@@ -301,7 +305,10 @@ class Potential:
         if isinstance(how, dict):
             return self.draw(chains, values=self.given(how, chains))
         if how == "uniform":
-            return self.draw(chains)
+            like = self.point.expand(chains, -1)
+            return torch.empty_like(like, memory_format=torch.contiguous_format).uniform_(
+                -RADIUS, RADIUS
+            )
         if how == "prior":
             return self.draw(chains, prior=True)
         if how == "median":
@@ -410,7 +417,7 @@ def potential(
             support; if data are subsampled; if sites or shapes change between runs.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist
         >>> def model(y):
         ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
         ...     with pyro.plate("data", len(y)):
@@ -425,13 +432,10 @@ def potential(
     def bound() -> Any:
         return model(*args, **kwargs)
 
-    stated: Callable[[], Any] = poutine.reparam(bound, config=to_base) if base else bound
-    runs = []
-    for _ in range(2):
-        place = Place()
-        with poutine.block(), place, torch.no_grad():
-            trace = poutine.trace(stated).get_trace()
-        runs.append(place)
+    mover = ToBase()
+    stated: Callable[[], Any] = poutine.reparam(bound, config=mover) if base else bound
+    (first_run, _), (second_run, trace) = structure(stated), structure(stated)
+    runs = (first_run, second_run)
     first, second = ({name: part.shape for name, part in run.parts.items()} for run in runs)
     if first != second:
         raise ValueError(
@@ -442,10 +446,21 @@ def potential(
     if not first:
         extra = " Its discrete sites are summed out." if runs[0].discrete else ""
         raise ValueError(f"Expected a model with continuous latent sites, got none.{extra}")
-    depths = [
-        -frame.dim
-        for node in trace.nodes.values()
-        for frame in node.get("cond_indep_stack", ())
-        if frame.dim is not None
-    ]
-    return Potential(stated, runs[1], max(depths, default=0), compile)
+    if runs[1].discrete:
+        check_enumerated(trace.nodes.items())
+    frames = [f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())]
+    nesting = max((-frame.dim for frame in frames if frame.dim is not None), default=0)
+    return Potential(stated, runs[1], list(mover.moved), nesting, compile)
+
+
+def structure(model: Callable[[], Any]) -> tuple[Place, Any]:
+    """A run at a random point, for its sites and shapes; some points may be out of bounds."""
+    for k in range(TRIES):
+        place = Place(marginal=True)
+        try:
+            with poutine.block(), place, unchecked(), torch.no_grad():
+                return place, poutine.trace(model).get_trace()
+        except torch.linalg.LinAlgError:
+            if k == TRIES - 1:
+                raise
+    raise RuntimeError  # never reached

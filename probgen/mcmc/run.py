@@ -114,6 +114,10 @@ def run(
     rank, world, device = join(None, torch.device("cpu"))
     if chains % world:
         raise ValueError(f"Expected chains that divide into {world} processes, got {chains}.")
+    if superchains is not None and superchains % world:
+        raise ValueError(
+            f"Expected superchains that divide into {world} processes, got {superchains}."
+        )
     share = chains // world
     folder = None if checkpoint is None else Path(checkpoint) / "chains-0"
     seed = agree(seed_of(folder) if seed is None else seed, world, device)
@@ -126,18 +130,18 @@ def run(
             if not isinstance(model, Potential):
                 moves = kernel.gradient if base is None else base
                 target = potential(model, *args, base=moves, **kwargs)
-            groups = share if superchains is None else max(superchains // world, 1)
+            groups = share if superchains is None else superchains // world
             position = target.initial(init, groups).repeat_interleave(share // groups, 0)
         task = Task(kernel, target, seed, rank, warmup, draws, thin, dense)
         start = time.perf_counter()
         store, stats, last = task.go(position, checkpoint, progress)
         seconds = time.perf_counter() - start
-    if world > 1:
-        store = {name: gather(value, world) for name, value in store.items()}
-        stats = {name: gather(value, world) for name, value in stats.items()}
+        if world > 1:
+            store = {name: gather(value, world, device) for name, value in store.items()}
+            stats = {name: gather(value, world, device) for name, value in stats.items()}
+        values = target.unravel(store["x"]) if isinstance(target, Potential) else store
     if not isinstance(target, Potential):
         return Draws(store, stats, list(store), [], superchains, last, seconds)
-    values = target.unravel(store["x"])
     latent = [name for name in values if name in target.layout or name in target.moved]
     return Draws(values, stats, latent, target.moved, superchains, last, seconds)
 
@@ -160,11 +164,12 @@ def part(value: Any, chains: slice) -> Any:
     return value[chains]
 
 
-def gather(value: Tensor, world: int) -> Tensor:
+def gather(value: Tensor, world: int, device: torch.device) -> Tensor:
     """The chains of all processes."""
-    parts = [torch.empty_like(value) for _ in range(world)]
-    torch.distributed.all_gather(parts, value.contiguous())
-    return torch.cat(parts)
+    own = value.contiguous().to(device)
+    parts = [torch.empty_like(own) for _ in range(world)]
+    torch.distributed.all_gather(parts, own)
+    return torch.cat(parts).to(value.device)
 
 
 @dataclasses.dataclass
@@ -203,6 +208,7 @@ class Task:
                     bar.update()
             bar.set_description("draws")
             reseed, written = self.reseed(2), time.monotonic()
+            kept = state, done  # set together, so that an interrupt never parts them
             try:
                 for k in range(done, self.draws):
                     for t in range(self.thin):
@@ -210,13 +216,13 @@ class Task:
                         state, info = kernel.step(state, self.target)
                         bar.update()
                     record(store, stats, k, state, info)
-                    done = k + 1
+                    kept = state, k + 1
                     if folder is not None and time.monotonic() - written > PAUSE:
-                        self.save(folder, kernel, state, store, stats, done)
+                        self.save(folder, kernel, store, stats, *kept)
                         written = time.monotonic()
             finally:  # an interrupt too leaves a run that goes on
-                if folder is not None and done > 0:
-                    self.save(folder, kernel, state, store, stats, done)
+                if folder is not None and kept[1] > 0:
+                    self.save(folder, kernel, store, stats, *kept)
         return store, stats, kernel
 
     def reseed(self, phase: int) -> Callable[[int], Any]:
@@ -237,7 +243,7 @@ class Task:
         return store, {**stats, "diverged": room(value, none, torch.bool)}
 
     def save(
-        self, folder: Path, kernel: Any, state: Any, store: Any, stats: Any, done: int
+        self, folder: Path, kernel: Any, store: Any, stats: Any, state: Any, done: int
     ) -> None:
         tensors = {f"draws.{name}": value[:, :done] for name, value in store.items()}
         tensors |= {f"stats.{name}": value[:, :done] for name, value in stats.items()}

@@ -130,6 +130,7 @@ def ais(
             else:
                 weights = weights + path(position) - level(position)
         if beta < 1:
+            position = living(position, weights)
             position, level = move(current, position, path, 1)[0], path
     ess = float(2 * weights.logsumexp(0) - (2 * weights).logsumexp(0).double())
     return finish(position, weights, math.exp(ess), betas, weights[:, None])
@@ -252,12 +253,29 @@ def adapted(kernel: Any, position: Any, path: LogDensity) -> Any:
     return crossing(kernel, kernel.init(position, path), path) if first else kernel
 
 
+def living(position: Any, weights: Tensor) -> Any:
+    """The positions, in which chains without weight stand where one with weight does."""
+    alive = weights > -torch.inf
+    if bool(alive.all()):
+        return position
+    if not bool(alive.any()):
+        raise ValueError("Expected a target that is positive at some draw of the base, got none.")
+    index = torch.arange(len(weights), device=weights.device)
+    return chosen(position, torch.where(alive, index, index[alive][0]))
+
+
 def next_beta(ratio: Tensor, last: float, threshold: float) -> float:
-    """The temperature at which the effective sample size falls to a fraction, by bisection."""
+    """The temperature at which the effective sample size falls to a fraction, by bisection.
+
+    The fraction is of the particles at which the target is positive.
+    """
+    alive = int((ratio > -torch.inf).sum())
+    if alive == 0:
+        raise ValueError("Expected a target that is positive at some draw of the base, got none.")
 
     def size(step: float) -> float:
         w = step * ratio
-        return float((2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp()) / len(ratio)
+        return float((2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp()) / alive
 
     low, high = 0.0, 1 - last
     if size(high) >= threshold:
