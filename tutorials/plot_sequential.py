@@ -147,10 +147,11 @@ for i, (name, x) in enumerate(sampled.items()):
         print(f"{name:4}{row:6}" + "".join(f"{cell:8.2f}" for cell in cells) + f" +- {se:.2f}")
 
 # %%
-# The last comparison is :math:`\mathrm{KL}(p \,\|\, q)`, of a posterior :math:`q` from the exact
-# one :math:`p`. The flow of exact draws has the smaller one: the published draws limit the prior,
-# not the flow. They are few where the ninth school sends the posterior, to large :math:`\tau`.
-# Reweighting them needs no flow, but uses these few draws alone.
+# The last comparison is the divergence :math:`\mathrm{KL}(p \,\|\, q) = \sum p \log (p / q)` of
+# :math:`q` from the exact :math:`p`. It is smaller for the flow of exact draws: what limits the
+# prior is the number of published draws. They are few where the ninth school sends the posterior,
+# at large :math:`\tau`, and the flow has to guess the tail beyond them. Reweighting the draws by
+# the likelihood needs no flow, but rests on these few.
 
 
 def kl(p, q):
@@ -174,11 +175,12 @@ print(f"reweighted, they are worth at most {1 / w.square().sum():.0f} draws")
 
 fig, axs = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
 axs[0].scatter(*mu_tau.T, s=2, color="0.6", label="published draws")
-axs[1].scatter(*map(np.ravel, sampled.values()), s=2, color="0.6", label="draws of chains")
+shown = [x[:, ::5].ravel() for x in sampled.values()]
+axs[1].scatter(*shown, s=2, color="0.6", label="every fifth draw of the chains")
 for ax, p, others in zip(axs, (exact, truth), (priors, today)):
-    shown = {"exact": p, **others}
+    densities = {"exact": p, **others}
     for name, color in {"exact": "black", "flow": "C0", "normal in mu, log tau": "C2"}.items():
-        q = shown[name].exp()
+        q = densities[name].exp()
         ordered = q.sort(descending=True).values
         heights = [ordered[ordered.cumsum(0) > mass][0] for mass in (0.9, 0.5)]
         ax.contour(axes[0], axes[1].exp(), q.reshape(401, 401).T, heights, colors=color)
