@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from opt_einsum import shared_intermediates
+from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
@@ -28,9 +29,19 @@ from torch.distributions import Transform, TransformedDistribution, biject_to
 
 from ..core import Density
 
-__all__ = ["Enumerate", "Marginal", "Place", "Site", "ToBase", "check_enumerated", "unchecked"]
+__all__ = [
+    "Enumerate",
+    "Marginal",
+    "Place",
+    "Site",
+    "ToBase",
+    "check_enumerated",
+    "structure",
+    "unchecked",
+]
 
 RADIUS = 2.0  # of the uniform initial points, as in Stan
+TRIES = 100  # of points at which a model can be run
 
 
 class Site(NamedTuple):
@@ -274,3 +285,16 @@ def unchecked() -> Iterator[None]:
     with pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*performance drop.*")
         yield
+
+
+def structure(model: Callable[[], Any]) -> tuple[Place, Any]:
+    """A run at a random point, for its sites and shapes; some points may be out of bounds."""
+    for k in range(TRIES):
+        place = Place(marginal=True)
+        try:
+            with poutine.block(), place, unchecked(), torch.no_grad():
+                return place, poutine.trace(model).get_trace()
+        except torch.linalg.LinAlgError:
+            if k == TRIES - 1:
+                raise
+    raise RuntimeError  # never reached

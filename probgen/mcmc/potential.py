@@ -24,7 +24,17 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
 
-from .place import RADIUS, Enumerate, Marginal, Place, Site, ToBase, check_enumerated, unchecked
+from .place import (
+    RADIUS,
+    Enumerate,
+    Marginal,
+    Place,
+    Site,
+    ToBase,
+    check_enumerated,
+    structure,
+    unchecked,
+)
 from .tracing import record
 
 __all__ = ["Potential", "potential"]
@@ -451,16 +461,3 @@ def potential(
     frames = [f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())]
     nesting = max((-frame.dim for frame in frames if frame.dim is not None), default=0)
     return Potential(stated, runs[1], list(mover.moved), nesting, compile)
-
-
-def structure(model: Callable[[], Any]) -> tuple[Place, Any]:
-    """A run at a random point, for its sites and shapes; some points may be out of bounds."""
-    for k in range(TRIES):
-        place = Place(marginal=True)
-        try:
-            with poutine.block(), place, unchecked(), torch.no_grad():
-                return place, poutine.trace(model).get_trace()
-        except torch.linalg.LinAlgError:
-            if k == TRIES - 1:
-                raise
-    raise RuntimeError  # never reached
