@@ -94,6 +94,31 @@ def test_the_potential_is_the_models_log_density_chain_by_chain(model, args, com
     torch.testing.assert_close(gradient, exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_recorded_shortcuts_hold_where_numbers_are_extreme(dtype):
+    d = 6
+    factor = torch.linalg.cholesky(torch.full((d, d), 0.5, dtype=dtype) + torch.eye(d) / 2)
+    slope = torch.tensor([0.0, 1.0, 20.0, 60.0, 120.0, -120.0], dtype=dtype)
+
+    def model():
+        x = pyro.sample(
+            "x", dist.MultivariateNormal(torch.zeros(d, dtype=dtype), scale_tril=factor)
+        )
+        with pyro.plate("sides", 2):
+            y = torch.tensor([0.0, 1.0], dtype=dtype)[:, None]
+            pyro.sample("y", dist.Bernoulli(logits=slope * x).to_event(1), obs=y.expand(2, d))
+
+    log_density = potential(model)
+    x = torch.randn(7, d, dtype=dtype)
+    value, gradient = log_density.value_and_gradient(x)
+    assert torch.equal(log_density.gradient(x), gradient)
+    for k in range(7):
+        u = x[k].clone().requires_grad_()
+        exact = reference(model, x=u)
+        torch.testing.assert_close(value[k], exact)
+        torch.testing.assert_close(gradient[k], torch.autograd.grad(exact, u)[0])
+
+
 def test_the_potential_is_pyros(float64):
     _, theirs, _, _ = initialize_model(eight_schools)
     log_density = potential(eight_schools)

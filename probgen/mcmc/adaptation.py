@@ -146,6 +146,7 @@ class TrajectoryLength:
         self.log_length = self.log_average = math.log(length)
         self.rate, self.count = rate, 0
         self.slope = self.jump = 0.0
+        self.spread = math.inf  # until there are chains to tell
 
     @property
     def current(self) -> float:
@@ -160,6 +161,9 @@ class TrajectoryLength:
     def update(self, before: Tensor, info: Any, scale: Tensor | None) -> None:
         """Takes the trajectories of all chains into account."""
         x, y, weight = shrink(scale, before), shrink(scale, info.proposal), info.acceptance
+        if len(x) > 1:
+            new = spread(x)
+            self.spread = new if self.count == 0 else self.spread + 0.1 * (new - self.spread)
         moved = torch.where(weight[:, None] > 0, y - x, 0)  # a diverged trajectory says nothing
         ahead = total(moved * torch.where(weight[:, None] > 0, info.momentum, 0))
         slope = float(2 * info.length * (weight * ahead).sum() / weight.sum())
@@ -173,8 +177,23 @@ class TrajectoryLength:
         self.log_average += (self.log_length - self.log_average) / (1 + 0.1 * self.count)
 
     def limit(self, low: float, high: float) -> None:
-        """Keeps the length in bounds."""
+        r"""Keeps the length in bounds, and below a quarter of the longest period of a normal law.
+
+        That is :math:`2 \pi \sqrt{\lambda}` for the greatest variance
+        :math:`\lambda \le \|\Sigma\|_F`. Beyond it, positions forget where they came from, and
+        the slope is noise that grows with the length.
+        """
+        high = min(high, math.pi / 2 * max(self.spread, 1.0) ** 0.25)
+        low = min(low, high)
         self.log_length = min(max(self.log_length, math.log(low)), math.log(high))
+
+
+def spread(x: Tensor) -> float:
+    r"""An estimate of :math:`\|\Sigma\|_F^2` for the covariance of positions from all chains."""
+    n, d = len(x), x[0].numel()
+    x = (x - x.mean(0)).reshape(n, d)
+    products = (x @ x.mT if n < d else x.mT @ x) / (n - 1)
+    return float(products.square().sum() - products.trace().square() / n)  # less the noise
 
 
 def warm_up(

@@ -127,7 +127,11 @@ class Kernel(ABC):
 
 
 def value_and_gradient(x: Tensor, log_density: LogDensity) -> tuple[Tensor, Tensor]:
-    """A log density and its gradient, in one pass for all chains."""
+    """A log density and its gradient, in one pass for all chains.
+
+    A log density may bring its own `value_and_gradient`, and a `gradient` for the steps of a
+    trajectory whose value nobody reads: :class:`~probgen.mcmc.Potential` does.
+    """
     own = getattr(log_density, "value_and_gradient", None)
     if own is not None:
         return own(x)

@@ -26,6 +26,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Transform, TransformedDistribution, biject_to
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.overrides import TorchFunctionMode
 
 from ..core import Density
 
@@ -77,6 +79,8 @@ class Place(Messenger):
         super().__init__()
         self.marginal = marginal
         self.u, self.prior, self.given, self.layout = u, prior, values or {}, layout
+        if u is not None and layout is not None:  # split at once, so that gradients are joined once
+            self.pieces = dict(zip(layout, u.split([w.stop - w.start for w in layout.values()])))
         self.parts: dict[str, Tensor] = {}
         self.values: dict[str, Tensor] = {}  # of latent and deterministic sites
         self.terms: dict[str, Tensor] = {}  # log densities, with the Jacobian's
@@ -96,7 +100,7 @@ class Place(Messenger):
         transform = bijection(name, fn)
         if self.u is not None:
             where = self.find(name, transform.inverse_shape(fn.shape()))
-            u = self.u[where.start : where.stop].reshape(where.shape)
+            u = self.pieces[name].reshape(where.shape)
             x = transform(u)
             if x.shape != where.value:
                 raise ValueError(
@@ -115,7 +119,7 @@ class Place(Messenger):
         self.parts[name] = u
         msg["value"], msg["done"] = x, True
         ladj = transform.log_abs_det_jacobian(u, x)
-        self.terms[name] = ladj.sum()
+        self.terms[name] = ladj.sum() if ladj.ndim else ladj
         self.latent.append(name)
         msg["infer"] = {**(msg["infer"] or {}), "_placed": True}
 
@@ -155,11 +159,27 @@ class Place(Messenger):
         if name in self.discrete or self.marginal:
             return
         try:
-            log_prob = fn.log_prob(msg["value"])
+            with Short():
+                log_prob = fn.log_prob(msg["value"])
         except (ValueError, NotImplementedError) as error:
             raise ValueError(f"Expected a log density at site {name!r}: {error}") from error
-        log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+        log_prob = log_prob.sum() if log_prob.ndim else log_prob
         self.terms[name] = self.terms[name] + log_prob if name in self.terms else log_prob
+
+
+class Short(TorchFunctionMode):
+    """Takes the cross entropy of a Bernoulli law in one operation rather than ten."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        options = {k: v for k, v in (kwargs or {}).items() if v is not None}
+        plain = len(args) == 2 and options == {"reduction": "none"}
+        if function is binary_cross_entropy_with_logits and plain:
+            logits, value = args
+            return softplus(logits, threshold=37) - value * logits  # beyond, rounding is coarser
+        return function(*args, **(kwargs or {}))
 
 
 class Enumerate(EnumMessenger):

@@ -71,6 +71,11 @@ class Part:
         gradient, value = self.potential.evaluate(f"{self.kind}'", both, x)
         return value, gradient
 
+    def gradient(self, x: Tensor) -> Tensor:
+        """Its gradients alone."""
+        self.potential.check_shape(x)
+        return self.potential.evaluate(f"{self.kind}''", torch.func.grad(self.function), x)
+
 
 class Potential:
     r"""The log density of a Pyro model's latent sites, as one real vector, for many chains.
@@ -189,6 +194,10 @@ class Potential:
         r"""The log density and its gradient at positions with shape :math:`(C, D)`."""
         return self.whole.value_and_gradient(x)
 
+    def gradient(self, x: Tensor) -> Tensor:
+        r"""The gradient alone."""
+        return self.whole.gradient(x)
+
     def evaluate(self, kind: str, function: Callable[[Tensor], Any], x: Tensor) -> Any:
         """A function of one chain for all chains, recorded if it can be."""
         key = (kind, x.shape, x.dtype, x.device)
@@ -236,7 +245,7 @@ class Potential:
 
     def values(self, u: Tensor) -> dict[str, Tensor]:
         """The values of all sites of one chain."""
-        place = Place(u, layout=self.layout)
+        place = Place(u, layout=self.layout, marginal=True)  # no log densities
         with poutine.block(), place:
             self.model()
         base = {f"{name}_base" for name in self.moved}
