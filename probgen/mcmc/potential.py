@@ -55,6 +55,8 @@ class Part:
         self, potential: Potential, kind: str, function: Callable[[Tensor], Tensor]
     ) -> None:
         self.potential, self.kind, self.function = potential, kind, function
+        self.both = torch.func.grad_and_value(function)
+        self.slope = torch.func.grad(function)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Its values at positions with shape :math:`(C, D)`, with shape :math:`(C)`."""
@@ -67,14 +69,13 @@ class Part:
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Its values and gradients at positions with shape :math:`(C, D)`."""
         self.potential.check_shape(x)
-        both = torch.func.grad_and_value(self.function)
-        gradient, value = self.potential.evaluate(f"{self.kind}'", both, x)
+        gradient, value = self.potential.evaluate(f"{self.kind}'", self.both, x)
         return value, gradient
 
     def gradient(self, x: Tensor) -> Tensor:
         """Its gradients alone."""
         self.potential.check_shape(x)
-        return self.potential.evaluate(f"{self.kind}''", torch.func.grad(self.function), x)
+        return self.potential.evaluate(f"{self.kind}''", self.slope, x)
 
 
 class Potential:
