@@ -58,11 +58,17 @@ class Loss(nn.Module):
     def __init__(self, module: LazyDistribution, objective: Callable[..., Tensor]) -> None:
         super().__init__()
         self.module, self.objective = module, objective
+        self.current = self.at(1.0)
+
+    def at(self, fraction: float) -> Callable[..., Tensor]:
+        """The objective after a fraction of the training: some change on the way."""
+        change = getattr(self.objective, "at", None)
+        return self.objective if change is None else change(fraction)
 
     def forward(
         self, x: Tensor | None, context: Tensor | None, weights: Tensor | None, factor: float
     ) -> Tensor:
-        losses = self.objective(self.module, x, context)
+        losses = self.current(self.module, x, context)
         shape = tuple(getattr(losses, "shape", ()))
         if not isinstance(losses, Tensor) or (x is not None and shape != (len(x),)):
             wanted = "" if x is None else f", a tensor with shape ({len(x)},)"
@@ -113,7 +119,8 @@ def fit(
         data: The data, a tensor or array with shape :math:`(N, *)`, a `Dataset` or `DataLoader`
             of items `x` or `(x, context)`, or None if the objective needs none. Floating-point
             data are cast to the dtype of the parameters.
-        objective: The objective; by default the module's own.
+        objective: The objective; by default the module's own. One with a method `at`, such as
+            :class:`~probgen.objectives.ELBO` with `warm_up`, changes on the way.
         context: The contexts, with shape :math:`(N, C)`.
         validation: Held-out data: a fraction of `data`, or a tensor, or `(x, context)`. The
             parameters with the least loss on them are kept, and training stops early.
@@ -243,6 +250,7 @@ def loop(
         shared = world if count >= world else 1  # else every process takes it all
         part = [t[rank % shared :: shared] if t is not None else None for t in (x, given, w)]
         torch.manual_seed(mix(task.seed, 1, run.step, rank))
+        loss.current = loss.at(run.step / task.total)
         value = engine(*part, shared / count)
         if world > 1:
             value = average(value, world)
@@ -253,6 +261,7 @@ def loop(
         bar.update()
         due = run.step % max(source.per_epoch, 10) == 0 or run.step == task.total
         if held is not None and due:
+            loss.current = loss.at(1.0)  # held-out data are compared under one objective
             run.validate(loss, held, mix(task.seed, 2))
         if run.step % CHECK == 0:
             run.checkpoint(ended=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from .checkpoint import read
 from .checks import find_device
 
-__all__ = ["agree", "average", "check_agreed", "join", "mix", "seed_of", "share"]
+__all__ = ["agree", "average", "check_agreed", "join", "mean_over", "mix", "seed_of", "share"]
 
 
 def join(device: str | torch.device | None, own: torch.device) -> tuple[int, int, torch.device]:
@@ -73,6 +73,15 @@ def average(value: Tensor, world: int) -> Tensor:
     mean = value.detach().clone()
     torch.distributed.all_reduce(mean)
     return value + (mean / world - value.detach())
+
+
+def mean_over(value: Tensor) -> Tensor:
+    """The mean over processes of a tensor without gradient, if there are several."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    mean = value.clone()
+    torch.distributed.all_reduce(mean)
+    return mean / torch.distributed.get_world_size()
 
 
 def mix(*numbers: int) -> int:

@@ -1,7 +1,9 @@
-r"""Distributions with learned parameters: bases of flows, priors and conditionals.
+r"""Distributions with learned parameters: bases of flows, priors, posteriors and likelihoods.
 
 Their parameters :math:`\phi` are learned, or given by a network from a context,
-:math:`\phi(c) = \phi_0 + g_\theta(c)`.
+:math:`\phi(c) = \phi_0 + g_\theta(c)`. Those with a location and a scale hold a shift :math:`a`
+and a scale :math:`b` per feature as buffers, set from the data before training, so that
+:math:`x = a + b y` and :math:`\phi` describes :math:`y`: data may come on any scale.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -19,23 +22,58 @@ from torch.distributions import constraints
 from ..core import Density, LazyDistribution, broadcast
 from ..core.checks import check_event, check_whole
 from ..networks import MLP
+from ..networks.dense import along_last
 from ..objectives import MaximumLikelihood
 from ..transforms import CircularRationalQuadratic
+from ..transforms.linear import moments
 
-__all__ = ["DiagonalNormal", "GaussianMixture", "StandardNormal", "UniformAngles"]
+__all__ = ["DiagonalNormal", "FullNormal", "GaussianMixture", "StandardNormal", "UniformAngles"]
+
+LIMIT = 7.0  # of log scales and other logarithms, in units of the data's
 
 
 class Parametric(LazyDistribution):
-    """A distribution of a fixed form whose parameters are one vector, learned or conditional."""
+    """A distribution of a fixed form whose parameters are one vector, learned or conditional.
+
+    Arguments:
+        features: The number of features, or the shape of an event.
+        starts: The starting values of the parameters of one feature, in as many rows.
+        context: The number of features of the context.
+        hidden_features: The width of each hidden layer of the context's network.
+        activation: The name of its activation function.
+        network: Another network instead, which maps contexts with shape :math:`(*, C)` to as many
+            numbers per item, rows first.
+        rest: The starting values of what does not belong to a feature.
+        free: How many of the last numbers do not depend on the context.
+    """
 
     density = Density.EXACT
 
-    def __init__(self, phi: Tensor, context: int, hidden_features: Sequence[int]) -> None:
+    def __init__(
+        self,
+        features: int | Sequence[int],
+        starts: Sequence[float],
+        context: int,
+        hidden_features: Sequence[int],
+        activation: str = "relu",
+        network: nn.Module | None = None,
+        rest: Tensor | None = None,
+        free: int = 0,
+    ) -> None:
         super().__init__()
+        self.shape = shape_of(features)
         check_whole(0, context=context)
         self.context = context
-        self.phi = nn.Parameter(phi)
-        self.network = MLP(context, len(phi), 0, hidden_features) if context else None
+        size = math.prod(self.shape)
+        phi = torch.tensor([float(s) for s in starts]).repeat_interleave(size)
+        self.phi = nn.Parameter(phi if rest is None else torch.cat([phi, rest]))
+        self.rows, self.free = len(starts), free
+        outputs = len(self.phi) - free
+        if network is not None and not context:
+            raise ValueError("Expected a `context`, since a `network` was given, got 0.")
+        self.network: Any = network
+        if context and network is None:
+            self.network = MLP(context, outputs, 0, hidden_features, activation)
 
     @property
     def objective(self) -> Callable[..., Tensor]:
@@ -43,23 +81,78 @@ class Parametric(LazyDistribution):
 
     def forward(self, context: Tensor | None = None) -> TorchDistribution:
         self.check_context(context)
-        phi = self.phi
+        phi: Tensor = self.phi
         if self.network is not None and context is not None:
-            phi = phi + self.network(context.movedim(-1, 0)).movedim(0, -1)
+            out = along_last(self.network, context).reshape(*context.shape[:-1], -1)
+            wanted = len(phi) - self.free
+            if out.shape[-1] != wanted:
+                raise ValueError(
+                    f"Expected a `network` that returns {wanted} numbers per item, since a "
+                    f"{type(self).__name__} of shape {self.shape} takes so many, got "
+                    f"{out.shape[-1]}."
+                )
+            fixed = phi[wanted:].expand(*out.shape[:-1], -1)
+            phi = torch.cat([phi[:wanted] + out, fixed], -1) if self.free else phi + out
         return self.build(phi)
 
     @abstractmethod
     def build(self, phi: Tensor) -> TorchDistribution:
         r"""The distribution with parameters of shape :math:`(*, P)`."""
 
+    def split(self, phi: Tensor) -> tuple[Tensor, ...]:
+        """The parameters of features, a tensor for each row."""
+        size = self.rows * math.prod(self.shape)
+        phi = phi if phi.shape[-1] == size else phi[..., :size]
+        return phi.unflatten(-1, (self.rows, *self.shape)).unbind(-1 - len(self.shape))
 
-class DiagonalNormal(Parametric):
+
+class Located(Parametric):
+    """A parametric distribution with a location and a scale, in units of the data."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, features: int | Sequence[int], *arguments: Any, **options: Any) -> None:
+        super().__init__(features, *arguments, **options)
+        self.register_buffer("shift", torch.zeros(self.shape))
+        self.register_buffer("scale", torch.ones(self.shape))
+
+    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        shift, scale = moments(x.flatten(x.ndim - len(self.shape)))
+        self.shift.copy_(shift.reshape(self.shape))
+        self.scale.copy_(scale.reshape(self.shape))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("shift", "scale"):  # which the first checkpoints have not
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def shape_of(features: int | Sequence[int]) -> tuple[int, ...]:
+    """The shape of an event of so many features, or of that shape."""
+    shape = tuple(features) if isinstance(features, Sequence) else (features,)
+    for n in shape or (0,):
+        check_whole(1, features=n)
+    return shape
+
+
+class DiagonalNormal(Located):
     r"""A normal distribution with independent features, :math:`\mathcal{N}(m, e^{2 s})`.
 
+    Log scales are kept within 7 of the data's.
+
     Arguments:
-        features: The number of features :math:`D`.
+        features: The number of features :math:`D`, or the shape of an event.
         context: The number of features :math:`C` of the context.
         hidden_features: The width of each hidden layer of the context's network.
+        activation: The name of its activation function.
+        network: Another network instead, which maps contexts with shape :math:`(*, C)` to the
+            locations and log scales, with shape :math:`(*, 2 D)`.
+        scale: Where the scales come from: `"conditional"` on the context, `"learned"` (one for
+            each feature), or a number, in units of the data.
+
+    Raises:
+        ValueError: If a size is not positive, or `scale` none of these.
 
     Example:
         >>> DiagonalNormal(3, context=2)(torch.randn(5, 2)).sample().shape
@@ -67,15 +160,93 @@ class DiagonalNormal(Parametric):
     """
 
     def __init__(
-        self, features: int, context: int = 0, hidden_features: Sequence[int] = (64, 64)
+        self,
+        features: int | Sequence[int],
+        context: int = 0,
+        hidden_features: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        network: nn.Module | None = None,
+        scale: str | float = "conditional",
     ) -> None:
-        check_whole(1, features=features)
-        super().__init__(torch.zeros(2 * features), context, hidden_features)
+        named = scale in ("conditional", "learned")
+        if not named and not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
+            raise ValueError(
+                f"Expected `scale` to be 'conditional', 'learned' or a positive number, got "
+                f"{scale!r}."
+            )
+        starts = (0.0, 0.0) if named else (0.0,)
+        free = math.prod(shape_of(features)) if scale == "learned" else 0
+        super().__init__(features, starts, context, hidden_features, activation, network, free=free)
+        self.fixed = None if named else float(scale)
 
     def build(self, phi: Tensor) -> TorchDistribution:
-        d = phi.shape[-1] // 2
-        m, s = phi[..., :d], phi[..., d:]
-        return dist.Normal(m, s.exp()).to_event(1)
+        m, *s = self.split(phi)
+        if self.fixed is not None:
+            scale = m.new_full((), self.fixed).expand(self.shape)
+        else:
+            scale = self.scale * s[0].clamp(-LIMIT, LIMIT).exp()
+        return dist.Normal(self.shift + self.scale * m, scale).to_event(len(self.shape))
+
+
+class FullNormal(Located):
+    r"""A normal distribution with any covariance, :math:`x = m + L \epsilon`.
+
+    The diagonal of the triangular :math:`L` is :math:`e^s`.
+
+    References:
+        | An Introduction to Variational Autoencoders (Kingma & Welling, 2019)
+        | https://arxiv.org/abs/1906.02691
+
+    Arguments:
+        features: The number of features :math:`D`.
+        context: The number of features :math:`C` of the context.
+        hidden_features: The width of each hidden layer of the context's network.
+        activation: The name of its activation function.
+        network: Another network instead, which maps contexts with shape :math:`(*, C)` to
+            locations, log scales and the :math:`D (D - 1) / 2` entries below the diagonal, row by
+            row.
+
+    Example:
+        >>> FullNormal(3, context=2)(torch.randn(5, 2)).covariance_matrix.shape
+        torch.Size([5, 3, 3])
+    """
+
+    order: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        hidden_features: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        network: nn.Module | None = None,
+    ) -> None:
+        check_whole(1, features=features)
+        below = torch.zeros(features * (features - 1) // 2)
+        super().__init__(
+            features, (0.0, 0.0), context, hidden_features, activation, network, rest=below
+        )
+
+        d, zero = features, features * (features + 3) // 2  # where phi and a zero after it hold
+        order = torch.full((d, d), zero).triu(1)
+        order += torch.diag(torch.arange(d, 2 * d))
+        row, column = torch.tril_indices(d, d, -1)
+        order[row, column] = torch.arange(2 * d, zero)
+        self.register_buffer("order", order, persistent=False)
+
+    def build(self, phi: Tensor) -> TorchDistribution:
+        m, s = self.split(phi)
+        d = len(self.order)
+        numbers = [
+            m,
+            s.clamp(-LIMIT, LIMIT).exp(),
+            phi[..., 2 * d :],
+            phi.new_zeros(1).expand_as(phi[..., :1]),
+        ]
+        factor = torch.cat(numbers, -1)[..., self.order]
+        return dist.MultivariateNormal(
+            self.shift + self.scale * m, scale_tril=self.scale.unsqueeze(-1) * factor
+        )
 
 
 class GaussianMixture(Parametric):
@@ -104,12 +275,13 @@ class GaussianMixture(Parametric):
         check_whole(1, features=features, components=components)
         size = components * features
         phi = torch.cat([torch.zeros(components), torch.randn(size), torch.zeros(size)])
-        super().__init__(phi, context, hidden_features)
+        super().__init__(features, (), context, hidden_features, rest=phi)
         self.features, self.sizes = features, [components, size, size]
 
     def build(self, phi: Tensor) -> TorchDistribution:
         weights, m, s = phi.split(self.sizes, -1)
         m, s = m.unflatten(-1, (-1, self.features)), s.unflatten(-1, (-1, self.features))
+        s = s.clamp(-LIMIT, LIMIT)
         return NormalMixture(dist.Categorical(logits=weights), dist.Normal(m, s.exp()).to_event(1))
 
 

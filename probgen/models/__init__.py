@@ -2,13 +2,16 @@
 
 from .flows import IAF, MAF, NICE, NSF, CircularNSF, RealNVP
 from .residual import PlanarFlow, RadialFlow, SylvesterFlow
+from .vae import VAE, ConditionalVAE
 
 __all__ = [
     "IAF",
     "MAF",
     "NICE",
     "NSF",
+    "VAE",
     "CircularNSF",
+    "ConditionalVAE",
     "PlanarFlow",
     "RadialFlow",
     "RealNVP",

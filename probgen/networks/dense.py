@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,13 @@ class Layers(nn.Module):
 def entries(parameters: nn.ParameterList) -> list[Tensor]:
     """The tensors of a list, past its slow access by number; `functional_call` may swap them."""
     return list(parameters._parameters.values())  # type: ignore[arg-type]
+
+
+def along_last(network: Any, x: Tensor) -> Tensor:
+    """Applies a network along the last axis, whichever axis it reads by itself."""
+    if isinstance(network, (MLP, ResidualMLP)):
+        return network(x.movedim(-1, 0)).movedim(0, -1)
+    return network(x)
 
 
 def start_at(network: nn.Module, values: Tensor) -> None:

@@ -1,0 +1,463 @@
+r"""Objectives of latent-variable models.
+
+For draws :math:`z_1, \dots, z_K \sim q(z \mid x)` and their weights
+:math:`w_k = p(x, z_k) / q(z_k \mid x)`, every objective here is a function of
+:math:`\log w_1, \dots, \log w_K`, of which
+
+.. math:: \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}
+
+is the general form: the evidence lower bound for :math:`\alpha \to 1`, the importance-weighted
+bound for :math:`\alpha = 0`, and an upper bound for :math:`\alpha < 0` and many draws.
+
+An objective is called with a module and a batch by :func:`probgen.fit`, and returns a loss per
+item. Its method `elbo` gives the same objective to Pyro's `SVI`, for any model and guide. Draws
+without a derivative, such as those of discrete latents, get the score-function estimator, each with
+the others as its baseline.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_whole
+from ..core.processes import mean_over
+from .traces import TraceObjective
+
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "ChiSquare",
+    "DReG",
+    "ForwardKL",
+    "Renyi",
+    "StickingTheLanding",
+    "Variational",
+    "Weights",
+]
+
+
+class Weights(NamedTuple):
+    r"""What :math:`K` draws of the latents tell of each item.
+
+    Arguments:
+        log_likelihood: :math:`\log p(x \mid z_k)`, with shape :math:`(K, *)`.
+        log_prior: :math:`\log p(z_k)`, with shape :math:`(K, *)`.
+        log_posterior: :math:`\log q(z_k \mid x)`, with shape :math:`(K, *)`.
+        divergence: The divergence of posterior from prior by latent or group :math:`G`, with shape
+            :math:`(*, G)`, where it is known; else none.
+        score: The part of :math:`\log q(z_k \mid x)` whose draws have no derivative, with shape
+            :math:`(K, *)`; none if all have one.
+        latents: The draws :math:`z`, whose gradients an objective may weigh.
+    """
+
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_posterior: Tensor
+    divergence: Tensor | None = None
+    score: Tensor | None = None
+    latents: tuple[Tensor, ...] = ()
+
+    @property
+    def log_weights(self) -> Tensor:
+        r""":math:`\log w_k`, with shape :math:`(K, *)`."""
+        return self.log_likelihood + self.log_prior - self.log_posterior
+
+
+@dataclass(frozen=True)
+class Variational(ABC):
+    """An objective of models with latent variables."""
+
+    samples: int = 1
+
+    stopped: ClassVar[bool] = False  # whether the posterior's own parameters get no gradient
+    analytic: ClassVar[bool] = False  # whether a known divergence is of use
+    held: ClassVar[bool] = False  # whether draws are held fixed
+
+    def __post_init__(self) -> None:
+        check_whole(1, samples=self.samples)
+
+    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
+        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+        if x is None:
+            raise ValueError(f"Expected data, since {type(self).__name__} fits data, got None.")
+        if not callable(getattr(module, "weigh", None)):
+            raise TypeError(
+                f"Expected a module with latent variables, such as pg.models.VAE, for "
+                f"{type(self).__name__}, got a {type(module).__name__}."
+            )
+        return self.losses(
+            module.weigh(
+                x,
+                context,
+                self.samples,
+                analytic=self.analytic,
+                stopped=self.stopped,
+                held=self.held,
+            )
+        )
+
+    @abstractmethod
+    def losses(self, weights: Weights) -> Tensor:
+        """The losses of items, whose gradients train model and posterior."""
+
+    def elbo(self, max_plate_nesting: float = math.inf, vectorize_particles: bool = False) -> Any:
+        """The objective for Pyro's `SVI`, and any model and guide.
+
+        Plates in which all sites lie hold independent items; without one the whole model is one
+        item. Mini-batches are scaled as their plate says.
+
+        Arguments:
+            max_plate_nesting: The greatest number of nested plates, found by a run if not given.
+            vectorize_particles: Whether all draws are taken in one plate, the outermost, which
+                model and guide must allow, rather than one after the other.
+
+        Returns:
+            A loss to hand to `SVI`, with `differentiable_loss` besides.
+
+        Example:
+            >>> import probgen as pg, pyro
+            >>> vae = pg.models.VAE(4, latent=2, hidden_features=(8,))
+            >>> loss = IWAE(samples=5).elbo()
+            >>> svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), loss)
+            >>> svi.step(torch.ones(10, 4)) > 0
+            True
+        """
+        return TraceObjective(self, max_plate_nesting, vectorize_particles)
+
+
+def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:
+    return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
+
+
+def with_scores(
+    bound: Callable[[Tensor, int], Tensor], log_w: Tensor, score: Tensor | None
+) -> Tensor:
+    r"""A bound with the gradients of draws that have no derivative, each less its baseline.
+
+    The baseline of draw :math:`k` is the bound with :math:`\log w_k` replaced by the mean of the
+    others.
+
+    References:
+        | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016)
+        | https://arxiv.org/abs/1602.06725
+    """
+    value = bound(log_w, 0)
+    if score is None:
+        return value
+    fixed = log_w.detach()
+    k = len(fixed)
+    learned = bound(fixed, 0)
+    if k > 1:
+        others = (fixed.sum(0) - fixed) / (k - 1)
+        one = torch.eye(k, dtype=torch.bool, device=fixed.device).reshape(k, k, *[1] * value.ndim)
+        learned = learned - bound(torch.where(one, others.unsqueeze(1), fixed.unsqueeze(0)), 1)
+    term = (learned * score).sum(0)
+    return value + term - term.detach()
+
+
+@dataclass(frozen=True)
+class ELBO(Variational):
+    r"""The evidence lower bound,
+    :math:`E_q[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z \mid x) \| p(z))`.
+
+    The divergence is exact where both are normal, else estimated from the draws.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
+        | beta-VAE (Higgins et al., 2017), https://openreview.net/forum?id=Sy2fzU9gl
+        | Free bits: Improving Variational Inference with Inverse Autoregressive Flow
+        | (Kingma et al., 2016), https://arxiv.org/abs/1606.04934
+
+    Arguments:
+        beta: The weight :math:`\beta \ge 0` of the divergence.
+        free_bits: The nats :math:`\lambda \ge 0` of divergence of each latent (or group of them)
+            that cost nothing more: its mean over the batch counts as :math:`\lambda` at least.
+        samples: The number of draws :math:`K` per item.
+        warm_up: The fraction of the training, from its start, over which :func:`probgen.fit` raises
+            the weight from 0 to `beta`.
+
+    Example:
+        >>> import probgen as pg
+        >>> vae = pg.models.VAE(4, latent=2, hidden_features=(8,))
+        >>> ELBO(beta=0.5)(vae, torch.ones(10, 4)).shape
+        torch.Size([10])
+    """
+
+    beta: float = 1.0
+    free_bits: float = 0.0
+    samples: int = 1
+    warm_up: float = 0.0
+
+    analytic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("beta", self.beta), ("free_bits", self.free_bits)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"Expected `{name}` not to be negative, got {value}.")
+        if not 0 <= self.warm_up <= 1:
+            raise ValueError(f"Expected `warm_up` in [0, 1], got {self.warm_up}.")
+
+    def at(self, fraction: float) -> ELBO:
+        """The objective after a fraction of the training."""
+        if fraction >= self.warm_up:
+            return self if self.warm_up == 0 else replace(self, warm_up=0.0)
+        return replace(self, beta=self.beta * fraction / self.warm_up, warm_up=0.0)
+
+    def losses(self, weights: Weights) -> Tensor:
+        kl = weights.divergence
+        if kl is None and not self.free_bits:
+            excess = self.beta * (weights.log_prior - weights.log_posterior)
+            return -with_scores(mean, weights.log_likelihood + excess, weights.score)
+        if weights.score is not None:
+            raise ValueError(
+                "Expected no `free_bits`, since a latent is drawn without a derivative, got "
+                f"{self.free_bits}."
+            )
+        if kl is None:
+            kl = (weights.log_posterior - weights.log_prior).mean(0).unsqueeze(-1)
+        if self.free_bits:
+            level = mean_over(kl.detach().reshape(-1, kl.shape[-1]).mean(0))
+            kl = torch.where(level > self.free_bits, kl, self.free_bits)
+        return self.beta * kl.sum(-1) - weights.log_likelihood.mean(0)
+
+
+@dataclass(frozen=True)
+class StickingTheLanding(Variational):
+    r"""The evidence lower bound, with the path derivative of the posterior alone.
+
+    Where the posterior is exact, the gradient has no variance.
+
+    References:
+        | Sticking the Landing (Roeder et al., 2017), https://arxiv.org/abs/1703.09194
+
+    Arguments:
+        samples: The number of draws :math:`K` per item.
+
+    Example:
+        >>> import probgen as pg
+        >>> vae = pg.models.VAE(4, latent=2, hidden_features=(8,))
+        >>> StickingTheLanding()(vae, torch.ones(10, 4)).shape
+        torch.Size([10])
+    """
+
+    stopped: ClassVar[bool] = True
+
+    def losses(self, weights: Weights) -> Tensor:
+        check_path(self, weights)
+        return -weights.log_weights.mean(0)
+
+
+@dataclass(frozen=True)
+class IWAE(Variational):
+    r"""The importance-weighted bound, :math:`E \log \frac{1}{K} \sum_k w_k \le \log p(x)`.
+
+    It does not fall as :math:`K` grows. One draw gives the evidence lower bound.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
+
+    Arguments:
+        samples: The number of draws :math:`K` per item.
+
+    Example:
+        >>> import probgen as pg
+        >>> vae = pg.models.VAE(4, latent=2, hidden_features=(8,))
+        >>> IWAE(samples=5)(vae, torch.ones(10, 4)).shape
+        torch.Size([10])
+    """
+
+    samples: int = 50
+
+    def losses(self, weights: Weights) -> Tensor:
+        return -with_scores(log_mean_exp, weights.log_weights, weights.score)
+
+
+@dataclass(frozen=True)
+class DReG(Variational):
+    r"""The importance-weighted bound, with the doubly reparameterised gradient.
+
+    The posterior's gradient is
+    :math:`\sum_k \tilde w_k^2 \, \partial_z \log w_k \, \partial_\phi z_k` for normalised weights
+    :math:`\tilde w`. Its signal does not vanish as :math:`K` grows, as the plain one's does.
+
+    References:
+        | Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al.,
+          2019), https://arxiv.org/abs/1810.04152
+
+    Arguments:
+        samples: The number of draws :math:`K` per item.
+
+    Example:
+        >>> import probgen as pg
+        >>> vae = pg.models.VAE(4, latent=2, hidden_features=(8,))
+        >>> DReG(samples=5)(vae, torch.ones(10, 4)).shape
+        torch.Size([10])
+    """
+
+    samples: int = 50
+
+    stopped: ClassVar[bool] = True
+
+    def losses(self, weights: Weights) -> Tensor:
+        check_path(self, weights)
+        if len(weights.latents) != 1:
+            raise ValueError(
+                f"Expected a model with one latent for DReG, got {len(weights.latents)}. IWAE "
+                f"takes any."
+            )
+        log_w, z = weights.log_weights, weights.latents[0]
+        share = log_w.detach().softmax(0)
+        batch = next(n for n in range(z.ndim + 1) if z.shape[:n].numel() >= share.numel())
+        factor = share.reshape(z.shape[:batch] + (1,) * (z.ndim - batch))
+        if z.requires_grad:
+            z.register_hook(lambda g: g * factor)
+        value = (share * log_w).sum(0)  # whose gradient is that of the bound
+        return value.detach() - value - log_mean_exp(log_w.detach())
+
+
+@dataclass(frozen=True)
+class Renyi(Variational):
+    r"""The variational Renyi bound of order :math:`\alpha`.
+
+    To raise it is to lower Renyi's divergence of the posterior from the exact one, and so Minka's
+    and Amari's alpha divergences, which are monotone functions of it: :math:`\alpha \to 1` seeks
+    modes, :math:`\alpha \to 0` covers mass, :math:`\alpha < 0` bounds the evidence from above as
+    :math:`K` grows.
+
+    References:
+        | Renyi Divergence Variational Inference (Li & Turner, 2016)
+        | https://arxiv.org/abs/1602.02311
+
+    Arguments:
+        alpha: The order :math:`\alpha`; 1 gives the evidence lower bound, 0 the
+            importance-weighted one.
+        samples: The number of draws :math:`K` per item.
+
+    Example:
+        >>> import probgen as pg
+        >>> vae = pg.models.VAE(4, latent=2, hidden_features=(8,))
+        >>> Renyi(alpha=0.5, samples=5)(vae, torch.ones(10, 4)).shape
+        torch.Size([10])
+    """
+
+    alpha: float = 0.5
+    samples: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"Expected a finite `alpha`, got {self.alpha}.")
+
+    def bound(self, log_w: Tensor, dim: int = 0) -> Tensor:
+        """The bound of log weights, along their axis of draws."""
+        if abs(1 - self.alpha) < 1e-12:
+            return log_w.mean(dim)
+        return log_mean_exp((1 - self.alpha) * log_w, dim) / (1 - self.alpha)
+
+    def losses(self, weights: Weights) -> Tensor:
+        return -with_scores(self.bound, weights.log_weights, weights.score)
+
+
+@dataclass(frozen=True)
+class ForwardKL(Variational):
+    r"""Reweighted wake-sleep: the divergence from the exact posterior to ours.
+
+    Normalised weights :math:`\tilde w_k` stand for the exact posterior. The model climbs
+    :math:`\sum_k \tilde w_k \log p(x, z_k)`, the posterior :math:`\sum_k \tilde w_k
+    \log q(z_k \mid x)`, each draw held fixed, so latents may be discrete. The posterior covers
+    the exact one rather than seek a mode.
+
+    References:
+        | The Wake-Sleep Algorithm for Unsupervised Neural Networks (Hinton et al., 1995)
+        | Reweighted Wake-Sleep (Bornschein & Bengio, 2015), https://arxiv.org/abs/1406.2751
+
+    Arguments:
+        samples: The number of draws :math:`K` per item.
+
+    Example:
+        >>> import probgen as pg
+        >>> vae = pg.models.VAE(4, latent=2, hidden_features=(8,))
+        >>> ForwardKL()(vae, torch.ones(10, 4)).shape
+        torch.Size([10])
+    """
+
+    samples: int = 10
+
+    held: ClassVar[bool] = True
+
+    def losses(self, weights: Weights) -> Tensor:
+        log_w = weights.log_weights.detach()
+        share = log_w.softmax(0)
+        joint = weights.log_likelihood + weights.log_prior + weights.log_posterior
+        value = (share * joint).sum(0)
+        return value.detach() - value - log_mean_exp(log_w)
+
+
+@dataclass(frozen=True)
+class ChiSquare(Variational):
+    r"""The upper bound :math:`\frac{1}{n} \log E_q[w^n] \ge \log p(x)`, to be lowered.
+
+    It trains the posterior of a model whose parameters do not learn: a model would lower the
+    evidence. An estimate from few draws is biased downwards.
+
+    References:
+        | Variational Inference via chi Upper Bound Minimization (Dieng et al., 2017)
+        | https://arxiv.org/abs/1611.00328
+
+    Arguments:
+        order: The order :math:`n > 1`.
+        samples: The number of draws :math:`K` per item.
+
+    Raises:
+        ValueError: If a parameter of the model learns.
+
+    Example:
+        >>> import probgen as pg
+        >>> vae = pg.models.VAE(4, latent=2, hidden_features=(8,))
+        >>> _ = vae.likelihood.freeze()
+        >>> ChiSquare()(vae, torch.ones(10, 4)).shape
+        torch.Size([10])
+    """
+
+    order: float = 2.0
+    samples: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 < self.order < math.inf:
+            raise ValueError(f"Expected an `order` above 1, got {self.order}.")
+
+    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
+        for part in ("prior", "likelihood"):
+            if any(p.requires_grad for p in getattr(module, part, module).parameters()):
+                raise ValueError(
+                    f"Expected a frozen `{part}` for ChiSquare, an upper bound that would lower "
+                    f"the evidence, got one that learns. Call .{part}.freeze() first."
+                )
+        return super().__call__(module, x, context)
+
+    def losses(self, weights: Weights) -> Tensor:
+        def bound(log_w: Tensor, dim: int) -> Tensor:
+            return log_mean_exp(self.order * log_w, dim) / self.order
+
+        return with_scores(bound, weights.log_weights, weights.score)
+
+
+def mean(log_w: Tensor, dim: int) -> Tensor:
+    return log_w.mean(dim)
+
+
+def check_path(objective: Variational, weights: Weights) -> None:
+    if weights.score is not None:
+        raise ValueError(
+            f"Expected draws with a derivative for {type(objective).__name__}, got a latent "
+            f"without: it is discrete, or a mixture. IWAE and ForwardKL take it."
+        )
