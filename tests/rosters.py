@@ -1,5 +1,7 @@
 """The rosters: a new piece enrols with one line here, and every law then holds for it."""
 
+from functools import partial
+
 import torch
 from pyro import distributions as dist
 
@@ -97,6 +99,80 @@ FLOWS = {  # constructors of (features, context)
     "mixture base": lambda d, c: pg.distributions.Flow(
         [t.Coupling(d, context=c, hidden_features=(16,))],
         pg.distributions.GaussianMixture(d, 3, c),
+    ),
+}
+
+
+def latent(likelihood, features=D, size=2, **options):
+    """A small model of `features` features, with a likelihood of its latents and its context."""
+    return lambda c: pg.distributions.Latent(
+        options.get("prior", pg.distributions.StandardNormal)(size),
+        likelihood(features, context=size + c, hidden_features=(8,)),
+        options.get("posterior", pg.distributions.DiagonalNormal)(
+            size, context=features + c, hidden_features=(8,)
+        ),
+        context=c,
+        samples=options.get("samples", 3),
+    )
+
+
+def vamp(c):
+    posterior = pg.distributions.DiagonalNormal(2, context=D + c, hidden_features=(8,))
+    return pg.distributions.Latent(
+        pg.distributions.VampPrior(posterior, D + c, components=3),
+        pg.distributions.Bernoulli(D, context=2 + c, hidden_features=(8,)),
+        posterior,
+        context=c,
+    )
+
+
+HEADS = {  # constructors of (features, context), and values of theirs from uniform noise
+    "Bernoulli": (pg.distributions.Bernoulli, lambda u: (u > 0.5).to(u.dtype)),
+    "Beta": (pg.distributions.Beta, lambda u: 0.01 + 0.98 * u),
+    "Categorical": (partial(pg.distributions.Categorical, classes=4), lambda u: (4 * u).long()),
+    "ContinuousBernoulli": (pg.distributions.ContinuousBernoulli, lambda u: u),
+    "DiagonalNormal": (pg.distributions.DiagonalNormal, lambda u: 7 * u - 3),
+    "DiagonalNormal, fixed": (
+        partial(pg.distributions.DiagonalNormal, scale=0.5),
+        lambda u: 7 * u - 3,
+    ),
+    "DiagonalNormal, learned": (
+        partial(pg.distributions.DiagonalNormal, scale="learned"),
+        lambda u: 7 * u - 3,
+    ),
+    "DiagonalNormal, shared": (
+        partial(pg.distributions.DiagonalNormal, scale="shared"),
+        lambda u: 7 * u - 3,
+    ),
+    "DiscretizedLogistic": (
+        partial(pg.distributions.DiscretizedLogistic, levels=16, components=2),
+        lambda u: (16 * u).floor(),
+    ),
+    "FullNormal": (pg.distributions.FullNormal, lambda u: 7 * u - 3),
+    "Poisson": (pg.distributions.Poisson, lambda u: (8 * u).floor()),
+    "StudentT": (pg.distributions.StudentT, lambda u: 7 * u - 3),
+}
+
+LATENTS = {  # constructors of (context): latent-variable models of D features
+    "bernoulli": latent(pg.distributions.Bernoulli),
+    "categorical": latent(partial(pg.distributions.Categorical, classes=3)),
+    "normal": latent(partial(pg.distributions.DiagonalNormal, scale="learned")),
+    "normal, full posterior": latent(
+        pg.distributions.DiagonalNormal, posterior=pg.distributions.FullNormal
+    ),
+    "poisson": latent(pg.distributions.Poisson),
+    "student, flow posterior": latent(
+        pg.distributions.StudentT,
+        posterior=lambda d, context, hidden_features: pg.models.IAF(d, context, 2, hidden_features),
+    ),
+    "flow prior": latent(
+        pg.distributions.DiagonalNormal, prior=lambda d: pg.models.NSF(d, 0, 2, (8,), bins=4)
+    ),
+    "mixture of posteriors as prior": lambda c: vamp(c),
+    "recipe": lambda c: (
+        pg.models.ConditionalVAE(D, c, 2, (8,), "continuous bernoulli")
+        if c
+        else pg.models.VAE(D, 2, (8,), "continuous bernoulli", "full")
     ),
 }
 

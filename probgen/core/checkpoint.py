@@ -7,6 +7,7 @@ files: numbers in safetensors and names in JSON. Nothing is unpickled.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -61,6 +62,14 @@ class Recorded(nn.Module, metaclass=ABCMeta):
         for p in self.parameters():  # Pyro's store leaves a weak reference, which no pickle takes
             p.__dict__.pop("unconstrained", None)
         return dict(self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recorded:
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(
+            copy.deepcopy(dict(self.__dict__), memo)
+        )  # the parameters stay as they are
+        return new
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Saves the module to a folder, which :func:`probgen.load` reads.

@@ -13,7 +13,7 @@ from .heads import (
     Poisson,
     StudentT,
 )
-from .latent import Latent, LatentDistribution, LatentVariable, Marginal
+from .latent import Latent, LatentDistribution, LatentVariable, Marginal, VampPrior
 from .parametric import (
     DiagonalNormal,
     FullNormal,
@@ -47,4 +47,5 @@ __all__ = [
     "StandardNormal",
     "StudentT",
     "UniformAngles",
+    "VampPrior",
 ]

@@ -291,7 +291,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
     Arguments:
         logits: The logits of the weights, with shape :math:`(*, M)`.
         locations: The locations on :math:`[-1, 1]`, with shape :math:`(*, M)`.
-        log_scales: The log scales, with shape :math:`(*, M)`.
+        log_scales: The log scales, with shape :math:`(*, M)`, kept within 15.
         levels: The number of levels :math:`L`.
         validate_args: Whether to check arguments; by default as Pyro is set.
 
@@ -312,7 +312,8 @@ class DiscretizedLogisticMixture(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         parts = torch.broadcast_tensors(logits, locations, log_scales)
-        self.logits, self.locations, self.log_scales = parts
+        self.logits, self.locations = parts[:2]
+        self.log_scales = parts[2].clamp(-15, 15)
         self.levels = levels
         super().__init__(parts[0].shape[:-1], torch.Size(), validate_args=validate_args)
 

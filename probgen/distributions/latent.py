@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.util import detach
@@ -34,10 +35,10 @@ from ..networks.dense import along_last
 from ..objectives import ELBO, Weights
 from ..objectives.variational import log_mean_exp
 from ..transforms.linear import moments
-from .parametric import UnitNormal
+from .parametric import NormalMixture, UnitNormal
 from .ranges import is_real
 
-__all__ = ["Latent", "LatentDistribution", "LatentVariable", "Marginal"]
+__all__ = ["Latent", "LatentDistribution", "LatentVariable", "Marginal", "VampPrior"]
 
 CHUNK = 2**22  # numbers of one part of the likelihood's event that are held at once
 
@@ -340,8 +341,8 @@ class Latent(LatentVariable):
                 self.context_shift.copy_(shift)
                 self.context_scale.copy_(scale)
             self.likelihood.start(x)
-            given = self.standard(context)
-            self.prior.start(self.code(x, given), given if self.prior.context else None)
+            if isinstance(self.prior, VampPrior):
+                self.prior.start(self.code(x, self.standard(context)))
 
     def standard(self, context: Tensor | None) -> Tensor | None:
         """The context, standardised."""
@@ -440,6 +441,59 @@ class Latent(LatentVariable):
     @property
     def guide(self) -> nn.Module:
         return LatentGuide(self)
+
+
+class VampPrior(LazyDistribution):
+    r"""The prior that is a mixture of posteriors at learned inputs,
+    :math:`p(z) = \frac{1}{M} \sum_m q(z \mid u_m)`.
+
+    In a :class:`Latent` the inputs start at data, standardised as the posterior reads them.
+
+    References:
+        | VAE with a VampPrior (Tomczak & Welling, 2018), https://arxiv.org/abs/1705.07120
+
+    Arguments:
+        posterior: The lazy posterior, normal, which :class:`Latent` is given too.
+        features: The number of features of the data.
+        components: The number of inputs :math:`M`.
+        encoder: The network before the posterior, if there is one.
+
+    Example:
+        >>> from probgen.distributions import Bernoulli, DiagonalNormal
+        >>> posterior = DiagonalNormal(2, context=5)
+        >>> prior = VampPrior(posterior, features=5, components=3)
+        >>> Latent(prior, Bernoulli(5, context=2), posterior)().sample((4,)).shape
+        torch.Size([4, 5])
+    """
+
+    density = Density.EXACT
+
+    def __init__(
+        self,
+        posterior: LazyDistribution,
+        features: int,
+        components: int = 64,
+        encoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        check_whole(1, features=features, components=components)
+        self.posterior, self.encoder = posterior, encoder
+        self.inputs = nn.Parameter(torch.randn(components, features))
+
+    @property
+    def objective(self) -> Callable[..., Tensor]:
+        raise TypeError("A VampPrior is trained with the model whose prior it is.")
+
+    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        chosen = torch.randint(len(x), (len(self.inputs),), device=x.device)
+        with torch.no_grad():
+            self.inputs.copy_(x[chosen])
+
+    def forward(self, context: Tensor | None = None) -> TorchDistribution:
+        self.check_context(context)
+        u = self.inputs
+        q = self.posterior(u if self.encoder is None else along_last(self.encoder, u))
+        return NormalMixture(dist.Categorical(logits=u.new_zeros(len(u))), q)
 
 
 class LatentModel(Pair):

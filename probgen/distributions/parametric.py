@@ -149,7 +149,7 @@ class DiagonalNormal(Located):
         network: Another network instead, which maps contexts with shape :math:`(*, C)` to the
             locations and log scales, with shape :math:`(*, 2 D)`.
         scale: Where the scales come from: `"conditional"` on the context, `"learned"` (one for
-            each feature), or a number, in units of the data.
+            each feature), `"shared"` (learned, one for all), or a number, in units of the data.
 
     Raises:
         ValueError: If a size is not positive, or `scale` none of these.
@@ -168,23 +168,32 @@ class DiagonalNormal(Located):
         network: nn.Module | None = None,
         scale: str | float = "conditional",
     ) -> None:
-        named = scale in ("conditional", "learned")
-        if not named and not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
-            raise ValueError(
-                f"Expected `scale` to be 'conditional', 'learned' or a positive number, got "
-                f"{scale!r}."
-            )
-        starts = (0.0, 0.0) if named else (0.0,)
-        free = math.prod(shape_of(features)) if scale == "learned" else 0
-        super().__init__(features, starts, context, hidden_features, activation, network, free=free)
-        self.fixed = None if named else float(scale)
+        if scale not in ("conditional", "learned", "shared"):
+            if not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
+                raise ValueError(
+                    f"Expected `scale` to be 'conditional', 'learned', 'shared' or a positive "
+                    f"number, got {scale!r}."
+                )
+        starts = (0.0, 0.0) if scale in ("conditional", "learned") else (0.0,)
+        free = {"learned": math.prod(shape_of(features)), "shared": 1}.get(str(scale), 0)
+        rest = torch.zeros(1) if scale == "shared" else None
+        super().__init__(
+            features, starts, context, hidden_features, activation, network, rest, free
+        )
+        self.kind = scale
+
+    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        super().start(x, context)
+        if self.kind == "shared":
+            self.scale.copy_(self.scale.square().mean().sqrt().expand_as(self.scale))
 
     def build(self, phi: Tensor) -> TorchDistribution:
         m, *s = self.split(phi)
-        if self.fixed is not None:
-            scale = m.new_full((), self.fixed).expand(self.shape)
+        if isinstance(self.kind, str):
+            logs = s[0] if s else phi[..., -1:].unflatten(-1, (1,) * len(self.shape))
+            scale = self.scale * logs.clamp(-LIMIT, LIMIT).exp()
         else:
-            scale = self.scale * s[0].clamp(-LIMIT, LIMIT).exp()
+            scale = torch.full_like(self.scale, self.kind)
         return dist.Normal(self.shift + self.scale * m, scale).to_event(len(self.shape))
 
 

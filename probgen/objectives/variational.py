@@ -70,11 +70,10 @@ class Weights(NamedTuple):
         return self.log_likelihood + self.log_prior - self.log_posterior
 
 
-@dataclass(frozen=True)
 class Variational(ABC):
     """An objective of models with latent variables."""
 
-    samples: int = 1
+    samples: int  # the number of draws per item
 
     stopped: ClassVar[bool] = False  # whether the posterior's own parameters get no gradient
     analytic: ClassVar[bool] = False  # whether a known divergence is of use
@@ -247,6 +246,8 @@ class StickingTheLanding(Variational):
         >>> StickingTheLanding()(vae, torch.ones(10, 4)).shape
         torch.Size([10])
     """
+
+    samples: int = 1
 
     stopped: ClassVar[bool] = True
 
