@@ -13,6 +13,7 @@ from .heads import (
     Poisson,
     StudentT,
 )
+from .hierarchy import Hierarchy, Merge, PrecisionWeighted, Residual, Rung
 from .latent import Latent, LatentDistribution, LatentVariable, Marginal, VampPrior
 from .parametric import (
     DiagonalNormal,
@@ -21,11 +22,15 @@ from .parametric import (
     StandardNormal,
     UniformAngles,
 )
+from .pushforward import Pushforward, PushforwardDistribution
+from .quantized import Codebook, Quantization, Quantized
+from .semisupervised import SemiSupervised
 
 __all__ = [
     "Bernoulli",
     "Beta",
     "Categorical",
+    "Codebook",
     "ContinuousBernoulli",
     "Density",
     "Dequantized",
@@ -38,12 +43,22 @@ __all__ = [
     "FlowDistribution",
     "FullNormal",
     "GaussianMixture",
+    "Hierarchy",
     "Latent",
     "LatentDistribution",
     "LatentVariable",
     "LazyDistribution",
     "Marginal",
+    "Merge",
     "Poisson",
+    "PrecisionWeighted",
+    "Pushforward",
+    "PushforwardDistribution",
+    "Quantization",
+    "Quantized",
+    "Residual",
+    "Rung",
+    "SemiSupervised",
     "StandardNormal",
     "StudentT",
     "UniformAngles",

@@ -14,16 +14,18 @@ from ..core.checks import check_whole
 from ..distributions import (
     Bernoulli,
     Beta,
+    Categorical,
     ContinuousBernoulli,
     DiagonalNormal,
     FullNormal,
     Latent,
     Poisson,
+    SemiSupervised,
     StandardNormal,
     StudentT,
 )
 
-__all__ = ["VAE", "ConditionalVAE"]
+__all__ = ["VAE", "ConditionalVAE", "SemiSupervisedVAE"]
 
 LIKELIHOODS: dict[str, Callable[..., LazyDistribution]] = {
     "bernoulli": Bernoulli,
@@ -156,6 +158,66 @@ class ConditionalVAE(Latent):
             features, latent, context, hidden_features, likelihood, posterior, prior, activation
         )
         super().__init__(*parts, context=context, samples=samples)
+
+
+class SemiSupervisedVAE(SemiSupervised):
+    r"""The variational autoencoder of vectors whose class is known for some.
+
+    The context is the class, with shape :math:`(*, 1)`, -1 where it is unknown. Trained under
+    :class:`~probgen.objectives.Supervised` of the evidence lower bound.
+
+    References:
+        | Semi-Supervised Learning with Deep Generative Models (Kingma et al., 2014)
+        | https://arxiv.org/abs/1406.5298
+
+    Arguments:
+        features: The number of features :math:`D`.
+        classes: The number of classes :math:`K`.
+        latent: The number of latents :math:`L`.
+        hidden_features: The width of each hidden layer of encoder and classifier.
+        likelihood: As for :class:`VAE`; a lazy distribution has `context` :math:`L + K`.
+        posterior: As for :class:`VAE`; a lazy distribution has `context` :math:`D + K`.
+        activation: The name of the activation function of all networks.
+        samples: The number of draws of the bound that `log_prob` is, for each class.
+
+    Raises:
+        ValueError: If a size is impossible, or the parts do not fit.
+
+    Example:
+        >>> import torch
+        >>> import probgen as pg
+        >>> model = SemiSupervisedVAE(8, classes=3, latent=2, hidden_features=(16,))
+        >>> y = torch.randint(-1, 3, (50, 1)).float()
+        >>> x = torch.bernoulli(torch.full((50, 8), 0.5))
+        >>> history = pg.fit(model, x, context=y, steps=5, progress=False)
+        >>> model.classify(x).probs.shape
+        torch.Size([50, 3])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        classes: int,
+        latent: int = 50,
+        hidden_features: Sequence[int] = (200, 200),
+        likelihood: str | LazyDistribution = "bernoulli",
+        posterior: str | LazyDistribution = "diagonal",
+        activation: str = "relu",
+        samples: int = 1,
+    ) -> None:
+        check_whole(2, classes=classes)
+        conditional = ConditionalVAE(
+            features,
+            classes,
+            latent,
+            hidden_features,
+            likelihood,
+            posterior,
+            activation=activation,
+            samples=samples,
+        )
+        classifier = Categorical(1, classes, features, hidden_features, activation)
+        super().__init__(conditional, classifier)
 
 
 def build(

@@ -1,6 +1,8 @@
 """Training objectives, objects to hand to :func:`probgen.fit` and to Pyro's `SVI`."""
 
 from .likelihood import MaximumLikelihood, ReverseKL
+from .quantization import VectorQuantization
+from .spectral import SpectralRegularized
 from .variational import (
     ELBO,
     IWAE,
@@ -9,6 +11,7 @@ from .variational import (
     ForwardKL,
     Renyi,
     StickingTheLanding,
+    Supervised,
     Variational,
     Weights,
 )
@@ -22,7 +25,10 @@ __all__ = [
     "MaximumLikelihood",
     "Renyi",
     "ReverseKL",
+    "SpectralRegularized",
     "StickingTheLanding",
+    "Supervised",
     "Variational",
+    "VectorQuantization",
     "Weights",
 ]

@@ -38,6 +38,7 @@ __all__ = [
     "ForwardKL",
     "Renyi",
     "StickingTheLanding",
+    "Supervised",
     "Variational",
     "Weights",
 ]
@@ -450,6 +451,42 @@ class ChiSquare(Variational):
             return log_mean_exp(self.order * log_w, dim) / self.order
 
         return with_scores(bound, weights.log_weights, weights.score)
+
+
+@dataclass(frozen=True)
+class Supervised:
+    r"""An objective plus that of a classifier, :math:`-\alpha \log q(y \mid x)` at known labels.
+
+    References:
+        | Semi-Supervised Learning with Deep Generative Models (Kingma et al., 2014)
+        | https://arxiv.org/abs/1406.5298
+
+    Arguments:
+        objective: The objective of the data and their labels.
+        weight: The weight :math:`\alpha \ge 0`.
+
+    Example:
+        >>> import probgen as pg
+        >>> model = pg.models.SemiSupervisedVAE(6, classes=3, latent=2, hidden_features=(8,))
+        >>> Supervised(weight=5.0)(model, torch.ones(2, 6), torch.tensor([[1.0], [-1.0]])).shape
+        torch.Size([2])
+    """
+
+    objective: Variational = ELBO()
+    weight: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"Expected `weight` not to be negative, got {self.weight}.")
+
+    def at(self, fraction: float) -> Supervised:
+        """The objective after a fraction of the training."""
+        change = getattr(self.objective, "at", None)
+        return self if change is None else replace(self, objective=change(fraction))
+
+    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+        return self.objective(module, x, context) + self.weight * module.label_loss(x, context)
 
 
 def mean(log_w: Tensor, dim: int) -> Tensor:
