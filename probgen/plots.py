@@ -27,6 +27,7 @@ __all__ = [
     "coverage",
     "density",
     "images",
+    "manifold",
     "posterior",
     "ranks",
     "residuals",
@@ -244,6 +245,57 @@ def images(
             axs[i, j].imshow(image.reshape(shape).cpu().numpy(), cmap=cmap, vmin=0, vmax=high)
             axs[i, j].set(xticks=[], yticks=[])
     return axs
+
+
+def manifold(
+    module: Any,
+    shape: tuple[int, int],
+    ax: Any = None,
+    *,
+    count: int = 15,
+    context: Tensor | None = None,
+) -> Any:
+    """Draws the images that a grid of two latents decodes to.
+
+    The grid is even in the prior's probability: its points are quantiles of a normal law.
+
+    References:
+        Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, https://arxiv.org/abs/1312.6114
+
+    Arguments:
+        module: A latent-variable model with a standard normal prior of two latents.
+        shape: The height and width of an image.
+        ax: The axes.
+        count: The number of images along each side.
+        context: One context, with shape :math:`(C)`, if the module takes it.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If there are not two latents.
+    """
+    if tuple(module.latent_shape) != (2,):
+        raise ValueError(
+            f"Expected a model of two latents, got latents with shape {tuple(module.latent_shape)}."
+        )
+    like = next(module.parameters())
+    points = [NormalDist().inv_cdf((k + 0.5) / count) for k in range(count)]
+    z = like.new_tensor(points)
+    grid = torch.cartesian_prod(-z, z).flip(-1)  # the first latent to the right, the second up
+    with torch.no_grad():
+        x = module.decode(grid, context).mean
+    height, width = shape
+    tiles = x.reshape(count, count, height, width).transpose(1, 2)
+    ax = axes(ax, figsize=(6, 6))
+    ax.imshow(array(tiles.reshape(count * height, count * width)), cmap="gray_r")
+    middle = [(k + 0.5) * width for k in range(count)][:: max(count // 5, 1)]
+    labels = [f"{p:.1f}" for p in points][:: max(count // 5, 1)]
+    up = [(k + 0.5) * height for k in range(count)][:: max(count // 5, 1)]
+    ax.set(xticks=middle, yticks=up, xlabel="$z_1$", ylabel="$z_2$")
+    ax.set_xticklabels(labels)
+    ax.set_yticklabels([f"{-p:.1f}" for p in points][:: max(count // 5, 1)])
+    return ax
 
 
 def posterior(draws: Tensor, truth: Tensor, ax: Any = None) -> Any:

@@ -414,7 +414,8 @@ def test_semi_supervised_models_save_and_refuse(labelled, tmp_path):
 
 def test_a_pushforward_is_a_base_site_and_what_follows(tmp_path):
     vae = pg.models.ConditionalVAE(8, 1, 2, (16,), "normal").freeze()
-    prior = pg.distributions.Pushforward(vae.prior, vae.likelihood, context=1)
+    vae.start(torch.randn(50, 8), 5 * torch.rand(50, 1))
+    prior = vae.pushforward
     assert prior.density is pg.Density.PUSHFORWARD
     d = prior(torch.randn(5, 1))
     assert (d.batch_shape, d.event_shape) == ((5,), (8,))
@@ -426,7 +427,10 @@ def test_a_pushforward_is_a_base_site_and_what_follows(tmp_path):
         pg.sample("x", prior, torch.zeros(1), obs=torch.zeros(8))
     prior.save(tmp_path)
     c, z = torch.randn(5, 1), torch.randn(5, 2)
+    assert torch.equal(prior.push(z, c), vae.decode(z, c).mean)
     assert torch.equal(pg.load(tmp_path).push(z, c), prior.push(z, c))
+    own = pg.distributions.Pushforward(dist.Normal(torch.zeros(2), 1.0).to_event(1), MLP(2, 5))
+    assert own().sample((4,)).shape == (4, 5)
     y = torch.zeros(8)
 
     def model():

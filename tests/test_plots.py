@@ -36,6 +36,14 @@ def test_density_needs_one_or_two_features():
         pg.plots.density(pg.models.MAF(3))
 
 
+def test_a_manifold_is_a_grid_of_images():
+    vae = pg.models.VAE(12, 2, (8,))
+    ax = pg.plots.manifold(vae, (3, 4), count=5)
+    assert ax.images[0].get_array().shape == (15, 20)
+    with pytest.raises(ValueError, match=r"two latents.*\(3,\)"):
+        pg.plots.manifold(pg.models.VAE(12, 3, (8,)), (3, 4))
+
+
 def test_images_are_a_table():
     columns = {"a": torch.rand(3, 12), "b": torch.full((3, 12), torch.nan)}
     axs = pg.plots.images(columns, (3, 4))

@@ -28,7 +28,7 @@ from pyro.distributions.util import detach
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, constraints
 
-from ..core import Density, LazyDistribution, as_lazy
+from ..core import Density, LazyDistribution, Recorded, as_lazy
 from ..core.checks import check_event, check_whole
 from ..core.plates import Pair, register
 from ..networks.dense import along_last
@@ -36,6 +36,7 @@ from ..objectives import ELBO, Weights
 from ..objectives.variational import log_mean_exp
 from ..transforms.linear import moments
 from .parametric import NormalMixture, UnitNormal
+from .pushforward import Pushforward
 from .ranges import is_real
 
 __all__ = ["Latent", "LatentDistribution", "LatentVariable", "Marginal", "VampPrior"]
@@ -435,12 +436,40 @@ class Latent(LatentVariable):
         return pyro.sample(name, self.decode(z, context), obs=obs, infer=dict(infer))
 
     @property
+    def pushforward(self) -> Pushforward:
+        """The decoder's mean as a deterministic map of the prior, which shares the parameters."""
+        if self.prior.context:
+            raise ValueError(
+                f"Expected a prior without context, got one of {self.prior.context} features."
+            )
+        return Pushforward(self.prior, Mean(self), self.context)
+
+    @property
     def model(self) -> nn.Module:
         return LatentModel(self)
 
     @property
     def guide(self) -> nn.Module:
         return LatentGuide(self)
+
+
+class Mean(Recorded):
+    """The mean of a model's likelihood, as a map of latents flattened, followed by the context.
+
+    Arguments:
+        module: The model.
+    """
+
+    def __init__(self, module: Latent) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, z: Tensor) -> Tensor:
+        flat, context = z, None
+        if self.module.context:
+            size = z.shape[-1] - self.module.context
+            flat, context = z[..., :size], z[..., size:]
+        return self.module.decode(flat.unflatten(-1, self.module.latent_shape), context).mean
 
 
 class VampPrior(LazyDistribution):

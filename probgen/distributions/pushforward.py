@@ -41,7 +41,7 @@ class Pushforward(LazyDistribution):
     Example:
         >>> import probgen as pg
         >>> vae = pg.models.ConditionalVAE(8, context=1, latent=2, hidden_features=(16,))
-        >>> prior = Pushforward(vae.prior, vae.likelihood, context=1)
+        >>> prior = vae.pushforward  # its decoder's mean
         >>> prior(torch.zeros(1)).sample((5,)).shape
         torch.Size([5, 8])
     """
