@@ -123,7 +123,8 @@ def fit(
             :class:`~probgen.objectives.ELBO` with `warm_up`, changes on the way.
         context: The contexts, with shape :math:`(N, C)`.
         validation: Held-out data: a fraction of `data`, or a tensor, or `(x, context)`. The
-            parameters with the least loss on them are kept, and training stops early.
+            parameters (and buffers) with the least loss on them are kept, and training stops
+            early.
         steps: The number of steps, 1000 if `epochs` is not given either.
         epochs: The number of passes through the data, instead of `steps`.
         batch_size: The number of data per step, over all processes.
@@ -333,7 +334,7 @@ class Run:
                     part = slice(start, start + batch)
                     given, w = (t[part] if t is not None else None for t in (context, weights))
                     value += float(loss(x[part], given, w, 1 / total))
-            chosen = {n: p.detach().clone() for n, p in self.parameters.items()}
+            chosen = {n: v.detach().clone() for n, v in self.state().items()}
         finally:  # an interrupt leaves what was trained
             self.copy(current)
             self.module.train()
@@ -344,10 +345,17 @@ class Run:
         else:
             self.worse += 1
 
+    def state(self) -> dict[str, Tensor]:
+        """What a step may change: the trained parameters, and the buffers that are saved."""
+        saved = self.module.state_dict()
+        buffers = {n: b for n, b in self.module.named_buffers() if n in saved}
+        return {**buffers, **self.parameters}
+
     def copy(self, values: dict[str, Tensor]) -> None:
+        places = self.state()
         with torch.no_grad():
             for n, value in values.items():
-                self.parameters[n].copy_(value)
+                places[n].copy_(value)
 
     def finish(self) -> None:
         """Leaves the best, else the averaged, else the last parameters in the module."""

@@ -1,6 +1,16 @@
 """Networks that condition transforms and distributions, along the leading axis."""
 
+from .convolution import Decoder, Encoder
 from .dense import MLP, ResidualMLP
 from .made import MADE
+from .residual import InvertedResidual, Pixels
 
-__all__ = ["MADE", "MLP", "ResidualMLP"]
+__all__ = [
+    "MADE",
+    "MLP",
+    "Decoder",
+    "Encoder",
+    "InvertedResidual",
+    "Pixels",
+    "ResidualMLP",
+]

@@ -1,0 +1,448 @@
+r"""Latents quantised to a codebook.
+
+A codebook holds vectors :math:`e_1, \dots, e_K`. The encoder's vectors :math:`z(x)`, one for each
+place of a grid, become their nearest codes, and a prior over grids of codes gives data by a
+likelihood,
+
+.. math:: k(x) = \arg\min_k \| z(x) - e_k \|, \qquad
+    \log p(x) = \log \sum_k p(x \mid e_k) \, p(k) \ge \log p(x \mid e_{k(x)}) + \log p(k(x)).
+
+The right-hand side is the density here: the bound of a posterior that is sure of its codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ..core import Density, LazyDistribution, Recorded, as_lazy
+from ..core.checks import check_event, check_whole, ends
+from ..core.plates import Pair, register
+from ..networks.dense import along_last
+from ..objectives import VectorQuantization, Weights
+from ..transforms.linear import moments
+from .latent import CHUNK, LatentVariable
+
+__all__ = ["Codebook", "Quantization", "Quantized"]
+
+DECAY = 0.99  # of the usage of codes that learn by their gradient
+TRIED = 8  # vectors for each code among which the first codes are chosen
+
+
+class Quantization(NamedTuple):
+    r"""Vectors, quantised for training.
+
+    Arguments:
+        values: Their codes' vectors, with the gradients of the vectors, of shape :math:`(*, F)`.
+        codes: The numbers of the codes, with shape :math:`(*)`.
+        loss: The codebook's loss and the commitment, with shape :math:`(*)`.
+    """
+
+    values: Tensor
+    codes: Tensor
+    loss: Tensor
+
+
+class Codebook(Recorded):
+    r"""Vectors :math:`e_1, \dots, e_K`, to which others are quantised.
+
+    Called in training mode with gradients on, it learns, as batch normalisation does: with
+    :math:`n_k` vectors of sum :math:`s_k` nearest to a code, and decay :math:`\gamma`,
+
+    .. math:: N_k \leftarrow \gamma N_k + (1 - \gamma) n_k, \qquad
+        e_k \leftarrow e_k + (1 - \gamma) \frac{s_k - n_k e_k}{N_k},
+
+    which keeps each code at the running mean of its vectors; sums are over all processes. Without a
+    moving average codes learn by the gradient of :math:`\| \mathrm{sg}(z) - e_k \|^2` instead.
+    A code whose :math:`N_k` falls far below the mean moves to a vector drawn from the batch.
+
+    References:
+        | Neural Discrete Representation Learning (van den Oord et al., 2017)
+        | https://arxiv.org/abs/1711.00937
+        | Jukebox (Dhariwal et al., 2020), https://arxiv.org/abs/2005.00341
+
+    Arguments:
+        codes: The number of codes :math:`K`.
+        features: The number of features :math:`F` of each.
+        commitment: The weight :math:`\beta` of :math:`\| z - \mathrm{sg}(e_k) \|^2`.
+        ema: The decay :math:`\gamma` of the moving average; none for codes that learn by gradient.
+        dead: The share of the mean usage :math:`\sum_k N_k / K` below which a code is revived, 0
+            for never.
+
+    Raises:
+        ValueError: If a size or number is impossible.
+
+    Example:
+        >>> book = Codebook(16, features=4)
+        >>> quantized = book(torch.randn(10, 4))
+        >>> quantized.values.shape, quantized.codes.shape, quantized.loss.shape
+        (torch.Size([10, 4]), torch.Size([10]), torch.Size([10]))
+    """
+
+    vectors: Tensor
+    usage: Tensor
+
+    def __init__(
+        self,
+        codes: int,
+        features: int,
+        commitment: float = 0.25,
+        ema: float | None = 0.99,
+        dead: float = 0.05,
+    ) -> None:
+        super().__init__()
+        check_whole(2, codes=codes)
+        check_whole(1, features=features)
+        if not 0 <= commitment < math.inf:
+            raise ValueError(f"Expected `commitment` not to be negative, got {commitment}.")
+        if ema is not None and not 0 <= ema < 1:
+            raise ValueError(f"Expected `ema` in [0, 1), or none, got {ema}.")
+        if not 0 <= dead < 1:
+            raise ValueError(f"Expected `dead` in [0, 1), got {dead}.")
+        self.commitment, self.ema, self.dead = commitment, ema, dead
+        vectors = torch.randn(codes, features)
+        if ema is None:
+            self.vectors = nn.Parameter(vectors)
+        else:
+            self.register_buffer("vectors", vectors)
+        self.register_buffer("usage", torch.ones(codes))
+
+    def start(self, z: Tensor) -> None:
+        r"""Sets the codes to some of many vectors, with shape :math:`(*, F)`."""
+        self.check(z)
+        k, features = self.vectors.shape
+        with torch.no_grad():
+            z = z.reshape(-1, features)
+            some = z[torch.randperm(len(z), device=z.device)[: TRIED * k]].unique(dim=0)
+            order = torch.randperm(len(some), device=z.device)
+            self.vectors.copy_(some[order[torch.arange(k, device=z.device) % len(some)]])
+            self.usage.fill_(1)
+
+    def nearest(self, z: Tensor) -> Tensor:
+        r"""The nearest codes, with shape :math:`(*)`, of vectors with shape :math:`(*, F)`."""
+        self.check(z)
+        with torch.no_grad():
+            k, features = self.vectors.shape
+            centre = self.vectors.mean(0)  # about which differences lose fewer digits
+            e = self.vectors - centre
+            half = e.square().sum(-1) / 2
+            parts = (z.reshape(-1, features) - centre).split(max(1, CHUNK // k))
+            codes = [torch.addmm(half, part, e.t(), alpha=-1).argmin(-1) for part in parts]
+            return torch.cat(codes).reshape(z.shape[:-1])
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        r"""The vectors, with shape :math:`(*, F)`, of codes with shape :math:`(*)`."""
+        return nn.functional.embedding(codes, self.vectors)
+
+    def forward(self, z: Tensor) -> Quantization:
+        r"""Quantises vectors with shape :math:`(*, F)` for training, and learns from them."""
+        codes = self.nearest(z)
+        e = self.look_up(codes)
+        loss = self.commitment * (z - e.detach()).square().sum(-1)
+        if self.ema is None:
+            loss = loss + (z.detach() - e).square().sum(-1)
+        values = e.detach() + (z - z.detach())  # no sum rounds: the second is 0
+        if self.training and torch.is_grad_enabled():
+            self.update(z.detach().flatten(0, -2), codes.flatten())
+        return Quantization(values, codes, loss)
+
+    @torch.no_grad()
+    def update(self, z: Tensor, codes: Tensor) -> None:
+        """Moves usage and codes by the nearest codes of vectors, with shape :math:`(N, F)`."""
+        decay = DECAY if self.ema is None else self.ema
+        count = torch.zeros_like(self.usage).index_add_(0, codes, torch.ones_like(z[:, 0]))
+        total = torch.zeros_like(self.vectors).index_add_(0, codes, z)
+        for part in (count, total):
+            over_processes(torch.distributed.all_reduce, part)
+        self.usage.mul_(decay).add_(count, alpha=1 - decay)
+        if self.ema is not None:
+            least = torch.finfo(z.dtype).tiny
+            excess = (total - count.unsqueeze(-1) * self.vectors) * (1 - decay)
+            self.vectors.add_(excess / self.usage.clamp_min(least).unsqueeze(-1))
+        if self.dead:
+            drawn = z[torch.randint(len(z), self.usage.shape, device=z.device)]
+            over_processes(torch.distributed.broadcast, drawn, 0)
+            mean = self.usage.mean()
+            lost = self.usage < self.dead * mean
+            self.vectors.copy_(torch.where(lost.unsqueeze(-1), drawn, self.vectors))
+            self.usage.copy_(torch.where(lost, mean, self.usage))
+
+    def perplexity(self, codes: Tensor) -> Tensor:
+        """How many codes are in use: the exponential of the entropy of their frequencies."""
+        count = torch.zeros_like(self.usage).index_add_(
+            0, codes.flatten(), torch.ones_like(self.usage[:1]).expand(codes.numel())
+        )
+        p = count / codes.numel()
+        return (-torch.xlogy(p, p).sum()).exp()
+
+    def check(self, z: Tensor) -> None:
+        if z.ndim == 0 or z.shape[-1] != self.vectors.shape[1]:
+            raise ValueError(
+                f"Expected vectors with shape (*, {self.vectors.shape[1]}), got {tuple(z.shape)}."
+            )
+
+
+def over_processes(collective: Callable[..., Any], value: Tensor, *arguments: Any) -> None:
+    """Applies a collective operation in place, if there are several processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        collective(value, *arguments)
+
+
+class Quantized(LatentVariable):
+    r"""A latent-variable model whose latents are codes on a grid.
+
+    The density is the bound of the codes :math:`k(x)` of the encoder, and its gradient that of the
+    bound: none reaches the encoder, which :class:`~probgen.objectives.VectorQuantization` trains.
+    :func:`probgen.fit`, or `start`, standardises data for the encoder and sets the first codes.
+
+    After training, :meth:`with_prior` takes a prior learned from the codes of data.
+
+    References:
+        | Neural Discrete Representation Learning (van den Oord et al., 2017)
+        | https://arxiv.org/abs/1711.00937
+
+    Arguments:
+        encoder: A network from data, flattened and standardised, with shape :math:`(*, D)`, to
+            vectors with shape :math:`(*, F m)`, features first.
+        codebook: The codebook, of vectors of :math:`F` features.
+        likelihood: The lazy likelihood, called with vectors of codes in the encoder's shape.
+        prior: The prior over grids of :math:`m` codes, lazy or one of Pyro, of any shape: the
+            encoder's places in that order.
+
+    Raises:
+        TypeError: If a part is of another type.
+        ValueError: If the parts do not fit.
+
+    Example:
+        >>> from probgen.distributions import Bernoulli
+        >>> prior = dist.Categorical(torch.ones(4)).expand([3]).to_event(1)
+        >>> encoder = nn.Linear(5, 6)
+        >>> model = Quantized(encoder, Codebook(4, 2), Bernoulli(5, context=6), prior)
+        >>> x = model().sample((10,))
+        >>> model.encode(x).shape, model().log_prob(x).shape
+        (torch.Size([10, 3]), torch.Size([10]))
+    """
+
+    x_shift: Tensor
+    x_scale: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        codebook: Codebook,
+        likelihood: LazyDistribution,
+        prior: LazyDistribution | TorchDistribution,
+    ) -> None:
+        super().__init__()
+        if not isinstance(codebook, Codebook):
+            raise TypeError(f"Expected a Codebook as `codebook`, got a {type(codebook).__name__}.")
+        if not isinstance(likelihood, LazyDistribution):
+            raise TypeError(
+                f"Expected a lazy `likelihood`, called with a context, got a "
+                f"{type(likelihood).__name__}."
+            )
+        self.encoder, self.codebook, self.likelihood = encoder, codebook, likelihood
+        self.prior = as_lazy(prior)
+        self.latent_shape, self.event_shape = self.fit_parts()
+        self.register_buffer("x_shift", torch.zeros(math.prod(self.event_shape)))
+        self.register_buffer("x_scale", torch.ones(1))
+
+    def fit_parts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Checks that the parts fit, and gives the shapes of the codes and of the data."""
+        k, features = self.codebook.vectors.shape
+        if self.prior.context or self.prior.density not in (Density.EXACT, Density.BOUND):
+            raise ValueError(
+                f"Expected a `prior` without context, and with a normalised density, got one with "
+                f"context={self.prior.context} and {self.prior.density}."
+            )
+        with torch.no_grad():
+            p = self.prior()
+            if not p.support.is_discrete or ends(p.support) not in (None, (0, k - 1)):
+                raise ValueError(
+                    f"Expected a `prior` of codes from 0 to {k - 1}, got one of {p.support}."
+                )
+            size = features * math.prod(p.event_shape)
+            if self.likelihood.context != size:
+                raise ValueError(
+                    f"Expected a likelihood with context={size}, for {features} features of "
+                    f"{tuple(p.event_shape)} codes, got context={self.likelihood.context}."
+                )
+            like = self.codebook.vectors
+            event = tuple(self.likelihood(like.new_zeros(size)).event_shape)
+            z = along_last(self.encoder, like.new_zeros(math.prod(event)))
+        if z.shape != (size,):
+            raise ValueError(
+                f"Expected an `encoder` to {size} numbers, {features} features of "
+                f"{tuple(p.event_shape)} codes, got shape {tuple(z.shape)}."
+            )
+        return tuple(p.event_shape), event
+
+    @property
+    def objective(self) -> Callable[..., Tensor]:
+        return VectorQuantization()
+
+    @property
+    def support(self) -> constraints.Constraint:
+        with torch.no_grad():
+            return self.likelihood(self.x_shift.new_zeros(self.likelihood.context)).support
+
+    def with_prior(self, prior: LazyDistribution | TorchDistribution) -> Quantized:
+        """The model with another prior, and the same encoder, codebook and likelihood."""
+        other = Quantized(self.encoder, self.codebook, self.likelihood, prior)
+        other.to(self.x_shift).train(self.training)
+        other.x_shift.copy_(self.x_shift)
+        other.x_scale.copy_(self.x_scale)
+        return other
+
+    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        check_event(x, self.event_shape)
+        flat = x.reshape(-1, len(self.x_shift)).to(self.x_shift.dtype)
+        with torch.no_grad():
+            shift, scale = moments(flat)
+            self.x_shift.copy_(shift)
+            self.x_scale.copy_(scale.square().mean().sqrt())
+            self.likelihood.start(x)
+            images = TRIED * len(self.codebook.usage) // max(math.prod(self.latent_shape), 1) + 1
+            self.codebook.start(self.vectors(x[: max(images, 256)]))
+
+    def vectors(self, x: Tensor) -> Tensor:
+        """The encoder's vectors, one for each place of the grid, with shape (*, grid, F)."""
+        check_event(x, self.event_shape)
+        flat = x.flatten(x.ndim - len(self.event_shape)) if len(self.event_shape) != 1 else x
+        z = along_last(self.encoder, (flat.to(self.x_shift.dtype) - self.x_shift) / self.x_scale)
+        z = z.unflatten(-1, (-1, *self.latent_shape))
+        return z.movedim(-1 - len(self.latent_shape), -1)
+
+    def quantize(self, x: Tensor) -> Quantization:
+        """Quantises data for training, with a loss for each item; the codebook learns."""
+        values, codes, loss = self.codebook(self.vectors(x))
+        return Quantization(values, codes, loss.flatten(x.ndim - len(self.event_shape)).sum(-1))
+
+    def likelihood_of(self, vectors: Tensor) -> Any:
+        """The likelihood of vectors with shape (*, grid, F)."""
+        first = -1 - len(self.latent_shape)
+        return self.likelihood(vectors.movedim(-1, first).flatten(first))
+
+    def encode(self, x: Tensor) -> Tensor:
+        r"""The codes :math:`k(x)`, with shape (*, grid), of data with shape (*, event)."""
+        with torch.no_grad():
+            return self.codebook.nearest(self.vectors(x))
+
+    def decode(self, codes: Tensor) -> Any:
+        r"""The likelihood :math:`p(x \mid e_k)` of codes with shape (*, grid)."""
+        check_event(codes, self.latent_shape)
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise TypeError(f"Expected `codes` as whole numbers, got {codes.dtype}.")
+        k = len(self.codebook.usage)
+        if torch.distributions.Distribution._validate_args and codes.device.type != "meta":
+            if not ((codes >= 0) & (codes < k)).all():
+                raise ValueError(
+                    f"Expected `codes` from 0 to {k - 1}, got {int(codes.min())} to "
+                    f"{int(codes.max())}."
+                )
+        return self.likelihood_of(self.codebook.look_up(codes))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The mean of the likelihood at the codes of data."""
+        return self.decode(self.encode(x)).mean
+
+    def perplexity(self, x: Tensor) -> Tensor:
+        """How many codes data with shape (*, event) make use of, from 1 to :math:`K`."""
+        return self.codebook.perplexity(self.encode(x))
+
+    def weigh(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        samples: int = 1,
+        *,
+        analytic: bool = False,
+        stopped: bool = False,
+        held: bool = False,
+    ) -> Weights:
+        self.check_context(context)
+        codes = self.encode(x)
+        fitted, prior = self.decode(codes).log_prob(x), self.prior().log_prob(codes)
+        shape = (samples, *fitted.shape)  # all draws are one
+        return Weights(fitted.expand(shape), prior.expand(shape), torch.zeros_like(fitted))
+
+    def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
+        return self.decode(self.prior().sample(shape).long()).sample()
+
+    def site(
+        self, name: str, context: Tensor | None, obs: Tensor | None, infer: dict[str, Any]
+    ) -> Tensor:
+        """States a site of codes, named as the site with `_z`, and the site given it."""
+        codes = pyro.sample(f"{name}_z", self.prior(), infer=dict(infer))
+        return pyro.sample(name, self.decode(codes.long()), obs=obs, infer=dict(infer))
+
+    @property
+    def model(self) -> nn.Module:
+        return QuantizedModel(self)
+
+    @property
+    def guide(self) -> nn.Module:
+        return QuantizedGuide(self)
+
+
+class QuantizedModel(Pair):
+    """The model of a Pyro pair: sites `z` of codes, `z_vectors` and `x` in a data plate.
+
+    The vectors are those of the codes, and have no density; from the guide they carry gradients.
+    """
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        size: int | None = None,
+        prefix: str = "",
+    ) -> Tensor:
+        part: Any = self.distribution
+        infer = {"learned": "trained" if register(part) else "frozen"}
+        with self.plate(prefix, x, context, size):
+            codes = pyro.sample(f"{prefix}z", part.prior(), infer=dict(infer))
+            law = carried(part.codebook.look_up(codes.long()), len(part.latent_shape) + 1)
+            vectors = pyro.sample(f"{prefix}z_vectors", law)
+            return pyro.sample(f"{prefix}x", part.likelihood_of(vectors), obs=x, infer=infer)
+
+
+class QuantizedGuide(Pair):
+    """The guide of a Pyro pair: the codes of data, their vectors and what they cost.
+
+    The loss of codebook and commitment is stated as a factor, which a guide adds to the loss.
+    """
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        size: int | None = None,
+        prefix: str = "",
+    ) -> Tensor:
+        if x is None:
+            raise ValueError("Expected data `x`, since the guide is a posterior given them.")
+        part: Any = self.distribution
+        infer = {"learned": "trained" if register(part) else "frozen"}
+        with self.plate(prefix, x, context, size):
+            values, codes, loss = part.quantize(x)
+            dims = len(part.latent_shape)
+            law = dist.Delta(codes, event_dim=dims)
+            pyro.sample(f"{prefix}z_vectors", carried(values, dims + 1))
+            pyro.factor(f"{prefix}z_loss", loss, has_rsample=True)
+            return pyro.sample(f"{prefix}z", law, infer=infer)
+
+
+def carried(value: Tensor, event_dim: int) -> TorchDistribution:
+    """A value as a site without a density."""
+    return dist.Delta(value, event_dim=event_dim).mask(False)
