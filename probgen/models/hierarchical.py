@@ -1,0 +1,228 @@
+"""Recipes of hierarchical variational autoencoders, each one call."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from ..core import LazyDistribution
+from ..core.checks import check_whole
+from ..distributions.hierarchy import Hierarchy, PrecisionWeighted, Residual, Rung
+from ..networks import MLP
+from ..networks.dense import activation_named, along_last, check_sizes
+from ..networks.residual import InvertedResidual, Pixels, zeroed
+from .vae import LIKELIHOODS, named
+
+__all__ = ["HierarchicalVAE", "LadderVAE"]
+
+
+class DenseRung(Rung):
+    """A layer of vectors; its state is its latents, its evidence comes from below alone."""
+
+    def __init__(
+        self, inputs: int, latent: int, parent: int, width: int, activation: str = "relu"
+    ) -> None:
+        super().__init__()
+        self.shape = (latent,)
+        self.lift = nn.ModuleList([nn.Linear(inputs, width), nn.Linear(width, width)])
+        self.see = MLP(width, 2 * latent, 0, (), activation)
+        self.say = MLP(parent, 2 * latent, 0, (width, width), activation) if parent else None
+        self.activation = activation_named(activation)
+
+    def rise(self, d: Tensor) -> Tensor:
+        for layer in self.lift:
+            d = self.activation(layer(d))
+        return d
+
+    def prior(self, h: Tensor) -> Tensor:
+        return along_last(self.say, h)
+
+    def evidence(self, h: Tensor | None, d: Tensor) -> Tensor:
+        return along_last(self.see, d)
+
+    def descend(self, h: Tensor | None, z: Tensor) -> Tensor:
+        return z
+
+
+class LadderVAE(Hierarchy):
+    r"""The ladder variational autoencoder of vectors.
+
+    Each layer's posterior is the precision-weighted merge of what rises from the data with the
+    prior that descends. Each network has two hidden layers of its layer's width. Higher layers
+    are used the better for a warm-up, `pg.fit(..., objective=pg.objectives.ELBO(warm_up=0.5))`,
+    or free bits.
+
+    References:
+        | Ladder Variational Autoencoders (Sonderby et al., 2016), https://arxiv.org/abs/1602.02282
+
+    Arguments:
+        features: The number of features :math:`D`.
+        latents: The number of latents of each layer, from that next to the data to the top.
+        hidden_features: The width of each layer's networks.
+        likelihood: `"bernoulli"`, `"beta"`, `"continuous bernoulli"`, `"normal"` (a scale for each
+            feature, learned), `"poisson"`, `"student"`, or a lazy distribution whose `context` is
+            the number of latents of the first layer.
+        activation: The name of the activation function of all networks.
+        checkpoint: Whether to keep no activations within networks, but to compute them again.
+        samples: The number of draws :math:`K` of the bound that `log_prob` is.
+
+    Raises:
+        ValueError: If a size is impossible, or the parts do not fit.
+
+    Example:
+        >>> import torch
+        >>> import probgen as pg
+        >>> _ = torch.manual_seed(0)
+        >>> x = (torch.rand(200, 1) < torch.tensor([0.1, 0.9])).repeat_interleave(4, 1).float()
+        >>> vae = LadderVAE(8, latents=(3, 2), hidden_features=(16, 16))
+        >>> history = pg.fit(vae, x, steps=20, progress=False)
+        >>> vae.reconstruct(x).shape, vae().sample((3,)).shape
+        (torch.Size([200, 8]), torch.Size([3, 8]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        latents: Sequence[int] = (32, 16, 8),
+        hidden_features: Sequence[int] = (256, 128, 64),
+        likelihood: str | LazyDistribution = "bernoulli",
+        activation: str = "relu",
+        checkpoint: bool = False,
+        samples: int = 1,
+    ) -> None:
+        check_sizes(features=features, hidden_features=hidden_features)
+        check_whole(1, **{f"latents[{i}]": n for i, n in enumerate(latents)})
+        if len(latents) != len(hidden_features) or not latents:
+            raise ValueError(
+                f"Expected as many `hidden_features` as `latents`, one at least, got "
+                f"{tuple(hidden_features)} for {tuple(latents)}."
+            )
+        inputs, parents = (features, *hidden_features), (*latents[1:], 0)
+        rungs = [
+            DenseRung(n, latent, parent, width, activation)
+            for n, latent, parent, width in zip(inputs, latents, parents, hidden_features)
+        ]
+        if not isinstance(likelihood, LazyDistribution):
+            head: Callable[..., LazyDistribution] = named("likelihood", likelihood, LIKELIHOODS)
+            likelihood = head(features, latents[0], (hidden_features[0],) * 2, activation)
+        super().__init__(rungs, likelihood, PrecisionWeighted(), checkpoint, samples)
+
+
+class ImageRung(Rung):
+    """A layer of images, with a residual cell on the way up and one on the way down.
+
+    It may be half as wide and high as the layer below.
+    """
+
+    def __init__(
+        self, inputs: int, state: tuple[int, int, int], latent: int, top: bool, halved: bool
+    ) -> None:
+        super().__init__()
+        channels = state[0]
+        self.shape = (latent, *state[1:])
+        up: list[nn.Module] = [InvertedResidual(channels)]
+        down: list[nn.Module] = [InvertedResidual(channels)]
+        if halved:
+            up.insert(0, nn.Conv2d(inputs, channels, 3, stride=2, padding=1))
+            down += [nn.Upsample(scale_factor=2), nn.Conv2d(channels, max(channels // 2, 1), 1)]
+        self.up, self.down = nn.Sequential(*up), nn.Sequential(*down)
+        self.see = zeroed(nn.Conv2d(channels, 2 * latent, 3, padding=1))
+        self.say: Any = None if top else zeroed(nn.Conv2d(channels, 2 * latent, 1))
+        self.embed = nn.Conv2d(latent, channels, 1)
+        self.first: Any = nn.Parameter(torch.zeros(state)) if top else None
+
+    def rise(self, d: Tensor) -> Tensor:
+        return self.up(d)
+
+    def prior(self, h: Tensor) -> Tensor:
+        return self.say(silu(h))
+
+    def evidence(self, h: Tensor | None, d: Tensor) -> Tensor:
+        return self.see(silu(d + (self.first if h is None else h)))
+
+    def descend(self, h: Tensor | None, z: Tensor) -> Tensor:
+        return self.down(self.embed(z) + (self.first if h is None else h))
+
+
+class HierarchicalVAE(Hierarchy):
+    r"""The deep hierarchical variational autoencoder of images.
+
+    Layers of latents at one scale or several, each half as wide and high as that below, the first
+    half as the data. Posteriors are residual to the priors, cells convolve depthwise, channels
+    double from scale to scale. Batch normalisation is left out: cells start as the identity
+    instead, so that an item's density does not depend on its batch. A deep one is trained with
+    spectral regularisation, warm-up and free bits::
+
+        objective = SpectralRegularized(ELBO(warm_up=0.3, free_bits=0.1), weight=0.01)
+
+    References:
+        | NVAE: A Deep Hierarchical Variational Autoencoder (Vahdat & Kautz, 2020)
+        | https://arxiv.org/abs/2007.03898
+
+    Arguments:
+        shape: The shape :math:`(n, H, W)` of the data.
+        latent: The number of channels of the latents of each layer.
+        channels: The number of channels :math:`C` of states next to the data; scales have
+            :math:`2 C, 4 C, \dots`
+        layers: The number of layers at each scale, from the finest to the coarsest.
+        likelihood: `"bernoulli"`, `"beta"`, `"continuous bernoulli"`, `"normal"` (a scale for each
+            feature, learned), `"poisson"`, `"student"`, or a lazy distribution whose `context` is
+            :math:`C H W`, with a network such as :class:`~probgen.networks.Pixels`.
+        checkpoint: Whether to keep no activations within cells, but to compute them again: less
+            memory, more time.
+        samples: The number of draws :math:`K` of the bound that `log_prob` is.
+
+    Raises:
+        ValueError: If a size is impossible, or the parts do not fit.
+
+    Example:
+        >>> vae = HierarchicalVAE((1, 8, 8), latent=2, channels=4, layers=(2, 1))
+        >>> x = vae().sample((3,))
+        >>> [tuple(z.shape) for z in vae.encode(x)]
+        [(3, 2, 4, 4), (3, 2, 4, 4), (3, 2, 2, 2)]
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int] = (1, 28, 28),
+        latent: int = 4,
+        channels: int = 16,
+        layers: Sequence[int] = (2, 2),
+        likelihood: str | LazyDistribution = "bernoulli",
+        checkpoint: bool = False,
+        samples: int = 1,
+    ) -> None:
+        check_whole(1, latent=latent, channels=channels)
+        for name, sizes in (("layers", layers), ("shape", shape)):
+            check_whole(1, **{f"{name}[{i}]": n for i, n in enumerate(sizes)})
+        part = 2 ** len(layers)
+        if len(shape) != 3 or not layers or shape[1] % part or shape[2] % part:
+            raise ValueError(
+                f"Expected a `shape` of the form (channels, H, W), with H and W divisible by "
+                f"{part} since `layers` has {len(layers)} scales, got {tuple(shape)}."
+            )
+        states = [(channels << s, shape[1] >> s, shape[2] >> s) for s in range(len(layers) + 1)]
+        depth = sum(layers)
+        rungs: list[Rung] = []
+        for s, (below, state) in enumerate(itertools.pairwise(states)):
+            inputs = below[0] if s else shape[0]
+            for i in range(layers[s]):
+                top = len(rungs) == depth - 1
+                rungs.append(ImageRung(inputs, state, latent, top, halved=i == 0))
+        if not isinstance(likelihood, LazyDistribution):
+            head = named("likelihood", likelihood, LIKELIHOODS)
+            likelihood = pixelwise(head, shape, states[0])
+        super().__init__(rungs, likelihood, Residual(), checkpoint, samples)
+
+
+def pixelwise(head: Any, shape: Sequence[int], state: tuple[int, int, int]) -> LazyDistribution:
+    """A head of images whose network is convolutional, with as many rows as the head has."""
+    blank = head(shape, math.prod(state), network=nn.Identity())
+    rows = (len(blank.phi) - blank.free) // math.prod(shape)
+    return head(shape, math.prod(state), network=Pixels(state, rows * shape[0]))
