@@ -14,11 +14,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.distributions.util import detach, scale_and_mask
+from pyro.distributions.util import detach, is_identically_zero, scale_and_mask
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.util import check_if_enumerated, warn_if_nan
 from torch import Tensor
@@ -51,8 +52,11 @@ class TraceObjective(ELBO):
         self.objective = objective
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        held = self.objective.held
+        if held:
+            guide = Held()(guide)
         pair = get_importance_trace(
-            "flat", self.max_plate_nesting, model, guide, args, kwargs, detach=self.objective.held
+            "flat", self.max_plate_nesting, model, guide, args, kwargs, detach=held
         )
         if is_validation_enabled():
             check_if_enumerated(pair[1])
@@ -105,14 +109,15 @@ class TraceObjective(ELBO):
         def total(sites: list[Any], stop: bool = False) -> Tensor:
             return sum_of([self.reduced(s, sizes, scale, first, stop) for s in sites])
 
-        score = [s for s in q.values() if not s["fn"].has_rsample]
+        scores = [s["score_parts"].score_function for s in q.values()]
+        score = [self.placed(s / scale, sizes, first) for s in scores if not is_identically_zero(s)]
         return (
             Weights(
                 total([s for n, s in p.items() if n not in q]),
                 total([s for n, s in p.items() if n in q]),
                 total(list(q.values()), self.objective.stopped),
                 None,
-                total(score) if score else None,
+                sum_of(score) if score else None,
                 tuple(s["value"] for s in q.values()),
             ),
             scale,
@@ -125,6 +130,10 @@ class TraceObjective(ELBO):
         fn = detach(site["fn"]) if stop else site["fn"]
         value = fn.log_prob(site["value"])
         value = scale_and_mask(value, site["scale"] / scale, site["mask"])
+        return self.placed(value, sizes, first)
+
+    def placed(self, value: Tensor, sizes: dict[int, int], first: list[int]) -> Tensor:
+        """A log density summed over what is no draw or item, with shape (draws, items)."""
         depth = max(value.ndim, *(-dim for dim in sizes), 1) if sizes else max(value.ndim, 1)
         value = value.reshape((1,) * (depth - value.ndim) + value.shape)
         for dim in range(-depth, 0):
@@ -155,6 +164,14 @@ class TraceObjective(ELBO):
         value = torch_item(loss)
         warn_if_nan(value, "loss")
         return value
+
+
+class Held(Messenger):
+    """Cuts the gradient of draws as a guide gets them, and so of all that it makes of them."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and isinstance(msg["value"], torch.Tensor):
+            msg["value"] = msg["value"].detach()
 
 
 def stated(site: Any) -> bool:
