@@ -437,10 +437,10 @@ class QuantizedGuide(Pair):
         with self.plate(prefix, x, context, size):
             values, codes, loss = part.quantize(x)
             dims = len(part.latent_shape)
-            law = dist.Delta(codes, event_dim=dims)
+            pyro.sample(f"{prefix}z", dist.Delta(codes, event_dim=dims), infer=infer)
             pyro.sample(f"{prefix}z_vectors", carried(values, dims + 1))
             pyro.factor(f"{prefix}z_loss", loss, has_rsample=True)
-            return pyro.sample(f"{prefix}z", law, infer=infer)
+            return codes
 
 
 def carried(value: Tensor, event_dim: int) -> TorchDistribution:

@@ -84,7 +84,7 @@ class ConvVAE(Latent):
         prior: LazyDistribution | TorchDistribution | None = None,
         encoder: nn.Module | None = None,
         blocks: int = 1,
-        activation: str = "relu",
+        activation: str = "silu",
         samples: int = 1,
     ) -> None:
         check_whole(1, latent=latent)
@@ -147,7 +147,7 @@ class AutoencoderKL(Latent):
         beta: float = 1e-2,
         prior: LazyDistribution | TorchDistribution | None = None,
         blocks: int = 1,
-        activation: str = "relu",
+        activation: str = "silu",
         samples: int = 1,
     ) -> None:
         check_whole(1, latent=latent)
@@ -211,7 +211,7 @@ class VQVAE(Quantized):
         prior: LazyDistribution | TorchDistribution | None = None,
         dead: float = 0.05,
         blocks: int = 1,
-        activation: str = "relu",
+        activation: str = "silu",
     ) -> None:
         encoder = Encoder(shape, code_features, channels, blocks, activation)
         codebook = Codebook(codes, code_features, commitment, ema, dead)

@@ -15,6 +15,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..core import Recorded
@@ -83,7 +84,6 @@ class Encoder(Recorded):
         ValueError: If a size is not positive or the activation unknown.
 
     Example:
-        >>> import torch
         >>> net = Encoder((1, 28, 28), features=4, channels=(8, 16))
         >>> net.grid, net(torch.randn(5, 784)).shape, net(torch.randn(1, 28, 28)).shape
         ((4, 7, 7), torch.Size([5, 196]), torch.Size([196]))
@@ -95,7 +95,7 @@ class Encoder(Recorded):
         features: int,
         channels: Sequence[int] = (32, 64),
         blocks: int = 1,
-        activation: str = "relu",
+        activation: str = "silu",
     ) -> None:
         super().__init__()
         self.shape, widths = check_image(shape), check_channels(channels)
@@ -133,7 +133,8 @@ class Encoder(Recorded):
 class Decoder(Recorded):
     r"""A convolutional network from vectors, or features on a coarse grid, to images.
 
-    Its output layer starts at zero, so that what it conditions starts where its own defaults say.
+    Its output layer starts small, so that what it conditions starts near its own defaults, but not
+    at zero: quantised and noisy inputs need gradients from the first step on.
 
     References:
         | Neural Discrete Representation Learning (van den Oord et al., 2017)
@@ -156,7 +157,6 @@ class Decoder(Recorded):
             is unknown.
 
     Example:
-        >>> import torch
         >>> net = Decoder(10, (3, 9, 9), rows=2, channels=(8, 16))
         >>> net(torch.randn(5, 10)).shape
         torch.Size([5, 6, 9, 9])
@@ -169,7 +169,7 @@ class Decoder(Recorded):
         rows: int = 1,
         channels: Sequence[int] = (32, 64),
         blocks: int = 1,
-        activation: str = "relu",
+        activation: str = "silu",
     ) -> None:
         super().__init__()
         self.shape, widths = check_image(shape), check_channels(channels)
@@ -200,8 +200,9 @@ class Decoder(Recorded):
             nn.ConvTranspose2d(n, m, 4, stride=2, padding=1)
             for n, m in itertools.pairwise((*widths[::-1], rows * self.shape[0]))
         )
-        for p in self.up[-1].parameters():
-            nn.init.zeros_(p)
+        with torch.no_grad():
+            self.up[-1].weight.mul_(0.1)  # type: ignore[operator]
+            self.up[-1].bias.zero_()  # type: ignore[operator]
         self.activation = activation_named(activation)
 
     def forward(self, z: Tensor) -> Tensor:
