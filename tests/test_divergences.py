@@ -134,6 +134,25 @@ def test_renyi_bounds_fall_with_the_order_and_meet_the_elbo():
     assert (bounds.diff(dim=0) <= 1e-12).all()
     torch.testing.assert_close(bounds[2], -IWAE().losses(weights), rtol=0, atol=1e-10)
     torch.testing.assert_close(bounds[5], -ELBO().losses(weights), rtol=0, atol=1e-10)
+    for order in (1 - 1e-12, 1 + 1e-12):
+        near = -Renyi(alpha=order).losses(weights)
+        torch.testing.assert_close(near, bounds[5], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.3, 0.999, 1.001, 3.0])
+def test_renyi_bounds_of_weights_of_any_size(alpha):
+    log_w = (100 * torch.randn(20, 4)).requires_grad_()
+    rest = 1 - alpha
+    plain = ((rest * log_w).logsumexp(0) - math.log(20)) / rest
+    bound = Renyi(alpha).bound(log_w)
+    torch.testing.assert_close(bound, plain)
+    pair = [torch.autograd.grad(v.sum(), log_w, retain_graph=True)[0] for v in (bound, plain)]
+    torch.testing.assert_close(*pair)
+    zero = torch.full((3, 2), -torch.inf)
+    assert Renyi(alpha).bound(zero).eq(-torch.inf).all()
+    zero[0, 0] = 0.0
+    expected = -math.log(3) / rest if rest > 0 else -torch.inf
+    assert abs(Renyi(alpha).bound(zero)[0] - expected) < 1e-10 or rest < 0
 
 
 ITEMS, SD = 500, 1.2  # of the guide's z, relative to the exact posterior's
@@ -395,6 +414,9 @@ def test_path_gradients_of_mixed_sites_are_refused():
     for objective in (StickingTheLanding(2), DReG(2)):
         with pytest.raises(ValueError, match="one latent site"):
             objective.elbo().loss(mixed.model, mixed.guide, x)
+    toy = Toy()
+    with pytest.raises(ValueError, match="vectorize_particles=True"):
+        DReG(2).elbo().loss(toy.model, toy.guide, x)
 
 
 def test_forward_kl_of_a_constrained_site_holds_its_draws():

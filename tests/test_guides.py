@@ -418,6 +418,20 @@ def test_diagnosis_of_latents():
     assert len(text.splitlines()) == 5
 
 
+@pytest.mark.filterwarnings("ignore:Posterior collapse")
+def test_diagnosis_of_layers():
+    ladder = pg.models.LadderVAE(16, latents=(4, 2), hidden_features=(16, 8)).double()
+    x = torch.rand(40, 16).round()
+    torch.manual_seed(1)
+    found = diagnose(ladder, x)
+    torch.manual_seed(1)
+    exact = ladder.weigh(x, None, 1, analytic=True).divergence.mean(0)
+    torch.testing.assert_close(found.divergence, exact.detach())
+    assert found.divergence.shape == found.active.shape == (2,)
+    assert found.spread is None
+    assert "group" in str(found)
+
+
 def test_posterior_collapse_is_told():
     vae = pg.models.VAE(4, latent=2, hidden_features=(8,), likelihood="normal").double()
     for p in vae.posterior.parameters():

@@ -29,8 +29,8 @@ class Diagnosis(NamedTuple):
             latents, with shape :math:`(G)`.
         spread: The variance over the data of the posterior mean of each latent, with shape
             :math:`(D)`; none if the model has no such mean.
-        active: Which latents tell of the data: those with a spread above 0.01, or where there is
-            none a divergence above 0.01.
+        active: Which latents tell of the data: those with a spread above 0.01; where there is
+            none, which groups of them: those with a divergence above 0.01.
         reconstruction: The mean of :math:`-\log p(x \mid z)`.
         total: The mean divergence of all latents together; with the reconstruction it is the
             negative evidence lower bound.
@@ -49,8 +49,9 @@ class Diagnosis(NamedTuple):
             f"active latents {count} of {size}"
         ]
         same = len(self.divergence) == size
-        lines.append(f"{'latent' if same else 'group':>8}{'divergence':>12}{'spread':>10}  active")
         spread = self.spread if same else None
+        kind = "group" if spread is None else "latent"
+        lines.append(f"{kind:>8}{'divergence':>12}{'spread':>10}  active")
         for j in range(min(len(self.divergence), ROWS)):
             value = f"{float(spread[j]):10.4g}" if spread is not None else f"{'':10}"
             mark = ("  yes" if bool(self.active[j]) else "  no") if same else ""

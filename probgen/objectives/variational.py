@@ -310,6 +310,11 @@ class DReG(Variational):
 
     def losses(self, weights: Weights) -> Tensor:
         check_path(self, weights)
+        if not weights.latents:
+            raise ValueError(
+                "Expected `vectorize_particles=True` for DReG, whose draws are weighed together, "
+                "got one run for each draw."
+            )
         if len(weights.latents) != 1:
             raise ValueError(
                 f"Expected a model with one latent for DReG, got {len(weights.latents)}. IWAE "
@@ -360,9 +365,14 @@ class Renyi(Variational):
 
     def bound(self, log_w: Tensor, dim: int = 0) -> Tensor:
         """The bound of log weights, along their axis of draws."""
-        if abs(1 - self.alpha) < 1e-12:
+        rest = 1 - self.alpha
+        if rest == 0:
             return log_w.mean(dim)
-        return log_mean_exp((1 - self.alpha) * log_w, dim) / (1 - self.alpha)
+        with torch.no_grad():  # the bound does not depend on the shift, which keeps digits near 1
+            shift = log_w.amax(dim, keepdim=True) if rest > 0 else log_w.amin(dim, keepdim=True)
+            shift = torch.where(shift.isfinite(), shift, 0.0)
+        mean = torch.expm1(rest * (log_w - shift)).mean(dim)
+        return shift.squeeze(dim) + torch.log1p(mean) / rest
 
     def losses(self, weights: Weights) -> Tensor:
         return -with_scores(self.bound, weights.log_weights, weights.score)
