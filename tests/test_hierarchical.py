@@ -110,7 +110,7 @@ def test_residual_posteriors_without_evidence_cost_nothing():
 
 @pytest.mark.parametrize("name", ["ladder", "images"])
 def test_divergences_are_those_of_draws(float64, name):
-    model = moved(MODELS[name]().double(), 0.3)
+    model = moved(MODELS[name]().double(), 0.2)
     x, count = model().sample((2,)), 1000
     ratios = {}
 
@@ -146,7 +146,7 @@ class LinearRung(Rung):
 
     def evidence(self, h, d):
         scale = math.sqrt(self.noise) / self.loadings.square().sum(0).sqrt()
-        limit = 7.0
+        limit = 5.0
         log_scale = limit * torch.atanh(scale.log() / limit)
         return torch.cat([d, log_scale.expand_as(d)], -1)
 
@@ -233,7 +233,7 @@ def test_objectives(model):
 @pytest.mark.parametrize("name", ["ladder", "images"])
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 def test_the_pyro_pair_agrees_with_the_objective(float64, name, elbo):
-    model = moved(MODELS[name]().double(), 0.2)
+    model = moved(MODELS[name]().double(), 0.1)
     x = model().sample((4,))
     with torch.no_grad():
         ours = torch.stack([ELBO()(model, x).sum() for _ in range(60)])
@@ -243,7 +243,7 @@ def test_the_pyro_pair_agrees_with_the_objective(float64, name, elbo):
     assert abs(ours.mean() - pyros.mean()) < 4 * se
     assert abs(half / 2 - ours.mean()) < 8 * (ours.std() + pyros.std())
     many = elbo(num_particles=6, vectorize_particles=True, max_plate_nesting=1)
-    assert abs(many.loss(model.model, model.guide, x) - ours.mean()) < 8 * ours.std()
+    assert abs(many.loss(model.model, model.guide, x) - ours.mean()) < 8 * pyros.std()
 
 
 def digits(images):

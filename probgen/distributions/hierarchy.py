@@ -33,10 +33,11 @@ from ..core.plates import Pair, register
 from ..objectives import Weights
 from ..transforms.linear import moments
 from .latent import LatentModel, LatentVariable, divergence
-from .parametric import LIMIT
 from .ranges import is_real
 
 __all__ = ["Hierarchy", "Merge", "PrecisionWeighted", "Residual", "Rung"]
+
+LIMIT = 5.0  # of log scales
 
 Moments = tuple[Tensor, Tensor]  # means and log scales
 Choice = Callable[[int, Any, Any], Tensor]  # the latents of a layer, given prior and posterior
@@ -123,7 +124,7 @@ class Rung(Recorded):
 class Hierarchy(LatentVariable):
     r"""A latent-variable model with layers of normal latents.
 
-    Log scales are kept within 7, by a hyperbolic tangent. :func:`probgen.fit`, or `start`, sets
+    Log scales are kept within 5, by a hyperbolic tangent. :func:`probgen.fit`, or `start`, sets
     the moments by which data are standardised, as :class:`Latent` does.
 
     Objectives see the divergence of each layer, exact given the draws above it, so free bits count

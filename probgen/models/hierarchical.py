@@ -22,8 +22,15 @@ from .vae import LIKELIHOODS, named
 __all__ = ["HierarchicalVAE", "LadderVAE"]
 
 
+START = 2.0  # of the evidence's log scales
+
+
 class DenseRung(Rung):
-    """A layer of vectors; its state is its latents, its evidence comes from below alone."""
+    """A layer of vectors; its state is its latents, its evidence comes from below alone.
+
+    The evidence starts weak, so that the posterior costs little before it tells anything: else
+    the evidence is soon given no weight, and stays so.
+    """
 
     def __init__(
         self, inputs: int, latent: int, parent: int, width: int, activation: str = "relu"
@@ -31,7 +38,9 @@ class DenseRung(Rung):
         super().__init__()
         self.shape = (latent,)
         self.lift = nn.ModuleList([nn.Linear(inputs, width), nn.Linear(width, width)])
-        self.see = MLP(width, 2 * latent, 0, (), activation)
+        self.see = nn.Linear(width, 2 * latent)
+        with torch.no_grad():
+            self.see.bias[latent:] = START
         self.say = MLP(parent, 2 * latent, 0, (width, width), activation) if parent else None
         self.activation = activation_named(activation)
 
@@ -44,7 +53,7 @@ class DenseRung(Rung):
         return along_last(self.say, h)
 
     def evidence(self, h: Tensor | None, d: Tensor) -> Tensor:
-        return along_last(self.see, d)
+        return self.see(d)
 
     def descend(self, h: Tensor | None, z: Tensor) -> Tensor:
         return z
@@ -54,9 +63,9 @@ class LadderVAE(Hierarchy):
     r"""The ladder variational autoencoder of vectors.
 
     Each layer's posterior is the precision-weighted merge of what rises from the data with the
-    prior that descends. Each network has two hidden layers of its layer's width. Higher layers
-    are used the better for a warm-up, `pg.fit(..., objective=pg.objectives.ELBO(warm_up=0.5))`,
-    or free bits.
+    prior that descends. Each network has two hidden layers of its layer's width, without batch
+    normalisation. Train it with a warm-up, and with free bits where higher layers fall silent:
+    `pg.fit(..., objective=pg.objectives.ELBO(warm_up=0.5, free_bits=1.0))`.
 
     References:
         | Ladder Variational Autoencoders (Sonderby et al., 2016), https://arxiv.org/abs/1602.02282
