@@ -485,5 +485,5 @@ def test_support_of_parameters_is_kept():
         svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.08, "lrd": 0.975}), elbo)
         for _ in range(150):
             svi.step()
-        assert abs(pyro.param("loc").item() - 0.75) < 0.05
-        assert abs(pyro.param("scale").item() - 0.5**0.5) < 0.05
+        assert abs(pyro.param("loc").item() - 0.75) < 0.1
+        assert abs(pyro.param("scale").item() - 0.5**0.5) < 0.1

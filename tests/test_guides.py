@@ -142,7 +142,7 @@ def test_a_rich_guide_finds_the_conjugate_posterior(make):
     guide = make(line)
     svi = train(line, guide, X, Y)
     loss = torch.tensor([svi.evaluate_loss(X, Y) for _ in range(50)]).mean()
-    assert abs(-loss - evidence) < 0.03
+    assert abs(-loss - evidence) < 0.06
     x = guide.draws(20_000, X, Y).samples["w"][0]
     torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.03)
     torch.testing.assert_close(torch.cov(x.T), covariance, rtol=0.15, atol=0.002)
