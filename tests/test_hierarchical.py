@@ -264,11 +264,10 @@ def test_fit_trains(name):
     if name == "images":
         loss = SpectralRegularized(loss, 0.01)
     with torch.no_grad():
-        model.start(x)
         before = ELBO()(model, x).mean()
     pg.fit(model, x, objective=loss, steps=100, batch_size=50, lr=1e-2, seed=0, progress=False)
     with torch.no_grad():
-        assert ELBO()(model, x).mean() < before - 0.3
+        assert ELBO()(model, x).mean() < before - 10
 
 
 @pytest.mark.parametrize("name", TRAINED)
