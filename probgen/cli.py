@@ -22,9 +22,15 @@ from .training import fit
 
 __all__ = ["main"]
 
-RECIPES: dict[str, type[LazyDistribution]] = {n.lower(): getattr(models, n) for n in models.__all__}
+RECIPES: dict[str, type[LazyDistribution]] = {  # those of rows of features
+    name.lower(): recipe
+    for name in models.__all__
+    if "features" in inspect.signature((recipe := getattr(models, name)).__init__).parameters
+    and name != "SemiSupervisedVAE"  # whose context is a label
+}
 PANELS = 8  # columns in a picture
 SHAPED = ("features", "context")  # arguments that the data decide
+OBJECTS = ("encoder", "prior")  # arguments that are modules
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,7 +144,7 @@ def add_fit(options: argparse.ArgumentParser, recipe: type[LazyDistribution]) ->
     own = options.add_argument_group("options of the model")
     meaning = described(recipe)
     for name, parameter in inspect.signature(recipe.__init__).parameters.items():
-        if name in ("self", *SHAPED):
+        if name in ("self", *SHAPED, *OBJECTS):
             continue
         kind: dict[str, Any] = {
             "type": int if parameter.default is None else type(parameter.default)
@@ -189,8 +195,13 @@ def run_fit(given: argparse.Namespace) -> None:
         raise ValueError(f"Expected a column to learn besides --context, got {given.context}.")
     x, context = table.select(columns), table.select(conditions) if conditions else None
     recipe = RECIPES[given.recipe]
-    names = [n for n in inspect.signature(recipe.__init__).parameters if n not in ("self", *SHAPED)]
+    takes = inspect.signature(recipe.__init__).parameters
+    names = [n for n in takes if n not in ("self", *SHAPED, *OBJECTS)]
     options = {name: getattr(given, name) for name in names}
+    if "context" in takes:
+        options["context"] = len(conditions)
+    elif conditions:
+        raise ValueError(f"Expected no --context, since {given.recipe} takes none.")
     if (folder / "training").exists() and not given.resume:
         raise ValueError(f"{folder} holds a run. Add --resume to go on with it, or change --out.")
     if given.resume and not (folder / "training").exists():
@@ -205,7 +216,7 @@ def run_fit(given: argparse.Namespace) -> None:
                     f", got {', '.join(now) or 'none'}."
                 )
     torch.manual_seed(given.seed)
-    module = recipe(features=len(columns), context=len(conditions), **options)  # type: ignore[call-arg]
+    module = recipe(features=len(columns), **options)  # type: ignore[call-arg]
     folder.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(record))
     try:

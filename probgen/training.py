@@ -22,18 +22,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 from tqdm.auto import tqdm
 
 from .batches import Batches, span
 from .core import LazyDistribution
 from .core.checkpoint import Encoder, arguments, read, write
 from .core.checks import check_whole
-from .core.processes import agree, average, check_agreed, join, mix, seed_of, share
+from .core.processes import agree, average, check_agreed, join, mix, reseed, seed_of, share
 
 __all__ = ["History", "fit"]
 
 CHECK = 100  # steps between checkpoints, at least
+FUSED = (Adam, AdamW)  # which torch has in one pass over each parameter, by default in eight
 STARTING = 10_000  # how many data the data-dependent starting values see
 
 
@@ -190,7 +191,9 @@ def fit(
     total = epochs * source.per_epoch if epochs is not None else 1000 if steps is None else steps
 
     run = Run(module, optimizer, lr, ema, checkpoint if rank == 0 else None, seed)
-    task = Task(seed, total, rank, world, patience, clip, lambda t: lr * rate(schedule, t, total))
+    task = Task(
+        seed, total, rank, world, patience, clip, lambda t: lr * rate(schedule, t, total), device
+    )
     with torch.random.fork_rng():
         if checkpoint is not None:
             Encoder().encode(module)  # refuse now what could not be saved at the end
@@ -231,6 +234,7 @@ class Task(NamedTuple):
     patience: int
     clip: float | None
     lr: Callable[[int], float]
+    device: torch.device
 
 
 def loop(
@@ -250,7 +254,7 @@ def loop(
         count = len(x) if x is not None else 1
         shared = world if count >= world else 1  # else every process takes it all
         part = [t[rank % shared :: shared] if t is not None else None for t in (x, given, w)]
-        torch.manual_seed(mix(task.seed, 1, run.step, rank))
+        reseed(mix(task.seed, 1, run.step, rank), task.device)
         loss.current = loss.at(run.step / task.total)
         value = engine(*part, shared / count)
         if world > 1:
@@ -289,7 +293,8 @@ class Run:
                 f"Expected a class of optimisers, such as torch.optim.Adam, got a "
                 f"{type(optimizer).__name__}."
             )
-        self.optimizer = optimizer(list(self.parameters.values()), lr=lr)
+        options = {"fused": True} if optimizer in FUSED else {}
+        self.optimizer = optimizer(list(self.parameters.values()), lr=lr, **options)
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if ema else {}
         self.best: dict[str, Tensor] = {}
         self.least, self.worse, self.step = math.inf, 0, 0

@@ -211,8 +211,16 @@ def test_an_encoder_feeds_a_flow_posterior():
     vae = pg.models.VAE(6, 2, (8,), posterior=flow, encoder=MLP(6, width, hidden_features=(8,)))
     x = torch.randint(2, (50, 6)).float()
     pg.fit(vae, x, steps=5, progress=False)
+    assert all(p.grad.abs().sum() > 0 for p in vae.encoder.parameters())
     assert vae.encode(x).batch_shape == (50,)
     assert vae.reconstruct(x).shape == (50, 6)
+
+
+def test_a_frozen_decoder_stays_as_it_is():
+    vae = pg.models.VAE(6, 2, (8,))
+    before = [p.clone() for p in vae.likelihood.freeze().parameters()]
+    pg.fit(vae, torch.randint(2, (50, 6)).float(), steps=3, progress=False)
+    assert all(map(torch.equal, before, vae.likelihood.parameters()))
 
 
 def test_images_have_their_shape():

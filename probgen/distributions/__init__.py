@@ -1,6 +1,7 @@
 """Lazy distributions and the Pyro distributions that they return."""
 
 from ..core import Density, Fixed, LazyDistribution
+from .codebook import Codebook, Quantization
 from .dequantized import Dequantized, DequantizedDistribution
 from .flow import Flow, FlowDistribution
 from .heads import (
@@ -14,7 +15,8 @@ from .heads import (
     StudentT,
 )
 from .hierarchy import Hierarchy, Merge, PrecisionWeighted, Residual, Rung
-from .latent import Latent, LatentDistribution, LatentVariable, Marginal, VampPrior
+from .latent import Latent
+from .latent_variable import LatentDistribution, LatentVariable, Marginal
 from .parametric import (
     DiagonalNormal,
     FullNormal,
@@ -23,8 +25,9 @@ from .parametric import (
     UniformAngles,
 )
 from .pushforward import Pushforward, PushforwardDistribution
-from .quantized import Codebook, Quantization, Quantized
+from .quantized import Quantized
 from .semisupervised import SemiSupervised
+from .vamp_prior import VampPrior
 
 __all__ = [
     "Bernoulli",

@@ -16,7 +16,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.nn.functional import logsigmoid, one_hot
+from torch.nn.functional import logsigmoid, one_hot, softplus
 
 from ..core.checks import check_event, check_whole
 from .parametric import LIMIT, Located, Parametric
@@ -78,7 +78,27 @@ class Bernoulli(Head):
 
     def build(self, phi: Tensor) -> TorchDistribution:
         (logits,) = self.split(phi)
-        return dist.Bernoulli(logits=logits).to_event(len(self.shape))
+        if len(self.shape) != 1:
+            return dist.Bernoulli(logits=logits).to_event(len(self.shape))
+        return Bits(dist.Bernoulli(logits=logits), 1)
+
+
+class Bits(dist.Independent):
+    r"""A vector of independent binary features, with a density of fewer operations than Pyro's,
+
+    .. math:: \log p(x) = x^\top \ell - \sum_i \log(1 + e^{\ell_i}).
+    """
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Bits:
+        base = self.base_dist.expand(torch.Size((*batch_shape, *self.event_shape)))
+        return Bits(base, 1, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args or self.base_dist._validate_args:
+            self.base_dist._validate_sample(value)
+        logits = self.base_dist.logits
+        value = value.to(logits.dtype)
+        return torch.linalg.vecdot(value, logits) - softplus(logits, threshold=40.0).sum(-1)
 
 
 class ContinuousBernoulli(Head):

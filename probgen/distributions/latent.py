@@ -5,210 +5,34 @@ back,
 
 .. math:: p(x) = \int p(x \mid z) \, p(z) \, dz, \qquad q(z \mid x) \approx p(z \mid x).
 
-With draws :math:`z_k \sim q(z \mid x)` and :math:`w_k = p(x, z_k) / q(z_k \mid x)`,
-
-.. math:: \log p(x) \ge E \log \frac{1}{K} \sum_{k=1}^K w_k,
-
-which is the density here: a bound, the tighter the more draws. Each part is a lazy distribution, so
-a flow as prior or posterior is an argument.
+Each part is a lazy distribution, so a flow as prior or posterior is an argument.
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.util import detach
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, constraints
 
-from ..core import Density, LazyDistribution, Recorded, as_lazy
+from ..core import LazyDistribution, Recorded, as_lazy
 from ..core.checks import check_event, check_whole
 from ..core.plates import Pair, register
-from ..networks.dense import along_last
-from ..objectives import ELBO, Weights
-from ..objectives.variational import log_mean_exp
+from ..networks.dense import along_last, start_apart
+from ..objectives import Weights
 from ..transforms.linear import moments
-from .parametric import NormalMixture, UnitNormal
+from .latent_variable import LatentDistribution, LatentVariable, Marginal
+from .parametric import UnitNormal
 from .pushforward import Pushforward
 from .ranges import is_real
+from .vamp_prior import VampPrior
 
-__all__ = ["Latent", "LatentDistribution", "LatentVariable", "Marginal", "VampPrior"]
-
-CHUNK = 2**22  # numbers of one part of the likelihood's event that are held at once
-
-
-class Marginal(NamedTuple):
-    r"""Estimates of :math:`\log p(x)` from importance-weighted draws.
-
-    Arguments:
-        value: The estimates, lower bounds in expectation, with shape :math:`(*)`.
-        se: Their standard errors, with shape :math:`(*)`.
-        ess: The effective sample sizes, with shape :math:`(*)`.
-        samples: The number of draws.
-    """
-
-    value: Tensor
-    se: Tensor
-    ess: Tensor
-    samples: int
-
-    @staticmethod
-    def of(log_w: Tensor) -> Marginal:
-        """Estimates from log weights with shape :math:`(K, *)`."""
-        k = len(log_w)
-        share = log_w.softmax(0)
-        ess = 1 / share.square().sum(0)
-        variance = (share - 1 / k).square().sum(0) * k / max(k - 1, 1)
-        return Marginal(log_mean_exp(log_w), variance.sqrt(), ess, k)
-
-
-class LatentVariable(LazyDistribution):
-    """A lazy distribution of data with latent variables, whose density is a bound."""
-
-    density = Density.BOUND
-
-    event_shape: tuple[int, ...] = ()  #: the shape of one item
-    samples: int = 1  #: the number of draws of the density
-
-    @property
-    def objective(self) -> Callable[..., Tensor]:
-        return ELBO()
-
-    @abstractmethod
-    def weigh(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        samples: int = 1,
-        *,
-        analytic: bool = False,
-        stopped: bool = False,
-        held: bool = False,
-    ) -> Weights:
-        """Draws latents given data, and tells what objectives need of them.
-
-        Arguments:
-            x: The data, with shape :math:`(*, event)`.
-            context: The contexts, with shape :math:`(*, C)`.
-            samples: The number of draws :math:`K`.
-            analytic: Whether to give the divergence where it is known.
-            stopped: Whether the posterior's density is one of its draws alone, without a gradient
-                in its parameters.
-            held: Whether draws carry no gradient.
-        """
-
-    @abstractmethod
-    def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
-        """Draws data, with shape :math:`(*shape, *event)`."""
-
-    @property
-    @abstractmethod
-    def support(self) -> constraints.Constraint:
-        """The support of one item."""
-
-    def forward(self, context: Tensor | None = None) -> LatentDistribution:
-        self.check_context(context)
-        batch = torch.Size() if context is None else context.shape[: -self.context_dim]
-        return LatentDistribution(self, context, batch)
-
-    def log_marginal(
-        self, x: Tensor, context: Tensor | None = None, samples: int = 1000
-    ) -> Marginal:
-        r"""Estimates :math:`\log p(x)` by importance sampling from the posterior.
-
-        References:
-            | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
-
-        Arguments:
-            x: The data, with shape :math:`(*, event)`.
-            context: The contexts, with shape :math:`(*, C)`.
-            samples: The number of draws per item.
-
-        Returns:
-            The estimates, their standard errors and effective sample sizes.
-        """
-        check_whole(2, samples=samples)
-        check_event(x, self.event_shape)
-        part = max(1, CHUNK // max(x.numel(), 1))
-        with torch.no_grad():
-            log_w = [
-                self.weigh(x, context, min(part, samples - done)).log_weights
-                for done in range(0, samples, part)
-            ]
-        return Marginal.of(torch.cat(log_w))
-
-
-class LatentDistribution(TorchDistribution):
-    """The distribution of data under a latent-variable model; its `log_prob` is a random bound.
-
-    Arguments:
-        module: The model.
-        context: The contexts, with shape :math:`(*, C)`, if it takes them.
-        batch_shape: The batch shape, that of the contexts.
-        validate_args: Whether to check arguments; by default as Pyro is set.
-    """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}
-    density = Density.BOUND
-
-    def __init__(
-        self,
-        module: LatentVariable,
-        context: Tensor | None,
-        batch_shape: torch.Size,
-        validate_args: bool | None = None,
-    ) -> None:
-        self.module, self.context = module, context
-        super().__init__(batch_shape, torch.Size(module.event_shape), validate_args=validate_args)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        return self.module.support
-
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> LatentDistribution:
-        batch = torch.Size(batch_shape)
-        context = self.context
-        if context is not None:
-            context = context.expand(*batch, *context.shape[-self.module.context_dim :])
-        return LatentDistribution(self.module, context, batch)
-
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        shape = torch.Size(sample_shape) + self.batch_shape
-        with torch.no_grad():
-            return self.module.generate(shape, self.spread(shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        check_event(value, self.module.event_shape)
-        if self._validate_args:
-            check_support(value, self.support)
-        batch = value.shape[: value.ndim - len(self.event_shape)]
-        shape = torch.broadcast_shapes(batch, self.batch_shape)
-        value = value.expand(shape + self.event_shape)
-        return log_mean_exp(
-            self.module.weigh(value, self.spread(shape), self.module.samples).log_weights
-        )
-
-    def spread(self, shape: torch.Size) -> Tensor | None:
-        """The contexts, one for each item."""
-        if self.context is None:
-            return None
-        return self.context.expand(*shape, *self.context.shape[-self.module.context_dim :])
-
-
-def check_support(value: Tensor, support: constraints.Constraint) -> None:
-    """Raises a ValueError that names a value outside a support."""
-    inner = support.base_constraint if isinstance(support, constraints.independent) else support
-    inside = inner.check(value)
-    if not inside.all():
-        wrong = value[~inside].flatten()[0] if inside.shape == value.shape else value[~inside][0]
-        raise ValueError(f"Expected values in the support, {support}, got {wrong.tolist()!r:.80}.")
+__all__ = ["Latent", "LatentDistribution", "LatentVariable", "Marginal"]
 
 
 class Latent(LatentVariable):
@@ -232,7 +56,7 @@ class Latent(LatentVariable):
         posterior: The lazy posterior, called with :math:`x` flattened, followed by the context; or
             with what `encoder` makes of it.
         encoder: A network from data and context, with shape :math:`(*, n)`, to the context of the
-            posterior.
+            posterior. The output layer of one of :mod:`probgen.networks` starts at random.
         context: The number of features :math:`C` of the context.
         samples: The number of draws :math:`K` of the bound that `log_prob` is.
 
@@ -274,6 +98,7 @@ class Latent(LatentVariable):
                 )
         self.prior, self.likelihood, self.posterior = as_lazy(prior), likelihood, posterior
         self.encoder, self.context, self.samples = encoder, context, samples
+        start_apart(encoder)
         self.latent_shape, self.event_shape = self.fit_parts()
         size = math.prod(self.event_shape)
         self.register_buffer("x_shift", torch.zeros(size))
@@ -341,7 +166,8 @@ class Latent(LatentVariable):
                 shift, scale = moments(context)
                 self.context_shift.copy_(shift)
                 self.context_scale.copy_(scale)
-            self.likelihood.start(x)
+            if any(p.requires_grad for p in self.likelihood.parameters()):
+                self.likelihood.start(x)  # one that is frozen stays as it is
             if isinstance(self.prior, VampPrior):
                 self.prior.start(self.code(x, self.standard(context)))
 
@@ -353,7 +179,7 @@ class Latent(LatentVariable):
     def code(self, x: Tensor, given: Tensor | None) -> Tensor:
         """What the posterior or its encoder reads."""
         flat = x.flatten(x.ndim - len(self.event_shape)) if len(self.event_shape) != 1 else x
-        flat = (flat.to(self.x_shift.dtype) - self.x_shift) / self.x_scale
+        flat = (flat.to(self.x_shift.dtype) - self.x_shift) * self.x_scale.reciprocal()
         if given is None:
             return flat
         return torch.cat([flat, given.expand(*flat.shape[:-1], -1)], -1)
@@ -472,59 +298,6 @@ class Mean(Recorded):
         return self.module.decode(flat.unflatten(-1, self.module.latent_shape), context).mean
 
 
-class VampPrior(LazyDistribution):
-    r"""The prior that is a mixture of posteriors at learned inputs,
-    :math:`p(z) = \frac{1}{M} \sum_m q(z \mid u_m)`.
-
-    In a :class:`Latent` the inputs start at data, standardised as the posterior reads them.
-
-    References:
-        | VAE with a VampPrior (Tomczak & Welling, 2018), https://arxiv.org/abs/1705.07120
-
-    Arguments:
-        posterior: The lazy posterior, normal, which :class:`Latent` is given too.
-        features: The number of features of the data.
-        components: The number of inputs :math:`M`.
-        encoder: The network before the posterior, if there is one.
-
-    Example:
-        >>> from probgen.distributions import Bernoulli, DiagonalNormal
-        >>> posterior = DiagonalNormal(2, context=5)
-        >>> prior = VampPrior(posterior, features=5, components=3)
-        >>> Latent(prior, Bernoulli(5, context=2), posterior)().sample((4,)).shape
-        torch.Size([4, 5])
-    """
-
-    density = Density.EXACT
-
-    def __init__(
-        self,
-        posterior: LazyDistribution,
-        features: int,
-        components: int = 64,
-        encoder: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        check_whole(1, features=features, components=components)
-        self.posterior, self.encoder = posterior, encoder
-        self.inputs = nn.Parameter(torch.randn(components, features))
-
-    @property
-    def objective(self) -> Callable[..., Tensor]:
-        raise TypeError("A VampPrior is trained with the model whose prior it is.")
-
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        chosen = torch.randint(len(x), (len(self.inputs),), device=x.device)
-        with torch.no_grad():
-            self.inputs.copy_(x[chosen])
-
-    def forward(self, context: Tensor | None = None) -> TorchDistribution:
-        self.check_context(context)
-        u = self.inputs
-        q = self.posterior(u if self.encoder is None else along_last(self.encoder, u))
-        return NormalMixture(dist.Categorical(logits=u.new_zeros(len(u))), q)
-
-
 class LatentModel(Pair):
     """The model of a Pyro pair: a latent site `z` and a site `x` in a data plate.
 
@@ -578,7 +351,12 @@ def draw(q: Any, samples: int, held: bool) -> tuple[Tensor, Tensor | None]:
 
 def divergence(q: Distribution, p: Distribution) -> Tensor | None:
     """The divergence of a normal law from another by feature, or as one number; else none."""
-    first, second = normal_of(q), normal_of(p)
+    first = normal_of(q)
+    if first is not None and isinstance(p, UnitNormal) and not p.batch_shape:
+        m, s = first
+        kl = torch.addcmul(s * s, m, m).sub(1).mul(0.5) - s.log()
+        return kl.flatten(kl.ndim - len(q.event_shape))
+    second = normal_of(p)
     if first is not None and second is not None:
         (m, s), (n, t) = first, second
         ratio = (s / t).square()

@@ -83,8 +83,10 @@ class Parametric(LazyDistribution):
         self.check_context(context)
         phi: Tensor = self.phi
         if self.network is not None and context is not None:
-            out = along_last(self.network, context).reshape(*context.shape[:-1], -1)
             wanted = len(phi) - self.free
+            if not self.free and isinstance(self.network, MLP) and self.network.outputs == wanted:
+                return self.build(along_last(self.network, context, phi))
+            out = along_last(self.network, context).reshape(*context.shape[:-1], -1)
             if out.shape[-1] != wanted:
                 raise ValueError(
                     f"Expected a `network` that returns {wanted} numbers per item, since a "
@@ -194,7 +196,8 @@ class DiagonalNormal(Located):
             scale = self.scale * logs.clamp(-LIMIT, LIMIT).exp()
         else:
             scale = torch.full_like(self.scale, self.kind)
-        return dist.Normal(self.shift + self.scale * m, scale).to_event(len(self.shape))
+        mean = torch.addcmul(self.shift, self.scale, m)
+        return dist.Normal(mean, scale).to_event(len(self.shape))
 
 
 class FullNormal(Located):

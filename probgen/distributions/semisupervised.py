@@ -31,7 +31,8 @@ from ..core.checks import check_event
 from ..core.plates import Pair, register
 from ..objectives import Supervised, Weights
 from .heads import Categorical
-from .latent import Latent, LatentDistribution, LatentVariable
+from .latent import Latent
+from .latent_variable import LatentDistribution, LatentVariable
 
 __all__ = ["SemiSupervised"]
 

@@ -49,10 +49,10 @@ class Summary(NamedTuple):
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
         names = ("mean", "sd", "5 %", "50 %", "95 %", "mcse", "ess", "tail ess", "r-hat")
-        lines = [" " * width + "".join(f"{name:>10}" for name in names)]
+        lines = [" " * width + "".join(f"{name:>11}" for name in names)]
         for row in self.rows[:ROWS]:
-            numbers = "".join(f"{value:10.4g}" for value in row[1:7])
-            lines.append(f"{row.name:{width}}{numbers}{row[7]:10.0f}{row[8]:10.0f}{row[9]:10.3f}")
+            numbers = "".join(f"{value:11.4g}" for value in row[1:7])
+            lines.append(f"{row.name:{width}}{numbers}{row[7]:11.0f}{row[8]:11.0f}{row[9]:11.3f}")
         if len(self.rows) > ROWS:
             lines.append(f"and {len(self.rows) - ROWS} more")
         return "\n".join(lines + self.notes)

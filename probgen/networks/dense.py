@@ -105,17 +105,43 @@ def entries(parameters: nn.ParameterList) -> list[Tensor]:
     return list(parameters._parameters.values())  # type: ignore[arg-type]
 
 
-def along_last(network: Any, x: Tensor) -> Tensor:
-    """Applies a network along the last axis, whichever axis it reads by itself."""
+def along_last(network: Any, x: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Applies a network along the last axis, whichever axis it reads by itself.
+
+    An `offset`, with shape :math:`(m)`, is added. A perceptron does so in its last bias; its rows
+    are items throughout, so that what reads them need not stride over the batch, and flat, so
+    that activations overwrite no view, which would cost autograd a copy.
+    """
+    if isinstance(network, MLP) and network.layers.context_weight is None:
+        h = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+        *hidden, (w, b) = zip(entries(network.layers.weights), entries(network.layers.biases))
+        for weight, bias in hidden:
+            h = network.activation(linear(h, weight, bias))
+        h = linear(h, w, b if offset is None else b + offset)
+        return h.reshape(*x.shape[:-1], len(w)) if x.ndim != 2 else h
     if isinstance(network, (MLP, ResidualMLP)):
-        return network(x.movedim(-1, 0)).movedim(0, -1)
-    return network(x)
+        out = network(x.movedim(-1, 0)).movedim(0, -1)
+    else:
+        out = network(x)
+    return out if offset is None else out + offset
 
 
 def start_at(network: nn.Module, values: Tensor) -> None:
     """Makes a network that was just built answer `values`, with shape :math:`(m)`, everywhere."""
     with torch.no_grad():
         network.layers.biases[-1].copy_(values)  # type: ignore[union-attr, index]
+
+
+def start_apart(network: Any) -> None:
+    """Starts the output layer of a network at random where it is at zero, as an encoder's must.
+
+    What reads it may start at zero too, and then neither would ever get a gradient.
+    """
+    if isinstance(network, (MLP, ResidualMLP)):
+        last = network.layers.weights[-1]
+        if not bool(last.any()):
+            with torch.no_grad():
+                last.copy_(uniform(*last.shape, inputs=last.shape[1]))
 
 
 def feed(
@@ -179,6 +205,7 @@ class MLP(Recorded):
         check_sizes(
             inputs=inputs, outputs=outputs, context=context, hidden_features=hidden_features
         )
+        self.outputs = outputs
         self.layers = Layers(inputs, outputs, context, hidden_features)
         self.activation = activation_named(activation, CONSUMING)
 

@@ -581,9 +581,13 @@ def test_the_batch_of_a_value_must_fit_that_of_the_context():
         pg.models.MAF(2, context=1)(torch.zeros(5, 1)).log_prob(torch.zeros(4, 2))
 
 
-@pytest.mark.parametrize("name", pg.models.__all__)
+RECIPES = {n: getattr(pg.models, n) for n in pg.models.__all__}
+RECIPES = {n: r for n, r in RECIPES.items() if issubclass(r, pg.distributions.Flow)}
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_bad_sizes_are_refused(name):
-    recipe = getattr(pg.models, name)
+    recipe = RECIPES[name]
     for wrong in ({"features": 0}, {"features": 2.5}, {"features": 2, "transforms": 0}):
         with pytest.raises(ValueError, match="whole number"):
             recipe(**wrong)

@@ -1,0 +1,195 @@
+r"""What distributions with latent variables share.
+
+With draws :math:`z_k \sim q(z \mid x)` and :math:`w_k = p(x, z_k) / q(z_k \mid x)`,
+
+.. math:: \log p(x) \ge E \log \frac{1}{K} \sum_{k=1}^K w_k,
+
+which is the density here: a bound, the tighter the more draws.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..core import Density, LazyDistribution
+from ..core.checks import check_event, check_whole
+from ..objectives import ELBO, Weights
+from ..objectives.variational import log_mean_exp
+
+__all__ = ["LatentDistribution", "LatentVariable", "Marginal"]
+
+CHUNK = 2**22  # numbers of the draws' data that are held at once
+
+
+class Marginal(NamedTuple):
+    r"""Estimates of :math:`\log p(x)` from importance-weighted draws.
+
+    Arguments:
+        value: The estimates, lower bounds in expectation, with shape :math:`(*)`.
+        se: Their standard errors, with shape :math:`(*)`.
+        ess: The effective sample sizes, with shape :math:`(*)`.
+        samples: The number of draws.
+    """
+
+    value: Tensor
+    se: Tensor
+    ess: Tensor
+    samples: int
+
+    @staticmethod
+    def of(log_w: Tensor) -> Marginal:
+        """Estimates from log weights with shape :math:`(K, *)`."""
+        k = len(log_w)
+        share = log_w.softmax(0)
+        ess = 1 / share.square().sum(0)
+        variance = (share - 1 / k).square().sum(0) * k / max(k - 1, 1)
+        return Marginal(log_mean_exp(log_w), variance.sqrt(), ess, k)
+
+
+class LatentVariable(LazyDistribution):
+    """A lazy distribution of data with latent variables, whose density is a bound."""
+
+    density = Density.BOUND
+
+    event_shape: tuple[int, ...] = ()  #: the shape of one item
+    samples: int = 1  #: the number of draws of the density
+
+    @property
+    def objective(self) -> Callable[..., Tensor]:
+        return ELBO()
+
+    @abstractmethod
+    def weigh(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        samples: int = 1,
+        *,
+        analytic: bool = False,
+        stopped: bool = False,
+        held: bool = False,
+    ) -> Weights:
+        """Draws latents given data, and tells what objectives need of them.
+
+        Arguments:
+            x: The data, with shape :math:`(*, event)`.
+            context: The contexts, with shape :math:`(*, C)`.
+            samples: The number of draws :math:`K`.
+            analytic: Whether to give the divergence where it is known.
+            stopped: Whether the posterior's density is one of its draws alone, without a gradient
+                in its parameters.
+            held: Whether draws carry no gradient.
+        """
+
+    @abstractmethod
+    def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
+        """Draws data, with shape :math:`(*shape, *event)`."""
+
+    @property
+    @abstractmethod
+    def support(self) -> constraints.Constraint:
+        """The support of one item."""
+
+    def forward(self, context: Tensor | None = None) -> LatentDistribution:
+        self.check_context(context)
+        batch = torch.Size() if context is None else context.shape[: -self.context_dim]
+        return LatentDistribution(self, context, batch)
+
+    def log_marginal(
+        self, x: Tensor, context: Tensor | None = None, samples: int = 1000
+    ) -> Marginal:
+        r"""Estimates :math:`\log p(x)` by importance sampling from the posterior.
+
+        References:
+            | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
+
+        Arguments:
+            x: The data, with shape :math:`(*, event)`.
+            context: The contexts, with shape :math:`(*, C)`.
+            samples: The number of draws per item.
+
+        Returns:
+            The estimates, their standard errors and effective sample sizes.
+        """
+        check_whole(2, samples=samples)
+        check_event(x, self.event_shape)
+        part = max(1, CHUNK // max(x.numel(), 1))
+        with torch.no_grad():
+            log_w = [
+                self.weigh(x, context, min(part, samples - done)).log_weights
+                for done in range(0, samples, part)
+            ]
+        return Marginal.of(torch.cat(log_w))
+
+
+class LatentDistribution(TorchDistribution):
+    """The distribution of data under a latent-variable model; its `log_prob` is a random bound.
+
+    Arguments:
+        module: The model.
+        context: The contexts, with shape :math:`(*, C)`, if it takes them.
+        batch_shape: The batch shape, that of the contexts.
+        validate_args: Whether to check arguments; by default as Pyro is set.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    density = Density.BOUND
+
+    def __init__(
+        self,
+        module: LatentVariable,
+        context: Tensor | None,
+        batch_shape: torch.Size,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.module, self.context = module, context
+        super().__init__(batch_shape, torch.Size(module.event_shape), validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return self.module.support
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> LatentDistribution:
+        batch = torch.Size(batch_shape)
+        context = self.context
+        if context is not None:
+            context = context.expand(*batch, *context.shape[-self.module.context_dim :])
+        return LatentDistribution(self.module, context, batch)
+
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        with torch.no_grad():
+            return self.module.generate(shape, self.spread(shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        check_event(value, self.module.event_shape)
+        if self._validate_args:
+            check_support(value, self.support)
+        batch = value.shape[: value.ndim - len(self.event_shape)]
+        shape = torch.broadcast_shapes(batch, self.batch_shape)
+        value = value.expand(shape + self.event_shape)
+        return log_mean_exp(
+            self.module.weigh(value, self.spread(shape), self.module.samples).log_weights
+        )
+
+    def spread(self, shape: torch.Size) -> Tensor | None:
+        """The contexts, one for each item."""
+        if self.context is None:
+            return None
+        return self.context.expand(*shape, *self.context.shape[-self.module.context_dim :])
+
+
+def check_support(value: Tensor, support: constraints.Constraint) -> None:
+    """Raises a ValueError that names a value outside a support."""
+    inner = support.base_constraint if isinstance(support, constraints.independent) else support
+    inside = inner.check(value)
+    if not inside.all():
+        wrong = value[~inside].flatten()[0] if inside.shape == value.shape else value[~inside][0]
+        raise ValueError(f"Expected values in the support, {support}, got {wrong.tolist()!r:.80}.")
