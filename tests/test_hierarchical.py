@@ -257,17 +257,41 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_fit_trains(name):
+@pytest.mark.parametrize(("name", "steps", "fall"), [("ladder", 200, 4.0), ("images", 120, 1.0)])
+def test_fit_trains(name, steps, fall):
     model, x = TRAINED[name](), digits(name == "images")
     loss = ELBO(warm_up=0.5, free_bits=0.1)
     if name == "images":
         loss = SpectralRegularized(loss, 0.01)
+    model.start(x)  # from here on only what the networks learn counts
+    apart = Bernoulli(64)
+    apart.start(x.flatten(1))
     with torch.no_grad():
-        before = ELBO()(model, x).mean()
-    pg.fit(model, x, objective=loss, steps=100, batch_size=50, lr=1e-2, seed=0, progress=False)
+        before = ELBO(samples=10)(model, x).mean()
+        without = -apart().log_prob(x.flatten(1)).mean()  # of pixels that know nothing of others
+    options = {"steps": steps, "batch_size": 50, "lr": 1e-2, "seed": 0, "progress": False}
+    pg.fit(model, x, objective=loss, **options)
     with torch.no_grad():
-        assert ELBO()(model, x).mean() < before - 10
+        after = ELBO(samples=10)(model, x).mean()
+    assert after < torch.minimum(before, without) - fall
+
+
+def test_ladders_start_standardised_and_once():
+    model, x = LadderVAE(64, (8, 4), (32, 16)), digits(False)
+    model.start(x)
+    h = None
+    for i, d in ((1, model.rise(x)[1]), (0, model.rise(x)[0])):
+        p, q = model.laws(i, h, d)
+        a = model.rungs[i].evidence(h, d)[:, : model.latent_shapes[i][0]]
+        checks = [(a, 1e-4)] if h is None else [(a, 1e-4), (p.mean, 0.4)]  # other draws of h
+        for mean, slack in checks:
+            zero = torch.zeros_like(mean[0])
+            torch.testing.assert_close(mean.mean(0), zero, rtol=0, atol=slack)
+            torch.testing.assert_close(mean.std(0, correction=0), zero + 1, rtol=0, atol=slack)
+        h = q.sample()
+    state = {n: t.clone() for n, t in model.rungs.state_dict().items()}
+    model.start(x[:100] + 1)
+    assert all(torch.equal(t, state[n]) for n, t in model.rungs.state_dict().items())
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -15,7 +15,6 @@ the way down, so one pass draws all latents.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,105 +26,29 @@ from torch.distributions import constraints
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from ..core import LazyDistribution, Recorded
+from ..core import LazyDistribution
 from ..core.checks import check_event, check_whole
 from ..core.plates import Pair, register
 from ..objectives import Weights
 from ..transforms.linear import moments
 from .latent import LatentModel, LatentVariable, divergence
 from .ranges import is_real
+from .rungs import Merge, Moments, PrecisionWeighted, Residual, Rung
 
 __all__ = ["Hierarchy", "Merge", "PrecisionWeighted", "Residual", "Rung"]
 
 LIMIT = 5.0  # of log scales
+STARTING = 1000  # how many data the layers' starting values see
 
-Moments = tuple[Tensor, Tensor]  # means and log scales
 Choice = Callable[[int, Any, Any], Tensor]  # the latents of a layer, given prior and posterior
-
-
-class Merge(Recorded):
-    """A rule that merges the prior of a layer with the evidence into the posterior."""
-
-    @abstractmethod
-    def forward(self, prior: Moments, evidence: Moments) -> Moments:
-        """The means and log scales of the posterior, from those of the prior and the evidence."""
-
-
-class PrecisionWeighted(Merge):
-    r"""The evidence is a normal law, and the posterior its normalised product with the prior.
-
-    .. math:: \frac{1}{s^2} = \frac{1}{\sigma^2} + \frac{1}{e^{2 b}}, \qquad
-        m = s^2 \left(\frac{\mu}{\sigma^2} + \frac{a}{e^{2 b}}\right)
-
-    References:
-        | Ladder Variational Autoencoders (Sonderby et al., 2016), https://arxiv.org/abs/1602.02282
-
-    Example:
-        >>> zero, two = torch.zeros(1), torch.full((1,), 2.0)
-        >>> mean, log_scale = PrecisionWeighted()((zero, zero), (two, zero))
-        >>> round(float(mean), 3), round(float(log_scale.exp() ** 2), 3)
-        (1.0, 0.5)
-    """
-
-    def forward(self, prior: Moments, evidence: Moments) -> Moments:
-        (mu, log_sigma), (a, b) = prior, evidence
-        weight = torch.sigmoid(2 * (log_sigma - b))
-        return mu + weight * (a - mu), -torch.logaddexp(-2 * log_sigma, -2 * b) / 2
-
-
-class Residual(Merge):
-    r"""The evidence is the posterior's change of the prior, :math:`\mathcal{N}(\mu + a,
-    (\sigma e^b)^2)`.
-
-    Without evidence the posterior is the prior.
-
-    References:
-        | NVAE: A Deep Hierarchical Variational Autoencoder (Vahdat & Kautz, 2020)
-        | https://arxiv.org/abs/2007.03898
-
-    Example:
-        >>> zero, two = torch.zeros(1), torch.full((1,), 2.0)
-        >>> Residual()((two, zero), (two, zero))
-        (tensor([4.]), tensor([0.]))
-    """
-
-    def forward(self, prior: Moments, evidence: Moments) -> Moments:
-        (mu, log_sigma), (a, b) = prior, evidence
-        return mu + a, log_sigma + b
-
-
-class Rung(Recorded):
-    """One layer of a hierarchy: its networks on the way up and on the way down.
-
-    They take and return tensors with one batch dimension :math:`B`; features, states and latents
-    of a hierarchy all have as many dimensions. The state is none at the top.
-    """
-
-    shape: tuple[int, ...]  #: the shape of the latents :math:`z_l`, channels first
-
-    @abstractmethod
-    def rise(self, d: Tensor) -> Tensor:
-        r"""The features :math:`d_l` from :math:`d_{l-1}`."""
-
-    @abstractmethod
-    def prior(self, h: Tensor) -> Tensor:
-        r"""Means and log scales from the state :math:`h_{l+1}`, along the first axis of the event;
-        not called at the top."""
-
-    @abstractmethod
-    def evidence(self, h: Tensor | None, d: Tensor) -> Tensor:
-        r"""The evidence :math:`a` and :math:`b`, along the first axis of the event."""
-
-    @abstractmethod
-    def descend(self, h: Tensor | None, z: Tensor) -> Tensor:
-        r"""The state :math:`h_l` from :math:`h_{l+1}` and :math:`z_l`."""
 
 
 class Hierarchy(LatentVariable):
     r"""A latent-variable model with layers of normal latents.
 
     Log scales are kept within 5, by a hyperbolic tangent. :func:`probgen.fit`, or `start`, sets
-    the moments by which data are standardised, as :class:`Latent` does.
+    the moments by which data are standardised, as :class:`Latent` does, and, the first time, the
+    starting values of the layers.
 
     Objectives see the divergence of each layer, exact given the draws above it, so free bits count
     by layer.
@@ -158,6 +81,7 @@ class Hierarchy(LatentVariable):
     x_shift: Tensor
     x_scale: Tensor
     unit: Tensor
+    started: Tensor
 
     def __init__(
         self,
@@ -190,6 +114,7 @@ class Hierarchy(LatentVariable):
         self.register_buffer("x_shift", torch.zeros(size))
         self.register_buffer("x_scale", torch.ones(size))
         self.register_buffer("unit", torch.zeros(self.latent_shapes[-1]))
+        self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
         self.fit_parts()
 
     def fit_parts(self) -> None:
@@ -230,6 +155,21 @@ class Hierarchy(LatentVariable):
             self.x_shift.copy_(shift)
             self.x_scale.copy_(scale)
             self.likelihood.start(x)
+            if not self.started:
+                self.start_rungs(x[:: 1 + len(x) // STARTING])
+                self.started.fill_(True)
+
+    def start_rungs(self, x: Tensor) -> None:
+        """Sets the starting values of layers, on the way up and on the way down, once."""
+        d, features, h = self.standard(x), [], None
+        for rung in self.rungs:
+            rung.start_rise(d)
+            d = rung.rise(d)
+            features.append(d)
+        for i, rung in reversed(list(enumerate(self.rungs))):
+            if h is not None:
+                rung.start_prior(h)
+            h = rung.descend(h, self.laws(i, h, features[i])[1].sample())
 
     def run(self, function: Callable[..., Tensor], *parts: Tensor | None) -> Tensor:
         """The output of a network, whose activations are kept or not."""
@@ -252,13 +192,16 @@ class Hierarchy(LatentVariable):
         r"""The features :math:`d_1, \dots, d_L` of data with shape :math:`(*, event)`."""
         check_event(x, self.event_shape)
         batch = x.shape[: x.ndim - len(self.event_shape)]
-        flat = x.reshape(math.prod(batch), -1).to(self.x_shift.dtype)
-        d = ((flat - self.x_shift) / self.x_scale).reshape(-1, *self.event_shape)
-        features = []
+        d, features = self.standard(x), []
         for rung in self.rungs:
             d = self.run(rung.rise, d)
             features.append(d.reshape(*batch, *d.shape[1:]))
         return features
+
+    def standard(self, x: Tensor) -> Tensor:
+        """Data standardised, with shape :math:`(B, event)`."""
+        flat = x.reshape(-1, len(self.x_shift)).to(self.x_shift.dtype)
+        return ((flat - self.x_shift) / self.x_scale).reshape(-1, *self.event_shape)
 
     def laws(self, i: int, h: Tensor | None, d: Tensor | None) -> tuple[Any, Any]:
         """The prior of a layer and, given features, its posterior."""

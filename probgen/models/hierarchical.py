@@ -14,22 +14,32 @@ from torch.nn.functional import silu
 from ..core import LazyDistribution
 from ..core.checks import check_whole
 from ..distributions.hierarchy import Hierarchy, PrecisionWeighted, Residual, Rung
-from ..networks import MLP
-from ..networks.dense import activation_named, along_last, check_sizes
+from ..networks.dense import activation_named, check_sizes
 from ..networks.residual import InvertedResidual, Pixels, zeroed
+from ..transforms.linear import moments
 from .vae import LIKELIHOODS, named
 
 __all__ = ["HierarchicalVAE", "LadderVAE"]
 
 
-START = 2.0  # of the evidence's log scales
+LEAST = 1e-3  # standard deviation to be made 1
+
+
+def level(layer: nn.Linear, x: Tensor, rows: int | None = None) -> None:
+    """Gives the (first) outputs of a layer mean 0 and variance 1 over inputs."""
+    with torch.no_grad():
+        shift, scale = moments(layer(x)[:, :rows])
+        scale = scale.clamp_min(LEAST)
+        layer.weight[:rows] /= scale.unsqueeze(-1)
+        layer.bias[:rows] = (layer.bias[:rows] - shift) / scale
 
 
 class DenseRung(Rung):
     """A layer of vectors; its state is its latents, its evidence comes from below alone.
 
-    The evidence starts weak, so that the posterior costs little before it tells anything: else
-    the evidence is soon given no weight, and stays so.
+    Units start standardised over the data, as do the means of prior and evidence, the scales at 1.
+    So the evidence of each layer starts with what tells data apart; else that of higher layers is
+    mostly the same for all data, and is given no weight before it says anything.
     """
 
     def __init__(
@@ -37,20 +47,23 @@ class DenseRung(Rung):
     ) -> None:
         super().__init__()
         self.shape = (latent,)
-        self.lift = nn.ModuleList([nn.Linear(inputs, width), nn.Linear(width, width)])
-        self.see = nn.Linear(width, 2 * latent)
-        with torch.no_grad():
-            self.see.bias[latent:] = START
-        self.say = MLP(parent, 2 * latent, 0, (width, width), activation) if parent else None
+        self.lift, self.see = dense(inputs, width, latent)
+        self.drop: Any = None
+        self.say: Any = None
+        if parent:
+            self.drop, self.say = dense(parent, width, latent)
         self.activation = activation_named(activation)
 
+    def feed(self, layers: Any, x: Tensor) -> Tensor:
+        for layer in layers:
+            x = self.activation(layer(x))
+        return x
+
     def rise(self, d: Tensor) -> Tensor:
-        for layer in self.lift:
-            d = self.activation(layer(d))
-        return d
+        return self.feed(self.lift, d)
 
     def prior(self, h: Tensor) -> Tensor:
-        return along_last(self.say, h)
+        return self.say(self.feed(self.drop, h))
 
     def evidence(self, h: Tensor | None, d: Tensor) -> Tensor:
         return self.see(d)
@@ -58,14 +71,37 @@ class DenseRung(Rung):
     def descend(self, h: Tensor | None, z: Tensor) -> Tensor:
         return z
 
+    def start_rise(self, d: Tensor) -> None:
+        self.start(self.lift, self.see, d)
+
+    def start_prior(self, h: Tensor) -> None:
+        self.start(self.drop, self.say, h)
+
+    def start(self, layers: Any, last: nn.Linear, x: Tensor) -> None:
+        for layer in layers:
+            level(layer, x)
+            x = self.activation(layer(x))
+        level(last, x, self.shape[0])
+
+
+def dense(inputs: int, width: int, latent: int) -> tuple[Any, Any]:
+    """Two hidden layers, and one of means and log scales, which start at zero."""
+    last = nn.Linear(width, 2 * latent)
+    with torch.no_grad():
+        last.weight[latent:] = 0
+        last.bias[latent:] = 0
+    return nn.ModuleList([nn.Linear(inputs, width), nn.Linear(width, width)]), last
+
 
 class LadderVAE(Hierarchy):
     r"""The ladder variational autoencoder of vectors.
 
     Each layer's posterior is the precision-weighted merge of what rises from the data with the
-    prior that descends. Each network has two hidden layers of its layer's width, without batch
-    normalisation. Train it with a warm-up, and with free bits where higher layers fall silent:
-    `pg.fit(..., objective=pg.objectives.ELBO(warm_up=0.5, free_bits=1.0))`.
+    prior that descends. Each network has two hidden layers of its layer's width. The paper keeps
+    higher layers from falling silent by batch normalisation; here units start standardised over
+    the data instead, once, by :func:`probgen.fit` or `start`, so that an item's density does not
+    depend on its batch. With a warm-up the second layer then speaks by itself; free bits, which
+    count by layer, keep all others: `objective=pg.objectives.ELBO(warm_up=0.5, free_bits=1.0)`.
 
     References:
         | Ladder Variational Autoencoders (Sonderby et al., 2016), https://arxiv.org/abs/1602.02282
