@@ -302,7 +302,11 @@ def log_density(module: LazyDistribution, x: Tensor, context: Tensor | None) -> 
 
 
 def summary(scores: Tensor, module: LazyDistribution, dimensions: int) -> str:
-    kind = "log density" if module.density is Density.EXACT else f"log density ({module.density})"
+    kind = (
+        "log density"
+        if module.density is Density.EXACT
+        else f"log density ({module.density.value})"
+    )
     if len(scores) < 2:
         return f"{kind} {float(scores[0]):.4f} nats"
     bits = bits_per_dimension(scores, dimensions)

@@ -256,12 +256,20 @@ def loop(
         part = [t[rank % shared :: shared] if t is not None else None for t in (x, given, w)]
         reseed(mix(task.seed, 1, run.step, rank), task.device)
         loss.current = loss.at(run.step / task.total)
-        value = engine(*part, shared / count)
-        if world > 1:
-            value = average(value, world)
-        if not value.isfinite():
-            raise FloatingPointError(explain(float(value.detach()), run.step, x, task.lr(run.step)))
-        run.advance(value, task.clip, task.lr(run.step))
+        step, kept = run.step, run.moving()
+        try:
+            value = engine(*part, shared / count)
+            if world > 1:
+                value = average(value, world)
+            if not value.isfinite():
+                lr = task.lr(step)
+                raise FloatingPointError(explain(float(value.detach()), step, x, lr))
+            run.advance(value, task.clip, task.lr(step))
+        except BaseException:  # a step is taken whole or not at all
+            if run.step == step:
+                for buffer, old in kept:
+                    buffer.copy_(old)
+            raise
         bar.set_postfix(loss=f"{run.history.losses[-1]:.4g}", refresh=False)
         bar.update()
         due = run.step % max(source.per_epoch, 10) == 0 or run.step == task.total
@@ -298,9 +306,21 @@ class Run:
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if ema else {}
         self.best: dict[str, Tensor] = {}
         self.least, self.worse, self.step = math.inf, 0, 0
+        self.versions: dict[str, int] | None = None
         self.history = History()
         self.folder = Path(folder) / "training" if folder is not None else None
         self.written, self.cost = time.monotonic(), 0.0
+
+    def moving(self) -> list[tuple[Tensor, Tensor]]:
+        """The buffers that the last step changed, all at first, each with a copy."""
+        versions = {n: b._version for n, b in self.module.named_buffers()}
+        if self.versions is None:
+            chosen = list(self.module.buffers())
+        else:
+            before = self.versions
+            chosen = [b for n, b in self.module.named_buffers() if before.get(n) != b._version]
+        self.versions = versions
+        return [(b, b.detach().clone()) for b in chosen]
 
     def advance(self, loss: Tensor, clip: float | None, lr: float) -> None:
         """Takes one step of the optimiser."""

@@ -548,3 +548,28 @@ def test_a_state_without_the_scale_of_contexts_still_loads():
     old = {name: value for name, value in flow.state_dict().items() if name not in new}
     flow.load_state_dict(old)
     assert flow.context_scale.tolist() == [1.0]
+
+
+def test_an_interrupted_step_leaves_no_trace_in_buffers(tmp_path):
+    """A codebook that moves with its averages goes on as if nobody had interrupted it."""
+    x = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)).round()
+    options = {"steps": 8, "batch_size": 20, "seed": 0, "progress": False}
+
+    def build():
+        torch.manual_seed(0)
+        return pg.models.VQVAE((1, 4, 4), codes=4, code_features=2, channels=(4,), ema=0.9)
+
+    whole, cut = build(), build()
+    expected = pg.fit(whole, x, **options).losses
+    calls = []
+
+    def interrupt(fraction):
+        calls.append(fraction)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        pg.fit(cut, x, checkpoint=tmp_path, schedule=interrupt, **options)
+    history = pg.fit(build(), x, checkpoint=tmp_path, **options)
+    assert history.losses == expected

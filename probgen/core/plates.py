@@ -42,10 +42,8 @@ def register(module: LazyDistribution) -> bool:
     trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
     if not trainable:
         return False
-    pyro.module(module.name, module)
-    store = pyro.get_param_store()
-    for n, p in trainable.items():
-        if store[param_with_module_name(module.name, n)] is not p:
+    for n, p in trainable.items():  # pyro.module would warn of those that are frozen
+        if pyro.param(param_with_module_name(module.name, n), p) is not p:
             raise RuntimeError(
                 f"Pyro's parameter store holds another tensor for {n!r} of {module.name}, so the "
                 f"optimiser would not train this module. Call pyro.clear_param_store() first."
@@ -106,6 +104,15 @@ class Pair(nn.Module):
         self, prefix: str, x: Tensor | None, context: Tensor | None, size: int | None
     ) -> pyro.plate:
         """The data plate, of the data set's size."""
+        for name, value, least in (
+            ("x", x, 1 + len(getattr(self.distribution, "event_shape", (0,)))),
+            ("context", context, 1 + self.distribution.context_dim),
+        ):
+            if value is not None and value.ndim < least:
+                raise ValueError(
+                    f"Expected `{name}` with shape (N, *), an item for each row, got "
+                    f"{tuple(value.shape)}."
+                )
         known = x if x is not None else context
         count = len(known) if known is not None else (1 if size is None else size)
         if size is not None and size < count:

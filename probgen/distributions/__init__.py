@@ -14,7 +14,7 @@ from .heads import (
     Poisson,
     StudentT,
 )
-from .hierarchy import Hierarchy, Merge, PrecisionWeighted, Residual, Rung
+from .hierarchy import Hierarchy
 from .latent import Latent
 from .latent_variable import LatentDistribution, LatentVariable, Marginal
 from .parametric import (
@@ -26,6 +26,7 @@ from .parametric import (
 )
 from .pushforward import Pushforward, PushforwardDistribution
 from .quantized import Quantized
+from .rungs import Merge, PrecisionWeighted, Residual, Rung
 from .semisupervised import SemiSupervised
 from .vamp_prior import VampPrior
 

@@ -39,6 +39,7 @@ class Head(Parametric):
     """A parametric distribution whose first parameters start from the data's means."""
 
     starts: ClassVar[Sequence[float]] = (0.0,)
+    started: Tensor
 
     def __init__(
         self,
@@ -49,8 +50,12 @@ class Head(Parametric):
         network: nn.Module | None = None,
     ) -> None:
         super().__init__(features, self.starts, context, hidden_features, activation, network)
+        self.register_buffer("started", torch.tensor(False))
 
     def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        if bool(self.started):  # training may have moved the parameters since
+            return
+        self.started.fill_(True)
         mean = x.reshape(-1, *self.shape).to(self.phi.dtype).mean(0)
         with torch.no_grad():
             self.phi[: mean.numel()] = self.link(mean).flatten()
@@ -144,6 +149,14 @@ class Beta(Head):
 
     starts: ClassVar[Sequence[float]] = (0.0, math.log(2.0))
 
+    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        if bool(((x <= 0) | (x >= 1)).any()):
+            raise ValueError(
+                f"Expected data inside (0, 1) for Beta, whose density has no bound at the ends, "
+                f"got values in [{float(x.min()):g}, {float(x.max()):g}]. Take ContinuousBernoulli."
+            )
+        super().start(x, context)
+
     def build(self, phi: Tensor) -> TorchDistribution:
         logits, log_total = self.split(phi)
         total = log_total.clamp(-LIMIT, LIMIT).exp()
@@ -192,6 +205,8 @@ class Categorical(Parametric):
         torch.Size([5, 3])
     """
 
+    started: Tensor
+
     def __init__(
         self,
         features: int | Sequence[int],
@@ -204,8 +219,12 @@ class Categorical(Parametric):
         check_whole(2, classes=classes)
         starts = (0.0,) * classes
         super().__init__(features, starts, context, hidden_features, activation, network)
+        self.register_buffer("started", torch.tensor(False))
 
     def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        if bool(self.started):
+            return
+        self.started.fill_(True)
         share = one_hot(x.reshape(-1, *self.shape).long(), self.rows).to(self.phi.dtype).mean(0)
         with torch.no_grad():
             self.phi.copy_(share.clamp_min(MARGIN).log().movedim(-1, 0).flatten())

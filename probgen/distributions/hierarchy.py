@@ -31,11 +31,12 @@ from ..core.checks import check_event, check_whole
 from ..core.plates import Pair, register
 from ..objectives import Weights
 from ..transforms.linear import moments
-from .latent import LatentModel, LatentVariable, divergence
+from .latent import LatentModel, divergence
+from .latent_variable import LatentVariable
 from .ranges import is_real
-from .rungs import Merge, Moments, PrecisionWeighted, Residual, Rung
+from .rungs import Merge, Moments, Rung
 
-__all__ = ["Hierarchy", "Merge", "PrecisionWeighted", "Residual", "Rung"]
+__all__ = ["Hierarchy"]
 
 LIMIT = 5.0  # of log scales
 STARTING = 1000  # how many data the layers' starting values see

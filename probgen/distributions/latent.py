@@ -20,19 +20,19 @@ from pyro.distributions.util import detach
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, constraints
 
-from ..core import LazyDistribution, Recorded, as_lazy
+from ..core import Density, LazyDistribution, Recorded, as_lazy, broadcast
 from ..core.checks import check_event, check_whole
 from ..core.plates import Pair, register
 from ..networks.dense import along_last, start_apart
 from ..objectives import Weights
 from ..transforms.linear import moments
-from .latent_variable import LatentDistribution, LatentVariable, Marginal
+from .latent_variable import LatentVariable
 from .parametric import UnitNormal
 from .pushforward import Pushforward
 from .ranges import is_real
 from .vamp_prior import VampPrior
 
-__all__ = ["Latent", "LatentDistribution", "LatentVariable", "Marginal"]
+__all__ = ["Latent"]
 
 
 class Latent(LatentVariable):
@@ -116,6 +116,17 @@ class Latent(LatentVariable):
                 f"Expected a prior without context, or with {self.context} features, got "
                 f"{self.prior.context}."
             )
+        for name, part, allowed in (
+            ("prior", self.prior, (Density.EXACT, Density.ODE)),
+            ("likelihood", self.likelihood, (Density.EXACT, Density.ODE, Density.BOUND)),
+            ("posterior", self.posterior, (Density.EXACT, Density.ODE)),
+        ):
+            if part.density not in allowed:
+                kinds = " or ".join(d.value for d in allowed)
+                raise ValueError(
+                    f"Expected a `{name}` whose density is {kinds}, got a {type(part).__name__}, "
+                    f"whose density is {part.density.value}: the bound would not hold."
+                )
         with torch.no_grad():
             p = self.prior(given if self.prior.context else None)
             latent = math.prod(p.event_shape)
@@ -133,7 +144,14 @@ class Latent(LatentVariable):
                     f"of the context, or an `encoder`, got context={self.posterior.context}."
                 )
             code = like.new_zeros(size)
-            q = self.posterior(code if self.encoder is None else along_last(self.encoder, code))
+            if self.encoder is not None:
+                code = along_last(self.encoder, code)
+                if code.shape[-1:] != (self.posterior.context,):
+                    raise ValueError(
+                        f"Expected an `encoder` that returns the posterior's "
+                        f"context={self.posterior.context} features, got {tuple(code.shape)}."
+                    )
+            q = self.posterior(code)
         if q.event_shape != p.event_shape:
             raise ValueError(
                 f"Expected a posterior of the prior's latents, with shape {tuple(p.event_shape)}, "
@@ -182,7 +200,8 @@ class Latent(LatentVariable):
         flat = (flat.to(self.x_shift.dtype) - self.x_shift) * self.x_scale.reciprocal()
         if given is None:
             return flat
-        return torch.cat([flat, given.expand(*flat.shape[:-1], -1)], -1)
+        shape = broadcast(flat.shape[:-1], given.shape[:-1])
+        return torch.cat([flat.expand(*shape, -1), given.expand(*shape, -1)], -1)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Any:
         r"""The posterior :math:`q(z \mid x)` of data with shape :math:`(*, event)`."""
@@ -194,6 +213,7 @@ class Latent(LatentVariable):
         r"""The likelihood :math:`p(x \mid z)` of latents with shape :math:`(*, latent)`."""
         check_event(z, self.latent_shape)
         flat = z.flatten(z.ndim - len(self.latent_shape)) if len(self.latent_shape) != 1 else z
+        flat = flat.to(self.x_shift.dtype)
         given = self.standard(context)
         if given is not None:
             shape = torch.broadcast_shapes(flat.shape[:-1], given.shape[:-1])

@@ -21,7 +21,7 @@ from torch.distributions import constraints
 from ..core import Density, LazyDistribution
 from ..core.checks import check_event, check_whole
 from ..objectives import ELBO, Weights
-from ..objectives.variational import log_mean_exp
+from ..objectives.variational import log_mean_exp, with_scores
 
 __all__ = ["LatentDistribution", "LatentVariable", "Marginal"]
 
@@ -60,6 +60,9 @@ class LatentVariable(LazyDistribution):
 
     event_shape: tuple[int, ...] = ()  #: the shape of one item
     samples: int = 1  #: the number of draws of the density
+    variational: bool = (
+        True  #: whether :class:`~probgen.objectives.Variational` objectives train it
+    )
 
     @property
     def objective(self) -> Callable[..., Tensor]:
@@ -175,9 +178,8 @@ class LatentDistribution(TorchDistribution):
         batch = value.shape[: value.ndim - len(self.event_shape)]
         shape = torch.broadcast_shapes(batch, self.batch_shape)
         value = value.expand(shape + self.event_shape)
-        return log_mean_exp(
-            self.module.weigh(value, self.spread(shape), self.module.samples).log_weights
-        )
+        w = self.module.weigh(value, self.spread(shape), self.module.samples)
+        return with_scores(log_mean_exp, w.log_weights, w.score)
 
     def spread(self, shape: torch.Size) -> Tensor | None:
         """The contexts, one for each item."""

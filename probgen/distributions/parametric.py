@@ -203,7 +203,7 @@ class DiagonalNormal(Located):
 class FullNormal(Located):
     r"""A normal distribution with any covariance, :math:`x = m + L \epsilon`.
 
-    The diagonal of the triangular :math:`L` is :math:`e^s`.
+    Row :math:`i` of the triangular :math:`L` is :math:`e^{s_i}` times a row with 1 on the diagonal.
 
     References:
         | An Introduction to Variational Autoencoders (Kingma & Welling, 2019)
@@ -216,7 +216,7 @@ class FullNormal(Located):
         activation: The name of its activation function.
         network: Another network instead, which maps contexts with shape :math:`(*, C)` to
             locations, log scales and the :math:`D (D - 1) / 2` entries below the diagonal, row by
-            row.
+            row, in units of their row's scale.
 
     Example:
         >>> FullNormal(3, context=2)(torch.randn(5, 2)).covariance_matrix.shape
@@ -239,25 +239,20 @@ class FullNormal(Located):
             features, (0.0, 0.0), context, hidden_features, activation, network, rest=below
         )
 
-        d, zero = features, features * (features + 3) // 2  # where phi and a zero after it hold
-        order = torch.full((d, d), zero).triu(1)
-        order += torch.diag(torch.arange(d, 2 * d))
+        d, k = features, features * (features - 1) // 2  # after k entries come a one and a zero
+        order = torch.full((d, d), k + 1).triu(1) + k * torch.eye(d, dtype=torch.long)
         row, column = torch.tril_indices(d, d, -1)
-        order[row, column] = torch.arange(2 * d, zero)
+        order[row, column] = torch.arange(k)
         self.register_buffer("order", order, persistent=False)
 
     def build(self, phi: Tensor) -> TorchDistribution:
         m, s = self.split(phi)
         d = len(self.order)
-        numbers = [
-            m,
-            s.clamp(-LIMIT, LIMIT).exp(),
-            phi[..., 2 * d :],
-            phi.new_zeros(1).expand_as(phi[..., :1]),
-        ]
-        factor = torch.cat(numbers, -1)[..., self.order]
+        ends = phi.new_tensor([1.0, 0.0]).expand(*phi.shape[:-1], 2)
+        rows = torch.cat([phi[..., 2 * d :], ends], -1)[..., self.order]
+        scale = self.scale * s.clamp(-LIMIT, LIMIT).exp()
         return dist.MultivariateNormal(
-            self.shift + self.scale * m, scale_tril=self.scale.unsqueeze(-1) * factor
+            self.shift + self.scale * m, scale_tril=scale.unsqueeze(-1) * rows
         )
 
 

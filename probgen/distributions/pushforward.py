@@ -57,6 +57,11 @@ class Pushforward(LazyDistribution):
         super().__init__()
         check_whole(0, context=context)
         self.base, self.network, self.context = as_lazy(base), network, context
+        if not self.base.context and self.base().batch_shape:
+            raise ValueError(
+                f"Expected a `base` of one value, got the batch shape "
+                f"{tuple(self.base().batch_shape)}. Declare it an event by .to_event."
+            )
         if self.base.context:
             raise ValueError(
                 f"Expected a `base` without context, got one of {self.base.context} features."
@@ -71,7 +76,8 @@ class Pushforward(LazyDistribution):
 
     def push(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Maps values of the base, with shape :math:`(*, base)`, and contexts to data."""
-        flat = z.flatten(z.ndim - len(self.base().event_shape))
+        event = len(self.base().event_shape)
+        flat = z.reshape(*z.shape[: z.ndim - event], -1)
         if context is not None:
             shape = torch.broadcast_shapes(flat.shape[:-1], context.shape[:-1])
             flat = torch.cat([flat.expand(*shape, -1), context.expand(*shape, -1)], -1)

@@ -73,6 +73,8 @@ class Quantized(LatentVariable):
     x_shift: Tensor
     x_scale: Tensor
 
+    variational = False
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -153,7 +155,7 @@ class Quantized(LatentVariable):
             self.codebook.start(self.vectors(x[: max(images, 256)]))
 
     def vectors(self, x: Tensor) -> Tensor:
-        """The encoder's vectors, one for each place of the grid, with shape (*, grid, F)."""
+        """The encoder's vectors, one for each place, with shape :math:`(*, grid, F)`."""
         check_event(x, self.event_shape)
         flat = x.flatten(x.ndim - len(self.event_shape)) if len(self.event_shape) != 1 else x
         z = along_last(self.encoder, (flat.to(self.x_shift.dtype) - self.x_shift) / self.x_scale)
@@ -166,17 +168,18 @@ class Quantized(LatentVariable):
         return Quantization(values, codes, loss.flatten(x.ndim - len(self.event_shape)).sum(-1))
 
     def likelihood_of(self, vectors: Tensor) -> Any:
-        """The likelihood of vectors with shape (*, grid, F)."""
+        """The likelihood of vectors with shape :math:`(*, grid, F)`."""
         first = -1 - len(self.latent_shape)
         return self.likelihood(vectors.movedim(-1, first).flatten(first))
 
-    def encode(self, x: Tensor) -> Tensor:
-        r"""The codes :math:`k(x)`, with shape (*, grid), of data with shape (*, event)."""
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""The codes :math:`k(x)`, with shape :math:`(*, grid)`, of data."""
+        self.check_context(context)
         with torch.no_grad():
             return self.codebook.nearest(self.vectors(x))
 
     def decode(self, codes: Tensor) -> Any:
-        r"""The likelihood :math:`p(x \mid e_k)` of codes with shape (*, grid)."""
+        r"""The likelihood :math:`p(x \mid e_k)` of codes with shape :math:`(*, grid)`."""
         check_event(codes, self.latent_shape)
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise TypeError(f"Expected `codes` as whole numbers, got {codes.dtype}.")
@@ -194,7 +197,7 @@ class Quantized(LatentVariable):
         return self.decode(self.encode(x)).mean
 
     def perplexity(self, x: Tensor) -> Tensor:
-        """How many codes data with shape (*, event) make use of, from 1 to :math:`K`."""
+        """How many codes data with shape :math:`(*, event)` make use of, from 1 to :math:`K`."""
         return self.codebook.perplexity(self.encode(x))
 
     def weigh(

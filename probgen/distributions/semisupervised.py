@@ -24,9 +24,10 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 from torch.nn.functional import one_hot
 
+from ..core import is_wrapped
 from ..core.checks import check_event
 from ..core.plates import Pair, register
 from ..objectives import Supervised, Weights
@@ -107,7 +108,15 @@ class SemiSupervised(LatentVariable):
 
     def labels(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """The classes, and which are known."""
+        self.check_context(context)
         y = context[..., 0]
+        if Distribution._validate_args and y.device.type != "meta" and not is_wrapped(y):
+            wrong = (y != y.round()) | (y < UNKNOWN) | (y >= self.classes)
+            if wrong.any():
+                raise ValueError(
+                    f"Expected labels 0 to {self.classes - 1}, or {UNKNOWN} where unknown, got "
+                    f"{float(y[wrong][0]):g}."
+                )
         return y.clamp_min(0).long(), y > UNKNOWN / 2
 
     def code(self, y: Tensor) -> Tensor:
@@ -152,10 +161,10 @@ class SemiSupervised(LatentVariable):
         stopped: bool = False,
         held: bool = False,
     ) -> Weights:
-        if stopped:
+        if stopped or held:
             raise ValueError(
-                "Expected an objective that differentiates the posterior's density, since labels "
-                "are summed out, got one that stops it. ELBO and IWAE take this model."
+                "Expected an objective that differentiates the draws and their density, since "
+                "labels are summed out, got one that holds them. ELBO and IWAE take this model."
             )
         batch = x.shape[: x.ndim - len(self.event_shape)]
         shape = (-1, *[1] * len(batch))
@@ -164,7 +173,6 @@ class SemiSupervised(LatentVariable):
             self.every(batch),
             samples,
             analytic=analytic,
-            held=held,
         )  # with shape (samples, classes, *)
         if w.score is not None:
             raise ValueError(
@@ -179,7 +187,8 @@ class SemiSupervised(LatentVariable):
         if not analytic:
             joint = w.log_weights + log_p
             if known is not None and chosen is not None:
-                joint = torch.where(known & (chosen == 0), -torch.inf, joint)
+                given = torch.where(chosen > 0, joint - log_p, -torch.inf)
+                joint = torch.where(known, given, joint)
             total = torch.logsumexp(joint, 1)
             nothing = torch.zeros_like(total)
             return Weights(total, nothing, nothing)

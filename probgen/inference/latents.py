@@ -214,6 +214,14 @@ def attribute(
             f"Expected a module with a method `encode`, such as pg.models.VAE, got a "
             f"{type(module).__name__}."
         )
-    with torch.no_grad():
-        first, last = (module.encode(x, c).mean.mean(0) for x, c in zip((with_, without), contexts))
+    try:
+        with torch.no_grad():
+            first, last = (
+                module.encode(x, c).mean.mean(0) for x, c in zip((with_, without), contexts)
+            )
+    except AttributeError:
+        raise TypeError(
+            f"Expected a module whose `encode` gives a law with a mean, got a "
+            f"{type(module).__name__}."
+        ) from None
     return first - last

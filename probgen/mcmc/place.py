@@ -218,6 +218,8 @@ def check_site(msg: dict[str, Any]) -> None:
                 f"{frame.full_size}. A density of a subsample is not the posterior's; SGLD with "
                 f"probgen.mcmc.minibatch takes mini-batches."
             )
+    while not hasattr(fn, "density") and hasattr(fn, "base_dist"):  # in to_event or mask
+        fn = fn.base_dist
     density = getattr(fn, "density", Density.EXACT)
     if density is Density.BOUND:
         raise ValueError(

@@ -13,7 +13,7 @@ from torch.nn.functional import silu
 
 from ..core import LazyDistribution
 from ..core.checks import check_whole
-from ..distributions.hierarchy import Hierarchy, PrecisionWeighted, Residual, Rung
+from ..distributions import Hierarchy, PrecisionWeighted, Residual, Rung
 from ..networks.dense import activation_named, check_sizes
 from ..networks.residual import InvertedResidual, Pixels, zeroed
 from ..transforms.linear import moments

@@ -62,8 +62,14 @@ class TraceObjective(ELBO):
             check_if_enumerated(pair[1])
         return pair
 
+    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        with OneBatch():
+            return list(super()._get_traces(model, guide, args, kwargs))
+
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a tensor with a gradient."""
+        if self.objective.upper and hasattr(model, "distribution"):  # a pair of this package
+            self.objective.check_frozen(model.distribution)  # type: ignore[attr-defined]
         runs = [self.weights(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
         if len(runs) == 1:
             weights, scale = runs[0]
@@ -89,11 +95,6 @@ class TraceObjective(ELBO):
 
         q = {n: s for n, s in guide_trace.nodes.items() if stated(s)}
         p = {n: s for n, s in model_trace.nodes.items() if stated(s)}
-        if self.objective.stopped and len(q) > 1:
-            raise ValueError(
-                f"Expected a guide with one latent site for {type(self.objective).__name__}, got "
-                f"{', '.join(q)}. IWAE and ELBO take any."
-            )
         stacks = [
             {f for f in site["cond_indep_stack"] if f.vectorized}
             for site in (*p.values(), *q.values())
@@ -106,8 +107,12 @@ class TraceObjective(ELBO):
         sizes = {f.dim: f.size for f in frames}
         first = [f.dim for f in frames if f.name == PARTICLES]
 
+        self.check(p, q, model_trace, guide_trace, common)
+        like = next(s["value"] for s in (*p.values(), *q.values()))
+
         def total(sites: list[Any], stop: bool = False) -> Tensor:
-            return sum_of([self.reduced(s, sizes, scale, first, stop) for s in sites])
+            values = [self.reduced(s, sizes, scale, first, stop) for s in sites]
+            return sum_of(values) if values else like.new_zeros(1, 1)
 
         scores = [s["score_parts"].score_function for s in q.values()]
         score = [self.placed(s / scale, sizes, first) for s in scores if not is_identically_zero(s)]
@@ -122,6 +127,32 @@ class TraceObjective(ELBO):
             ),
             scale,
         )
+
+    def check(self, p: Any, q: Any, model_trace: Trace, guide_trace: Trace, common: Any) -> None:
+        """Refuses what the objective would get wrong."""
+        name = type(self.objective).__name__
+        if self.objective.stopped and len(q) > 1:
+            raise ValueError(
+                f"Expected a guide with one latent site for {name}, got {', '.join(q)}. IWAE and "
+                f"ELBO take any."
+            )
+        if self.objective.stopped and common:
+            inner = {f for s in q.values() for f in s["cond_indep_stack"] if f.vectorized}
+            last = max(f.dim for f in common)
+            wrong = [f.name for f in inner - common if f.name != PARTICLES and f.dim < last]
+            if wrong:
+                raise ValueError(
+                    f"Expected the plates of items left of all others for {name}, got "
+                    f"{wrong[0]!r} left of them. Give the plates their `dim`."
+                )
+        if self.objective.upper:
+            own = [n for n, s in guide_trace.nodes.items() if s["type"] == "param"]
+            for n, site in model_trace.nodes.items():
+                if site["type"] == "param" and n not in own and site["value"].requires_grad:
+                    raise ValueError(
+                        f"Expected a model without parameters that learn for {name}, an upper "
+                        f"bound that would lower the evidence, got {n!r}."
+                    )
 
     def reduced(
         self, site: Any, sizes: dict[int, int], scale: float, first: list[int], stop: bool
@@ -174,10 +205,26 @@ class Held(Messenger):
             msg["value"] = msg["value"].detach()
 
 
+class OneBatch(Messenger):
+    """Gives all runs the mini-batch of the first, whose items their weights compare."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.kept:
+            msg["value"], msg["done"] = self.kept[msg["name"]], True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            self.kept[msg["name"]] = msg["value"]
+
+
 def stated(site: Any) -> bool:
     """Whether a node is a sample site of a density."""
     return site["type"] == "sample" and not isinstance(site["fn"], _Subsample)
 
 
 def sum_of(values: list[Tensor]) -> Tensor:
-    return sum(values[1:], values[0]) if values else torch.zeros(1, 1)
+    return sum(values[1:], values[0])

@@ -76,6 +76,7 @@ class Variational(ABC):
 
     samples: int  # the number of draws per item
 
+    upper: ClassVar[bool] = False  # whether it is an upper bound, which a model must not lower
     stopped: ClassVar[bool] = False  # whether the posterior's own parameters get no gradient
     analytic: ClassVar[bool] = False  # whether a known divergence is of use
     held: ClassVar[bool] = False  # whether draws are held fixed
@@ -91,6 +92,11 @@ class Variational(ABC):
             raise TypeError(
                 f"Expected a module with latent variables, such as pg.models.VAE, for "
                 f"{type(self).__name__}, got a {type(module).__name__}."
+            )
+        if not module.variational:
+            raise ValueError(
+                f"Expected a module that {type(self).__name__} trains, got a "
+                f"{type(module).__name__}, which {type(module.objective).__name__} trains."
             )
         return self.losses(
             module.weigh(
@@ -111,7 +117,8 @@ class Variational(ABC):
         """The objective for Pyro's `SVI`, and any model and guide.
 
         Plates in which all sites lie hold independent items; without one the whole model is one
-        item. Mini-batches are scaled as their plate says.
+        item. Mini-batches are scaled as their plate says, and all draws see one of them. All
+        latents of an item are one group for free bits.
 
         Arguments:
             max_plate_nesting: The greatest number of nested plates, found by a run if not given.
@@ -129,6 +136,11 @@ class Variational(ABC):
             >>> svi.step(torch.ones(10, 4)) > 0
             True
         """
+        if getattr(self, "warm_up", 0.0):
+            raise ValueError(
+                "Expected no `warm_up`, since SVI does not say how far it is, got "
+                f"{self.warm_up}. Take `at(fraction)` of the objective."  # type: ignore[attr-defined]
+            )
         return TraceObjective(self, max_plate_nesting, vectorize_particles)
 
 
@@ -442,19 +454,30 @@ class ChiSquare(Variational):
     order: float = 2.0
     samples: int = 10
 
+    upper: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 < self.order < math.inf:
             raise ValueError(f"Expected an `order` above 1, got {self.order}.")
 
     def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
+        self.check_frozen(module)
+        return super().__call__(module, x, context)
+
+    def check_frozen(self, module: Any) -> None:
+        """Raises unless prior and likelihood are frozen."""
         for part in ("prior", "likelihood"):
-            if any(p.requires_grad for p in getattr(module, part, module).parameters()):
+            if not hasattr(module, part):
+                raise TypeError(
+                    f"Expected a Latent for ChiSquare, got a {type(module).__name__}, which has no "
+                    f"`{part}` to be frozen."
+                )
+            if any(p.requires_grad for p in getattr(module, part).parameters()):
                 raise ValueError(
                     f"Expected a frozen `{part}` for ChiSquare, an upper bound that would lower "
                     f"the evidence, got one that learns. Call .{part}.freeze() first."
                 )
-        return super().__call__(module, x, context)
 
     def losses(self, weights: Weights) -> Tensor:
         def bound(log_w: Tensor, dim: int) -> Tensor:
@@ -496,6 +519,11 @@ class Supervised:
 
     def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+        if not hasattr(module, "label_loss"):
+            raise TypeError(
+                f"Expected a model with labels, such as pg.models.SemiSupervisedVAE, for "
+                f"Supervised, got a {type(module).__name__}."
+            )
         return self.objective(module, x, context) + self.weight * module.label_loss(x, context)
 
 

@@ -56,6 +56,15 @@ def test_a_start_from_data_raises_their_density(name):
     assert head().log_prob(x).mean() >= before - 1e-4
 
 
+def test_training_goes_on_from_where_it_was(name):
+    head, x = HEADS[name][0](D), values(name, 100, D)
+    options = {"seed": 0, "lr": 1e-2, "progress": False}
+    pg.fit(head, x, steps=20, **options)
+    before = head().log_prob(x).mean()
+    head.start(x)
+    torch.testing.assert_close(head().log_prob(x).mean(), before)
+
+
 def test_extreme_outputs_keep_densities_and_gradients_finite(name, head):
     for scale in (1e2, 1e6):
         wild = copy.deepcopy(head)
@@ -131,8 +140,8 @@ def test_full_normals_are_triangular(float64):
     with torch.no_grad():
         head.phi.copy_(torch.tensor([1.0, 2, 3, 0.1, 0.2, 0.3, 4, 5, 6]))
     d = head()
-    factor = torch.tensor([[0.1, 0, 0], [0, 0.2, 0], [0, 0, 0.3]]).exp().tril()
-    factor[1, 0], factor[2, 0], factor[2, 1] = 4, 5, 6
+    rows = torch.tensor([[1.0, 0, 0], [4, 1, 0], [5, 6, 1]])
+    factor = torch.tensor([0.1, 0.2, 0.3]).exp()[:, None] * rows
     torch.testing.assert_close(d.scale_tril, factor)
     torch.testing.assert_close(d.loc, torch.tensor([1.0, 2, 3]))
 
