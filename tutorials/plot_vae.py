@@ -85,7 +85,7 @@ print(pg.inference.diagnose(vae, test))
 # draws of a normal law have.
 
 means = vae.encode(test).mean
-first, second = means[labels[1400:] == 4][0], means[labels[1400:] == 9][1]
+first, second = means[labels[1400:] == 7][0], means[labels[1400:] == 3][0]
 line = vae.decode(pg.inference.interpolate(first, second, 9)).mean
 arc = vae.decode(pg.inference.interpolate(first, second, 9, spherical=True)).mean
 pg.plots.images({f"{k}/8": torch.stack([line[k], arc[k]]) for k in range(9)}, data.shape, high=16)

@@ -29,6 +29,7 @@ from ..transforms.linear import moments
 
 __all__ = ["DiagonalNormal", "FullNormal", "GaussianMixture", "StandardNormal", "UniformAngles"]
 
+STEEPEST = 1e3  # entry of a row of a triangle, in units of its diagonal
 LIMIT = 7.0  # of log scales and other logarithms, in units of the data's
 
 
@@ -249,7 +250,8 @@ class FullNormal(Located):
         m, s = self.split(phi)
         d = len(self.order)
         ends = phi.new_tensor([1.0, 0.0]).expand(*phi.shape[:-1], 2)
-        rows = torch.cat([phi[..., 2 * d :], ends], -1)[..., self.order]
+        below = phi[..., 2 * d :].clamp(-STEEPEST, STEEPEST)
+        rows = torch.cat([below, ends], -1)[..., self.order]
         scale = self.scale * s.clamp(-LIMIT, LIMIT).exp()
         return dist.MultivariateNormal(
             self.shift + self.scale * m, scale_tril=scale.unsqueeze(-1) * rows
