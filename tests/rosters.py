@@ -165,6 +165,24 @@ LATENTS = {  # constructors of (context): latent-variable models of D features
         pg.distributions.StudentT,
         posterior=lambda d, context, hidden_features: pg.models.IAF(d, context, 2, hidden_features),
     ),
+    "normal, planar posterior": latent(
+        pg.distributions.DiagonalNormal,
+        posterior=lambda d, context, hidden_features: pg.models.PlanarFlow(
+            d, context, 2, hidden_features
+        ),
+    ),
+    "normal, spline posterior": latent(
+        pg.distributions.DiagonalNormal,
+        posterior=lambda d, context, hidden_features: pg.models.NSF(
+            d, context, 2, hidden_features, bins=4
+        ),
+    ),
+    "normal, Sylvester posterior": latent(
+        pg.distributions.DiagonalNormal,
+        posterior=lambda d, context, hidden_features: pg.models.SylvesterFlow(
+            d, context, 2, hidden_features=hidden_features
+        ),
+    ),
     "flow prior": latent(
         pg.distributions.DiagonalNormal, prior=lambda d: pg.models.NSF(d, 0, 2, (8,), bins=4)
     ),

@@ -68,6 +68,19 @@ def model(y):
 
 
 # %%
+# Given the mean, pixels are independent: one that was not seen has the decoder's noise, one that
+# was is normal between its mean and its measurement.
+
+
+def complete(mean, y):
+    x = mean + spread * torch.randn_like(mean)
+    precision = spread**-2 + noise**-2
+    between = (mean[..., seen] * spread**-2 + y * noise**-2) / precision
+    x[..., seen] = between + precision**-0.5 * torch.randn_like(between)
+    return x
+
+
+# %%
 # Inference
 # ---------
 
@@ -91,35 +104,38 @@ for name, truth in cases.items():
     base = torch.stack([guide(y)["mean_base"] for _ in range(800)]).detach()
     pyro.clear_param_store()
     means = {"chains": chains.samples["mean"].flatten(0, 1), "SVI": decoder.push(base)}
-    draws = {method: m + spread * torch.randn_like(m) for method, m in means.items()}
-    results[name] = truth, y, draws
+    results[name] = truth, y, {method: complete(m, y) for method, m in means.items()}
 
 # %%
 # Calibration
 # -----------
-# Coverage of the 50 % and 90 % intervals of the missing pixels, whose noise is drawn anew; and the
-# rank of the error of the true digit's missing pixels among those of draws, about the posterior
-# mean, which catches what coverage misses. For digits of the prior both must hold, and do. Real
-# digits differ from what six latents can draw: one noise scale for all pixels is too wide for those
-# that never change. There the variational posterior, which settles on one of several digits that
-# fit, has the larger error.
+# Coverage of the 50 % and 90 % intervals of the missing pixels; the residual of the seen ones over
+# the noise, beside that of the truth; and the rank of the true digit's likelihood among the draws',
+# which catches what coverage misses. For digits of the prior all must hold, and do. Real digits
+# differ from what six latents can draw: one noise scale for all pixels is too wide for those that
+# never change. There the variational posterior, which settles on one of several digits that fit,
+# has the larger error.
 
 fig, axs = plt.subplots(1, 4, figsize=(14, 3.2), layout="constrained")
-for k, (name, (truth, _, methods)) in enumerate(results.items()):
+for k, (name, (truth, y, methods)) in enumerate(results.items()):
+    law = dist.Normal(y, noise).to_event(1)
+    exact = float(((y - truth[:, seen]) / noise).square().mean().sqrt())
     for method, draws in methods.items():
         cover = [pg.metrics.coverage(draws[..., ~seen], truth[:, ~seen], q) for q in (0.5, 0.9)]
         rmse = pg.metrics.rmse(draws.mean(0)[:, ~seen], truth[:, ~seen])
-        centre = draws.mean(0)
-        error = (draws - centre)[::8, :, ~seen].square().sum(-1)
-        ranks = pg.metrics.ranks(error, (truth - centre)[:, ~seen].square().sum(-1))
-        share = ranks.double().mean() / len(error)
-        print(f"{name:15s}{method:8s}", end="")
-        print(f"coverage {cover[0]:.2f} / {cover[1]:.2f}, RMSE {rmse:.3f}, mean rank {share:.2f}")
+        residual = float(((y - draws[..., seen]) / noise).square().mean().sqrt())
+        ranks = pg.metrics.ranks(law.log_prob(draws[::8, :, seen]), law.log_prob(truth[:, seen]))
+        share = float(ranks.double().mean()) / len(draws[::8])
+        print(
+            f"{name:15s}{method:7s}coverage {cover[0]:.2f} / {cover[1]:.2f}, RMSE {rmse:.3f}, ",
+            end="",
+        )
+        print(f"residual {residual:.2f} (truth {exact:.2f}), mean rank {share:.2f}")
         pg.plots.coverage(draws[..., ~seen], truth[:, ~seen], axs[k], label=method)
         if method == "chains":
-            pg.plots.ranks(ranks, len(error), axs[2 + k], bins=8)
+            pg.plots.ranks(ranks, len(draws[::8]), axs[2 + k], bins=8)
     axs[k].set_title(f"missing pixels, {name}")
-    axs[2 + k].set_title(f"rank of the error, {name}")
+    axs[2 + k].set_title(f"rank of the likelihood, {name}")
 
 # %%
 # The digits
