@@ -28,10 +28,9 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from ..core import LazyDistribution
 from ..core.checks import check_event, check_whole
-from ..core.plates import Pair, register
 from ..objectives import Weights
 from ..transforms.linear import moments
-from .latent import LatentModel, divergence
+from .latent import divergence
 from .latent_variable import LatentVariable
 from .ranges import is_real
 from .rungs import Merge, Moments, Rung
@@ -305,15 +304,9 @@ class Hierarchy(LatentVariable):
 
         return self.walk(None, choose).sample()
 
-    def site(
-        self, name: str, context: Tensor | None, obs: Tensor | None, infer: dict[str, Any]
-    ) -> Tensor:
-        """States the latents, named as the site with `_z_1` and so on, and the site given them."""
-        return self.state(f"{name}_z", name, context, obs, infer)
-
     def state(
         self,
-        latent: str,
+        prefix: str,
         name: str,
         context: Tensor | None,
         obs: Tensor | None,
@@ -322,17 +315,19 @@ class Hierarchy(LatentVariable):
         self.check_context(context)
 
         def choose(i: int, p: Any, q: Any) -> Tensor:
-            return pyro.sample(f"{latent}_{i + 1}", p, infer=dict(infer))
+            return pyro.sample(f"{prefix}z_{i + 1}", p, infer=dict(infer))
 
         return pyro.sample(name, self.walk(None, choose), obs=obs, infer=dict(infer))
 
-    @property
-    def model(self) -> nn.Module:
-        return LatentModel(self)
+    def explain(
+        self, prefix: str, x: Tensor, context: Tensor | None, infer: dict[str, Any]
+    ) -> None:
+        self.check_context(context)
 
-    @property
-    def guide(self) -> nn.Module:
-        return HierarchyGuide(self)
+        def choose(i: int, p: Any, q: Any) -> Tensor:
+            return pyro.sample(f"{prefix}z_{i + 1}", q, infer=dict(infer))
+
+        self.walk(self.rise(x), choose)
 
 
 class Posterior(nn.Module):
@@ -354,27 +349,3 @@ class Posterior(nn.Module):
         finally:
             self.part.checkpoint = kept
         return log_q
-
-
-class HierarchyGuide(Pair):
-    """The guide of a Pyro pair: the posterior's sites `z_L` to `z_1` in a data plate."""
-
-    def forward(
-        self,
-        x: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        size: int | None = None,
-        prefix: str = "",
-    ) -> None:
-        if x is None:
-            raise ValueError("Expected data `x`, since the guide is a posterior given them.")
-        part: Any = self.distribution
-        part.check_context(context)
-        infer = {"learned": "trained" if register(part) else "frozen"}
-
-        def choose(i: int, p: Any, q: Any) -> Tensor:
-            return pyro.sample(f"{prefix}z_{i + 1}", q, infer=dict(infer))
-
-        with self.plate(prefix, x, context, size):
-            part.walk(part.rise(x), choose)

@@ -22,7 +22,6 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from ..core import Density, LazyDistribution, Recorded, as_lazy, broadcast
 from ..core.checks import check_event, check_whole
-from ..core.plates import Pair, register
 from ..networks.dense import along_last, start_apart
 from ..objectives import Weights
 from ..transforms.linear import moments
@@ -264,22 +263,21 @@ class Latent(LatentVariable):
         )
         return self.decode(z, context).sample()
 
-    def site(
-        self, name: str, context: Tensor | None, obs: Tensor | None, infer: dict[str, Any]
-    ) -> Tensor:
-        """States a latent site, named as the site with `_z`, and the site given it."""
-        return self.state(f"{name}_z", name, context, obs, infer)
-
     def state(
         self,
-        latent: str,
+        prefix: str,
         name: str,
         context: Tensor | None,
         obs: Tensor | None,
         infer: dict[str, Any],
     ) -> Tensor:
-        z = pyro.sample(latent, self.prior_of(context), infer=dict(infer))
+        z = pyro.sample(f"{prefix}z", self.prior_of(context), infer=dict(infer))
         return pyro.sample(name, self.decode(z, context), obs=obs, infer=dict(infer))
+
+    def explain(
+        self, prefix: str, x: Tensor, context: Tensor | None, infer: dict[str, Any]
+    ) -> Tensor:
+        return pyro.sample(f"{prefix}z", self.encode(x, context), infer=dict(infer))
 
     @property
     def pushforward(self) -> Pushforward:
@@ -289,14 +287,6 @@ class Latent(LatentVariable):
                 f"Expected a prior without context, got one of {self.prior.context} features."
             )
         return Pushforward(self.prior, Mean(self), self.context)
-
-    @property
-    def model(self) -> nn.Module:
-        return LatentModel(self)
-
-    @property
-    def guide(self) -> nn.Module:
-        return LatentGuide(self)
 
 
 class Mean(Recorded):
@@ -316,47 +306,6 @@ class Mean(Recorded):
             size = z.shape[-1] - self.module.context
             flat, context = z[..., :size], z[..., size:]
         return self.module.decode(flat.unflatten(-1, self.module.latent_shape), context).mean
-
-
-class LatentModel(Pair):
-    """The model of a Pyro pair: a latent site `z` and a site `x` in a data plate.
-
-    Called as `(x=None, context=None, *, size=None, prefix="")`, where `x` has shape
-    :math:`(N, *)`, `context` :math:`(N, C)` and `size` is that of the data set if `x` is a
-    mini-batch; without `x` it generates.
-    """
-
-    def forward(
-        self,
-        x: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        size: int | None = None,
-        prefix: str = "",
-    ) -> Tensor:
-        infer = {"learned": "trained" if register(self.distribution) else "frozen"}
-        with self.plate(prefix, x, context, size):
-            part: Any = self.distribution
-            return part.state(f"{prefix}z", f"{prefix}x", context, x, infer)
-
-
-class LatentGuide(Pair):
-    """The guide of a Pyro pair: the posterior's site `z` in a data plate."""
-
-    def forward(
-        self,
-        x: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        size: int | None = None,
-        prefix: str = "",
-    ) -> Tensor:
-        if x is None:
-            raise ValueError("Expected data `x`, since the guide is a posterior given them.")
-        infer = {"learned": "trained" if register(self.distribution) else "frozen"}
-        with self.plate(prefix, x, context, size):
-            part: Any = self.distribution
-            return pyro.sample(f"{prefix}z", part.encode(x, context), infer=infer)
 
 
 def draw(q: Any, samples: int, held: bool) -> tuple[Tensor, Tensor | None]:

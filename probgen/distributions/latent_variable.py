@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution
 from ..core.checks import check_event, check_whole
+from ..core.plates import Pair, register
 from ..objectives import ELBO, Weights
 from ..objectives.variational import log_mean_exp, with_scores
 
@@ -95,6 +96,35 @@ class LatentVariable(LazyDistribution):
     def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
         """Draws data, with shape :math:`(*shape, *event)`."""
 
+    @abstractmethod
+    def state(
+        self,
+        prefix: str,
+        name: str,
+        context: Tensor | None,
+        obs: Tensor | None,
+        infer: dict[str, Any],
+    ) -> Tensor:
+        """States the latents as sites of a model, under names with a prefix, and the data."""
+
+    @abstractmethod
+    def explain(self, prefix: str, x: Tensor, context: Tensor | None, infer: dict[str, Any]) -> Any:
+        """States the latents as sites of a guide, under the same names, given data."""
+
+    def site(
+        self, name: str, context: Tensor | None, obs: Tensor | None, infer: dict[str, Any]
+    ) -> Tensor:
+        """States the latents, named as the site with `_z` and the like, and the site given them."""
+        return self.state(f"{name}_", name, context, obs, infer)
+
+    @property
+    def model(self) -> nn.Module:
+        return LatentModel(self)
+
+    @property
+    def guide(self) -> nn.Module:
+        return LatentGuide(self)
+
     @property
     @abstractmethod
     def support(self) -> constraints.Constraint:
@@ -130,6 +160,47 @@ class LatentVariable(LazyDistribution):
                 for done in range(0, samples, part)
             ]
         return Marginal.of(torch.cat(log_w))
+
+
+class LatentModel(Pair):
+    """The model of a Pyro pair: sites of the latents, `z` and the like, and `x` in a data plate.
+
+    Called as `(x=None, context=None, *, size=None, prefix="")`, where `x` has shape
+    :math:`(N, *)`, `context` :math:`(N, C)` and `size` is that of the data set if `x` is a
+    mini-batch; without `x` it generates.
+    """
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        size: int | None = None,
+        prefix: str = "",
+    ) -> Tensor:
+        part: Any = self.distribution
+        infer = {"learned": "trained" if register(part) else "frozen"}
+        with self.plate(prefix, x, context, size):
+            return part.state(prefix, f"{prefix}x", context, x, infer)
+
+
+class LatentGuide(Pair):
+    """The guide of a Pyro pair: the posterior's sites in a data plate."""
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        size: int | None = None,
+        prefix: str = "",
+    ) -> Any:
+        if x is None:
+            raise ValueError("Expected data `x`, since the guide is a posterior given them.")
+        part: Any = self.distribution
+        infer = {"learned": "trained" if register(part) else "frozen"}
+        with self.plate(prefix, x, context, size):
+            return part.explain(prefix, x, context, infer)
 
 
 class LatentDistribution(TorchDistribution):

@@ -25,7 +25,6 @@ from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution, as_lazy
 from ..core.checks import check_event, ends
-from ..core.plates import Pair, register
 from ..networks.dense import along_last
 from ..objectives import VectorQuantization, Weights
 from ..transforms.linear import moments
@@ -226,63 +225,36 @@ class Quantized(LatentVariable):
         codes = pyro.sample(f"{name}_z", self.prior(), infer=dict(infer))
         return pyro.sample(name, self.decode(codes.long()), obs=obs, infer=dict(infer))
 
-    @property
-    def model(self) -> nn.Module:
-        return QuantizedModel(self)
-
-    @property
-    def guide(self) -> nn.Module:
-        return QuantizedGuide(self)
-
-
-class QuantizedModel(Pair):
-    """The model of a Pyro pair: sites `z` of codes, `z_vectors` and `x` in a data plate.
-
-    The vectors are those of the codes, and have no density; from the guide they carry gradients.
-    """
-
-    def forward(
+    def state(
         self,
-        x: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        size: int | None = None,
-        prefix: str = "",
+        prefix: str,
+        name: str,
+        context: Tensor | None,
+        obs: Tensor | None,
+        infer: dict[str, Any],
     ) -> Tensor:
-        part: Any = self.distribution
-        infer = {"learned": "trained" if register(part) else "frozen"}
-        with self.plate(prefix, x, context, size):
-            codes = pyro.sample(f"{prefix}z", part.prior(), infer=dict(infer))
-            law = carried(part.codebook.look_up(codes.long()), len(part.latent_shape) + 1)
-            vectors = pyro.sample(f"{prefix}z_vectors", law)
-            return pyro.sample(f"{prefix}x", part.likelihood_of(vectors), obs=x, infer=infer)
+        """States codes, `z`, their vectors, `z_vectors`, and the data.
 
+        The vectors have no density; from the guide they carry gradients.
+        """
+        codes = pyro.sample(f"{prefix}z", self.prior(), infer=dict(infer))
+        law = carried(self.codebook.look_up(codes.long()), len(self.latent_shape) + 1)
+        vectors = pyro.sample(f"{prefix}z_vectors", law)
+        return pyro.sample(name, self.likelihood_of(vectors), obs=obs, infer=dict(infer))
 
-class QuantizedGuide(Pair):
-    """The guide of a Pyro pair: the codes of data, their vectors and what they cost.
-
-    The loss of codebook and commitment is stated as a factor, which a guide adds to the loss.
-    """
-
-    def forward(
-        self,
-        x: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        size: int | None = None,
-        prefix: str = "",
+    def explain(
+        self, prefix: str, x: Tensor, context: Tensor | None, infer: dict[str, Any]
     ) -> Tensor:
-        if x is None:
-            raise ValueError("Expected data `x`, since the guide is a posterior given them.")
-        part: Any = self.distribution
-        infer = {"learned": "trained" if register(part) else "frozen"}
-        with self.plate(prefix, x, context, size):
-            values, codes, loss = part.quantize(x)
-            dims = len(part.latent_shape)
-            pyro.sample(f"{prefix}z", dist.Delta(codes, event_dim=dims), infer=infer)
-            pyro.sample(f"{prefix}z_vectors", carried(values, dims + 1))
-            pyro.factor(f"{prefix}z_loss", loss, has_rsample=True)
-            return codes
+        """States the codes of data, their vectors, and what they cost.
+
+        The loss of codebook and commitment is a factor, which a guide adds to the loss.
+        """
+        values, codes, loss = self.quantize(x)
+        dims = len(self.latent_shape)
+        pyro.sample(f"{prefix}z", dist.Delta(codes, event_dim=dims), infer=dict(infer))
+        pyro.sample(f"{prefix}z_vectors", carried(values, dims + 1))
+        pyro.factor(f"{prefix}z_loss", loss, has_rsample=True)
+        return codes
 
 
 def carried(value: Tensor, event_dim: int) -> TorchDistribution:

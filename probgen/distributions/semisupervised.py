@@ -23,13 +23,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import one_hot
 
 from ..core import is_wrapped
 from ..core.checks import check_event
-from ..core.plates import Pair, register
 from ..objectives import Supervised, Weights
 from .heads import Categorical
 from .latent import Latent
@@ -224,21 +223,29 @@ class SemiSupervised(LatentVariable):
     def label_law(self) -> Any:
         return dist.Categorical(logits=self.log_prior)
 
-    def site(
-        self, name: str, context: Tensor | None, obs: Tensor | None, infer: dict[str, Any]
-    ) -> Tensor:
-        """States a label, a latent and the site; names `_y` and `_z` follow the site's."""
-        return self.state((f"{name}_y", f"{name}_z", name), context, obs, infer)
-
     def state(
         self,
-        names: tuple[str, str, str],
+        prefix: str,
+        name: str,
         context: Tensor | None,
         obs: Tensor | None,
         infer: dict[str, Any],
     ) -> Tensor:
-        y = pyro.sample(names[0], self.label_law(), obs=self.observed(context), infer=dict(infer))
-        return self.conditional.state(names[1], names[2], self.code(y), obs, infer)
+        given = self.observed(context)
+        y = pyro.sample(f"{prefix}y", self.label_law(), obs=given, infer=dict(infer))
+        return self.conditional.state(prefix, name, self.code(y), obs, infer)
+
+    def explain(
+        self, prefix: str, x: Tensor, context: Tensor | None, infer: dict[str, Any]
+    ) -> Tensor:
+        """States the label, if unknown, enumerated under `TraceEnum_ELBO`, and the latent."""
+        y = self.observed(context)
+        if y is None:
+            law: TorchDistribution = self.classify(x)
+            y = pyro.sample(f"{prefix}y", law, infer={**infer, "enumerate": "parallel"})
+        wide = torch.broadcast_shapes(y.shape, x.shape[:1])  # labels may be enumerated
+        x = x.expand(*wide, *x.shape[1:])
+        return self.conditional.explain(prefix, x, self.code(y.expand(wide)), infer)
 
     def observed(self, context: Tensor | None) -> Tensor | None:
         """The labels, all known or none."""
@@ -253,58 +260,3 @@ class SemiSupervised(LatentVariable):
                 )
             return None
         return y
-
-    @property
-    def model(self) -> nn.Module:
-        return LabelledModel(self)
-
-    @property
-    def guide(self) -> nn.Module:
-        return LabelledGuide(self)
-
-
-class LabelledModel(Pair):
-    """The model of a Pyro pair: sites `y`, `z` and `x` in a data plate.
-
-    Called as `(x=None, context=None, *, size=None, prefix="")`. Unknown labels are enumerated under
-    `TraceEnum_ELBO`.
-    """
-
-    def forward(
-        self,
-        x: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        size: int | None = None,
-        prefix: str = "",
-    ) -> Tensor:
-        infer = {"learned": "trained" if register(self.distribution) else "frozen"}
-        with self.plate(prefix, x, context, size):
-            part: Any = self.distribution
-            names = (f"{prefix}y", f"{prefix}z", f"{prefix}x")
-            return part.state(names, context, x, infer)
-
-
-class LabelledGuide(Pair):
-    """The guide of a Pyro pair: the label, where it is unknown, and the latent given it."""
-
-    def forward(
-        self,
-        x: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        size: int | None = None,
-        prefix: str = "",
-    ) -> Tensor:
-        if x is None:
-            raise ValueError("Expected data `x`, since the guide is a posterior given them.")
-        infer = {"learned": "trained" if register(self.distribution) else "frozen"}
-        part: Any = self.distribution
-        with self.plate(prefix, x, context, size):
-            y = part.observed(context)
-            if y is None:
-                law: TorchDistribution = part.classify(x)
-                y = pyro.sample(f"{prefix}y", law, infer={**infer, "enumerate": "parallel"})
-            wide = torch.broadcast_shapes(y.shape, x.shape[:1])  # labels may be enumerated
-            q = part.conditional.encode(x.expand(*wide, *x.shape[1:]), part.code(y.expand(wide)))
-            return pyro.sample(f"{prefix}z", q, infer=infer)

@@ -1,15 +1,13 @@
 """Training objectives, objects to hand to :func:`probgen.fit` and to Pyro's `SVI`."""
 
+from .divergences import ChiSquare, ForwardKL, Renyi
 from .likelihood import MaximumLikelihood, ReverseKL
 from .quantization import VectorQuantization
 from .spectral import SpectralRegularized
 from .variational import (
     ELBO,
     IWAE,
-    ChiSquare,
     DReG,
-    ForwardKL,
-    Renyi,
     StickingTheLanding,
     Supervised,
     Variational,
