@@ -301,7 +301,8 @@ class Run:
                 f"Expected a class of optimisers, such as torch.optim.Adam, got a "
                 f"{type(optimizer).__name__}."
             )
-        options = {"fused": True} if optimizer in FUSED else {}
+        common = all(p.device.type in ("cpu", "cuda") for p in self.parameters.values())
+        options = {"fused": True} if optimizer in FUSED and common else {}
         self.optimizer = optimizer(list(self.parameters.values()), lr=lr, **options)
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if ema else {}
         self.best: dict[str, Tensor] = {}
