@@ -2,6 +2,7 @@
 
 from .convolution import Decoder, Encoder
 from .dense import MLP, ResidualMLP
+from .hopfield import HopfieldNetwork, ModernHopfield
 from .made import MADE
 from .residual import InvertedResidual, Pixels
 
@@ -10,7 +11,9 @@ __all__ = [
     "MLP",
     "Decoder",
     "Encoder",
+    "HopfieldNetwork",
     "InvertedResidual",
+    "ModernHopfield",
     "Pixels",
     "ResidualMLP",
 ]
