@@ -171,7 +171,10 @@ class HopfieldNetwork(Recorded):
         return self.trajectory(x, steps, synchronous)[-1]
 
     def trajectory(self, x: Tensor, steps: int = 20, synchronous: bool = False) -> Tensor:
-        """The states after each update of every unit, until none changes, with shape (T, *, N)."""
+        r"""The states after each update of every unit, with shape :math:`(T, *, N)`.
+
+        The first is `x`; it ends when none changes.
+        """
         self.check(x, "x", x.abs() <= 1)
         check_whole(1, steps=steps)
         states = [x.to(self.weight)]
@@ -248,7 +251,7 @@ class ModernHopfield(Recorded):
         return self.trajectory(x, steps)[-1]
 
     def trajectory(self, x: Tensor, steps: int = 1) -> Tensor:
-        """The states after each step, the first included, with shape (T, *, D)."""
+        r"""The states after each step, with shape :math:`(T, *, D)`; the first is `x`."""
         check_whole(1, steps=steps)
         if x.shape[-1:] != self.patterns.shape[1:]:
             raise ValueError(
