@@ -304,8 +304,8 @@ def test_mean_field_of_a_mixture_is_the_coordinate_ascent_optimum():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Categorical(logits=logits))
 
-    elbo = TraceEnum_ELBO(num_particles=60, vectorize_particles=True, max_plate_nesting=1)
-    svi = train(mixture, guide, x, elbo=elbo, steps=250, lr=0.15, decay=0.003)
+    elbo = TraceEnum_ELBO(num_particles=120, vectorize_particles=True, max_plate_nesting=1)
+    svi = train(mixture, guide, x, elbo=elbo, steps=400, lr=0.15, decay=0.001)
     loc, scale = (pyro.param(name).detach() for name in ("loc", "scale"))
     found = best_logits(x, loc, scale**2).softmax(-1)
     value = mixture_elbo(x, loc, scale**2, found)
