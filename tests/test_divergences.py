@@ -67,19 +67,19 @@ def correlated():
 @pytest.mark.parametrize(
     ("objective", "exact"),
     [
-        (ELBO(samples=400), 1 / torch.linalg.inv(torch.tensor(COVARIANCE)).diagonal()),
-        (ForwardKL(samples=1000), torch.tensor(COVARIANCE).diagonal()),
+        (ELBO(samples=2000), 1 / torch.linalg.inv(torch.tensor(COVARIANCE)).diagonal()),
+        (ForwardKL(samples=5000), torch.tensor(COVARIANCE).diagonal()),
     ],
     ids=["exclusive", "inclusive"],
 )
 def test_a_guide_has_the_conditional_or_the_marginal_variances(objective, exact):
     guide = pg.inference.MeanField(correlated, scale=0.7)
     elbo = objective.elbo(vectorize_particles=True, max_plate_nesting=0)
-    svi = SVI(correlated, guide, pyro.optim.ClippedAdam({"lr": 5e-2, "lrd": 0.985}), elbo)
-    for _ in range(300):
+    svi = SVI(correlated, guide, pyro.optim.ClippedAdam({"lr": 5e-2, "lrd": 0.99}), elbo)
+    for _ in range(500):
         svi.step()
     variance = guide.distribution().variance
-    torch.testing.assert_close(variance, exact.to(variance), rtol=0.03, atol=0)
+    torch.testing.assert_close(variance, exact.to(variance), rtol=0.02, atol=0)
 
 
 def grid():

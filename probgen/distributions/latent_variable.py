@@ -18,7 +18,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..core import Density, LazyDistribution
+from ..core import Density, LazyDistribution, is_wrapped
 from ..core.checks import check_event, check_whole
 from ..core.plates import Pair, register
 from ..objectives import ELBO, Weights
@@ -244,7 +244,7 @@ class LatentDistribution(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         check_event(value, self.module.event_shape)
-        if self._validate_args:
+        if self._validate_args and value.device.type != "meta" and not is_wrapped(value):
             check_support(value, self.support)
         batch = value.shape[: value.ndim - len(self.event_shape)]
         shape = torch.broadcast_shapes(batch, self.batch_shape)
