@@ -22,11 +22,13 @@ from .training import fit
 
 __all__ = ["main"]
 
+# Their contexts are labels, or they have no density to score rows by.
+OTHERS = ("EnergyModel", "JointEnergyModel", "SemiSupervisedVAE")
 RECIPES: dict[str, type[LazyDistribution]] = {  # those of rows of features
     name.lower(): recipe
     for name in models.__all__
     if "features" in inspect.signature((recipe := getattr(models, name)).__init__).parameters
-    and name != "SemiSupervisedVAE"  # whose context is a label
+    and name not in OTHERS
 }
 PANELS = 8  # columns in a picture
 SHAPED = ("features", "context")  # arguments that the data decide

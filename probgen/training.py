@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, AdamW, Optimizer
 from tqdm.auto import tqdm
@@ -332,6 +333,7 @@ class Run:
         if clip is not None:
             nn.utils.clip_grad_norm_(list(self.parameters.values()), clip)
         self.optimizer.step()
+        increment_version(self.parameters.values())  # which a fused one does not
         self.step += 1
         if self.ema:
             decay = min(self.ema, self.step / (self.step + 10))

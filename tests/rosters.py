@@ -195,6 +195,36 @@ LATENTS = {  # constructors of (context): latent-variable models of D features
 }
 
 
+ENERGIES = {  # constructors of (context): energies, of D units or features
+    "boltzmann": lambda c: pg.models.BoltzmannMachine(D),
+    "boltzmann, spins": lambda c: pg.models.BoltzmannMachine(D, lower=-1),
+    "boltzmann, large": lambda c: pg.models.BoltzmannMachine(24),
+    "ising": lambda c: pg.models.Ising((4, 4), 0.3),
+    "ising, field": lambda c: pg.models.Ising((4, 6), 0.3, periodic=False, field=torch.ones(6)),
+    "ising, graph": lambda c: pg.models.Ising((D,), torch.ones(D, D).fill_diagonal_(0) / 3),
+    "ising, odd": lambda c: pg.models.Ising((3, 5, 2), 0.1),
+    "rbm": lambda c: pg.models.RBM(D, 3),
+    "rbm, spins": lambda c: pg.models.RBM(D, 3, "spin"),
+    "rbm, gaussian": lambda c: pg.models.RBM(D, 3, "gaussian"),
+    "rbm, categorical": lambda c: pg.models.RBM(D, 3, "categorical", classes=3),
+    "rbm, large": lambda c: pg.models.RBM(30, 24),
+    "network": lambda c: pg.models.EnergyModel(D, c, (16, 16)),
+    "network, image": lambda c: pg.models.EnergyModel((1, 4, 4), c, (4, 8), spectral=True),
+    "bounded": lambda c: pg.distributions.Energy(
+        pg.networks.EnergyNetwork(D, c, (16,)), D, c, bounds=(-1.0, 2.0)
+    ),
+    "tilted flow": lambda c: pg.distributions.Tilted(
+        pg.models.MAF(D, c, transforms=1, hidden_features=(8,)),
+        pg.networks.EnergyNetwork(D, c, (16,)),
+        c,
+    ),
+    "product": lambda c: pg.distributions.ProductOfExperts(
+        [pg.distributions.DiagonalNormal(D), pg.models.EnergyModel(D, 0, (16,))]
+    ),
+    "joint": lambda c: pg.models.JointEnergyModel(D, 3, (16,)),
+}
+
+
 def moved(module, scale=0.1):
     """The module with every parameter moved off its starting value."""
     with torch.no_grad():

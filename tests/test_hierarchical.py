@@ -24,8 +24,8 @@ from probgen.distributions import (
 )
 from probgen.models import HierarchicalVAE, LadderVAE
 from probgen.networks import InvertedResidual, Pixels
+from probgen.networks.spectral import spectral_norm
 from probgen.objectives import ELBO, IWAE, DReG, ForwardKL, SpectralRegularized, StickingTheLanding
-from probgen.objectives.spectral import spectral_norm
 from tests.rosters import moved
 
 MODELS = {

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import probgen as pg
-from probgen.networks import HopfieldNetwork, ModernHopfield
+from probgen.models import HopfieldNetwork, ModernHopfield
 
 
 def patterns(count, units):

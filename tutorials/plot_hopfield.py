@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import probgen as pg
-from probgen.networks import HopfieldNetwork, ModernHopfield
+from probgen.models import HopfieldNetwork, ModernHopfield
 
 torch.manual_seed(0)
 

@@ -14,6 +14,7 @@ import json
 import math
 import os
 from abc import ABCMeta
+from dataclasses import fields, is_dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ __all__ = ["CheckpointError", "Recorded", "load", "read", "save", "write"]
 
 SCHEMA = 1
 MODULES: dict[str, type[Recorded]] = {}
+RECORDS: dict[str, type] = {}  # frozen dataclasses that modules take as arguments, such as kernels
 ALIASES = {  # constructor arguments that a class of torch keeps under another name
     "base_distribution": "base_dist",
     "mixture_distribution": "_mixture_distribution",
@@ -329,12 +331,15 @@ class Encoder:
             return {"bijector": name_of(value)}
         if isinstance(value, Recorded):
             return self.encode_module(value)
+        if RECORDS.get(name_of(type(value))) is type(value) and is_dataclass(value):
+            given = {f.name: self.encode(getattr(value, f.name)) for f in fields(value)}
+            return {"record": name_of(type(value)), "fields": given}
         if isinstance(value, (Distribution, Transform)):
             name, arguments = describe(value)
             return {"object": name, "arguments": self.encode(arguments)}
         raise TypeError(
             f"Expected arguments that can be saved (numbers, strings, tuples, tensors, bijector "
-            f"classes, Pyro distributions, modules of this package), got a "
+            f"classes, Pyro distributions, kernels, modules of this package), got a "
             f"{type(value).__name__}: {value!r:.80}"
         )
 
@@ -378,6 +383,9 @@ class Decoder:
         if "object" in value:
             cls = find_class(value["object"]) or self.look_up(BIJECTORS, value["object"])
             return cls(**self.decode(value["arguments"]))
+        if "record" in value:
+            cls = self.look_up(RECORDS, value["record"])
+            return cls(**{k: self.decode(v) for k, v in value["fields"].items()})
         cls = self.look_up(MODULES, value["class"])
         kwargs = {k: self.decode(v) for k, v in value["kwargs"].items()}
         module = cls(*[self.decode(v) for v in value["args"]], **kwargs)

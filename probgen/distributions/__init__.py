@@ -2,7 +2,9 @@
 
 from ..core import Density, Fixed, LazyDistribution
 from .codebook import Codebook, Quantization
+from .composed import Energy, ProductOfExperts, Tilted
 from .dequantized import Dequantized, DequantizedDistribution
+from .energy import EnergyBased, EnergyDistribution, Partition
 from .flow import Flow, FlowDistribution
 from .heads import (
     Bernoulli,
@@ -42,6 +44,9 @@ __all__ = [
     "DiagonalNormal",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
+    "Energy",
+    "EnergyBased",
+    "EnergyDistribution",
     "Fixed",
     "Flow",
     "FlowDistribution",
@@ -54,8 +59,10 @@ __all__ = [
     "LazyDistribution",
     "Marginal",
     "Merge",
+    "Partition",
     "Poisson",
     "PrecisionWeighted",
+    "ProductOfExperts",
     "Pushforward",
     "PushforwardDistribution",
     "Quantization",
@@ -65,6 +72,7 @@ __all__ = [
     "SemiSupervised",
     "StandardNormal",
     "StudentT",
+    "Tilted",
     "UniformAngles",
     "VampPrior",
 ]

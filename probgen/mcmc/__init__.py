@@ -5,15 +5,18 @@ from .annealed import AnnealedLangevin, AnnealedState
 from .diagnostics import ess, ess_tail, mcse, nested_rhat, rhat
 from .draws import Draws, Summary
 from .elliptical import EllipticalSlice
-from .gibbs import BlockGibbs, Gibbs, GibbsInfo, GibbsState
+from .gibbs import BlockGibbs, Direct, Gibbs, GibbsInfo, GibbsState, GraphGibbs, colours
 from .hmc import HMC, ChEES, ChEESState, Trajectory
 from .kernel import GradientState, Info, Kernel, LogDensity, PositionState, Score
 from .langevin import MALA, SGLD, ULA, SGLDState, minibatch
+from .lattice import Checkerboard
 from .metropolis import Metropolis
 from .potential import Potential, potential
 from .pyro_kernel import BatchedMCMC, PyroKernel
+from .replicas import ParallelTempering, ReplicaState
 from .run import run
 from .tempering import Annealed, ais, smc
+from .units import BinaryUnits, CategoricalUnits, GaussianUnits, Units
 
 __all__ = [
     "HMC",
@@ -24,30 +27,40 @@ __all__ = [
     "AnnealedLangevin",
     "AnnealedState",
     "BatchedMCMC",
+    "BinaryUnits",
     "BlockGibbs",
+    "CategoricalUnits",
     "ChEES",
     "ChEESState",
+    "Checkerboard",
+    "Direct",
     "Draws",
     "EllipticalSlice",
+    "GaussianUnits",
     "Gibbs",
     "GibbsInfo",
     "GibbsState",
     "GradientState",
+    "GraphGibbs",
     "Info",
     "Kernel",
     "LogDensity",
     "Metropolis",
     "Moments",
+    "ParallelTempering",
     "PositionState",
     "Potential",
     "PyroKernel",
+    "ReplicaState",
     "SGLDState",
     "Score",
     "StepSize",
     "Summary",
     "Trajectory",
     "TrajectoryLength",
+    "Units",
     "ais",
+    "colours",
     "ess",
     "ess_tail",
     "mcse",

@@ -21,6 +21,9 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ..core.bijector import name_of
+from ..core.checkpoint import RECORDS
+
 __all__ = ["GradientState", "Info", "Kernel", "LogDensity", "PositionState", "Score"]
 
 LogDensity = Callable[[Any], Tensor]
@@ -104,6 +107,10 @@ class Kernel(ABC):
     gradient: ClassVar[bool] = True  # whether it uses gradients
     exact: ClassVar[bool] = True  # whether it tests proposals, and so needs a density
     target: ClassVar[float | None] = None  # the acceptance to which a step size is adapted
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        RECORDS[name_of(cls)] = cls  # so that a module that holds one can be saved
 
     @abstractmethod
     def init(self, position: Any, log_density: LogDensity) -> Any:

@@ -122,8 +122,7 @@ def ais(
     level: LogDensity = Path(base, target, 0.0)
     for last, beta in zip(tqdm(steps[:-1], disable=not progress, leave=False), steps[1:]):
         current = at(beta)
-        own = getattr(current, "log_density", None) if beta < 1 else target
-        path = own if own is not None else Path(base, target, beta)
+        path = path_at(base, target, current, beta)
         with torch.no_grad():
             if isinstance(path, Path) and isinstance(level, Path):
                 weights = weights + (beta - last) * (target(position) - base(position))
@@ -188,32 +187,29 @@ def smc(
         >>> abs(result.log_z - math.log(math.pi / 2)) < 4 * result.se
         True
     """
-    position = initial
-    with torch.no_grad():
-        ratio = target(position) - base(position)
-    chains = len(ratio)
+    position, chains = initial, size_of(initial)
     if not 0 < threshold < 1:
         raise ValueError(f"Expected a `threshold` in (0, 1), got {threshold}.")
     if islands < 2 or chains % islands:
         raise ValueError(f"Expected `islands` >= 2 that divide {chains}, got {islands}.")
-    betas, log_z = [0.0], ratio.new_zeros(islands)
+    betas, log_z = [0.0], torch.zeros(())
     fixed = isinstance(kernel, Kernel)
+    at = kernel if not isinstance(kernel, Kernel) else lambda beta: kernel
     with tqdm(total=1.0, disable=not progress, leave=False) as bar:
         while betas[-1] < 1:
-            beta = next_beta(ratio, betas[-1], threshold)
-            weights = ((beta - betas[-1]) * ratio).reshape(islands, -1)
+            weigh = gains(base, target, at, betas[-1], position)
+            beta = next_beta(weigh, betas[-1], threshold)
+            weights = weigh(beta).reshape(islands, -1)
             log_z = log_z + weights.logsumexp(1) - math.log(chains // islands)
             position = chosen(position, resample(weights))
-            path = Path(base, target, beta)
-            current: Any = kernel if isinstance(kernel, Kernel) else kernel(beta)
+            current: Any = at(beta)
+            path = path_at(base, target, current, beta)
             if fixed:
                 current = adapted(current, position, path)
             position, acceptance = move(current, position, path, steps)
             if fixed and hasattr(current, "step_size") and current.target is not None:
                 change = math.exp(harmonic(acceptance) - current.target)
                 kernel = dataclasses.replace(current, step_size=current.step_size * change)
-            with torch.no_grad():
-                ratio = target(position) - base(position)
             bar.update(beta - betas[-1])
             betas.append(beta)
     spread = log_z.repeat_interleave(chains // islands)
@@ -264,32 +260,61 @@ def living(position: Any, weights: Tensor) -> Any:
     return chosen(position, torch.where(alive, index, index[alive][0]))
 
 
-def next_beta(ratio: Tensor, last: float, threshold: float) -> float:
+def path_at(base: LogDensity, target: LogDensity, kernel: Kernel, beta: float) -> LogDensity:
+    """The log density at a temperature: the kernel's own if it has one, else that of the path."""
+    own = getattr(kernel, "log_density", None) if beta < 1 else target
+    return own if own is not None else Path(base, target, beta)
+
+
+def gains(
+    base: LogDensity, target: LogDensity, at: KernelAt, last: float, position: Any
+) -> Callable[[float], Tensor]:
+    """The log weights that positions gain on the way from one temperature to another."""
+    with torch.no_grad():
+        if not hasattr(at(last), "log_density"):
+            ratio = target(position) - base(position)
+            return lambda beta: (beta - last) * ratio
+        before = base(position) if last == 0 else at(last).log_density(position)  # type: ignore[attr-defined]
+
+    def weigh(beta: float) -> Tensor:
+        with torch.no_grad():
+            return path_at(base, target, at(beta), beta)(position) - before
+
+    return weigh
+
+
+def next_beta(weigh: Callable[[float], Tensor], last: float, threshold: float) -> float:
     """The temperature at which the effective sample size falls to a fraction, by bisection.
 
     The fraction is of the particles at which the target is positive.
     """
-    alive = int((ratio > -torch.inf).sum())
+    full = weigh(1.0)
+    alive = int((full > -torch.inf).sum())
     if alive == 0:
         raise ValueError("Expected a target that is positive at some draw of the base, got none.")
 
-    def size(step: float) -> float:
-        w = step * ratio
+    def size(w: Tensor) -> float:
         return float((2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp()) / alive
 
-    low, high = 0.0, 1 - last
-    if size(high) >= threshold:
+    low, high = last, 1.0
+    if size(full) >= threshold:
         return 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if size(middle) >= threshold else (low, middle)
-    if low == 0.0:
+        low, high = (middle, high) if size(weigh(middle)) >= threshold else (low, middle)
+        if high - low < 1e-6 * (high - last):  # fine enough for a step of that length
+            break
+    if low == last:
         raise ValueError(
             f"Expected weights that vary little over a small step at temperature {last}, got log "
-            f"ratios from {float(ratio.min())} to {float(ratio.max())}. Is the target finite "
+            f"weights from {float(full.min())} to {float(full.max())}. Is the target finite "
             f"where the base has its draws?"
         )
-    return last + low
+    return low
+
+
+def size_of(position: Any) -> int:
+    return len(next(iter(position.values())) if isinstance(position, dict) else position)
 
 
 def resample(weights: Tensor) -> Tensor:

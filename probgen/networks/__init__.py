@@ -2,7 +2,7 @@
 
 from .convolution import Decoder, Encoder
 from .dense import MLP, ResidualMLP
-from .hopfield import HopfieldNetwork, ModernHopfield
+from .energy import EnergyNetwork
 from .made import MADE
 from .residual import InvertedResidual, Pixels
 
@@ -11,9 +11,8 @@ __all__ = [
     "MLP",
     "Decoder",
     "Encoder",
-    "HopfieldNetwork",
+    "EnergyNetwork",
     "InvertedResidual",
-    "ModernHopfield",
     "Pixels",
     "ResidualMLP",
 ]

@@ -1,8 +1,18 @@
 """Training objectives, objects to hand to :func:`probgen.fit` and to Pyro's `SVI`."""
 
+from .belief import Greedy, UpDown
+from .contrastive import ContrastiveDivergence, JointEnergy, NoiseContrastive
 from .divergences import ChiSquare, ForwardKL, Renyi
 from .likelihood import MaximumLikelihood, ReverseKL
+from .pseudo import PseudoLikelihood, RatioMatching
 from .quantization import VectorQuantization
+from .score import (
+    DenoisingScoreMatching,
+    ExplicitScoreMatching,
+    ImplicitScoreMatching,
+    SlicedScoreMatching,
+    parzen_score,
+)
 from .spectral import SpectralRegularized
 from .variational import (
     ELBO,
@@ -18,15 +28,27 @@ __all__ = [
     "ELBO",
     "IWAE",
     "ChiSquare",
+    "ContrastiveDivergence",
     "DReG",
+    "DenoisingScoreMatching",
+    "ExplicitScoreMatching",
     "ForwardKL",
+    "Greedy",
+    "ImplicitScoreMatching",
+    "JointEnergy",
     "MaximumLikelihood",
+    "NoiseContrastive",
+    "PseudoLikelihood",
+    "RatioMatching",
     "Renyi",
     "ReverseKL",
+    "SlicedScoreMatching",
     "SpectralRegularized",
     "StickingTheLanding",
     "Supervised",
+    "UpDown",
     "Variational",
     "VectorQuantization",
     "Weights",
+    "parzen_score",
 ]

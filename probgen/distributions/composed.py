@@ -1,0 +1,312 @@
+r"""Energies of a network, tilted distributions and products of experts.
+
+.. math:: p(x) \propto e^{-E(x)}, \qquad p(x) \propto q(x) \, e^{f(x)}, \qquad
+    p(x) \propto \prod_k q_k(x).
+
+The second stays a density whatever :math:`f` does far from the data, as long as it grows slower
+than :math:`\log q` falls, and :math:`\log Z = \log \mathbb{E}_q e^{f(x)}` starts at zero with
+:math:`f`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from ..core import Density, LazyDistribution, as_lazy
+from ..mcmc import MALA, Kernel
+from ..transforms.linear import moments
+from .energy import EnergyBased
+from .ranges import is_real
+
+__all__ = ["Energy", "ProductOfExperts", "Tilted"]
+
+DENSITIES = (Density.EXACT, Density.ODE, Density.UNNORMALIZED)
+
+
+def scalar(network: Callable[..., Tensor], x: Tensor, context: Tensor | None, dims: int) -> Tensor:
+    """What a network says of values, one number each."""
+    out = network(x) if context is None else network(x, context)
+    shape = x.shape[: x.ndim - dims]
+    if out.shape == (*shape, 1):
+        out = out.squeeze(-1)
+    if out.shape != shape:
+        raise ValueError(
+            f"Expected one number per value, with shape {tuple(shape)}, of values with shape "
+            f"{tuple(x.shape)}, got {tuple(out.shape)}."
+        )
+    return out
+
+
+class Located(EnergyBased):
+    """An energy of real numbers with a place and a width, which `start` sets from data."""
+
+    location: Tensor
+    width: Tensor
+
+    def __init__(
+        self,
+        features: int | Sequence[int],
+        context: int = 0,
+        kernel: Kernel | None = None,
+        steps: int = 100,
+    ) -> None:
+        super().__init__(features, context, MALA(0.1) if kernel is None else kernel, steps)
+        self.register_buffer("location", torch.zeros(self.event_shape))
+        self.register_buffer("width", torch.ones(self.event_shape))
+
+    def scale(self) -> Tensor:
+        return self.width
+
+    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        location, width = moments(self.pull(x).flatten(1))
+        self.location.copy_(location.reshape(self.event_shape))
+        self.width.copy_(width.reshape(self.event_shape))
+
+
+class Energy(Located):
+    r"""The distribution of an energy that a network computes.
+
+    The energy must grow fast enough for :math:`e^{-E}` to have an integral, which nobody can check;
+    :class:`Tilted` needs less of a network.
+
+    Arguments:
+        network: The energy, from values with shape :math:`(*, event)`, and contexts with shape
+            :math:`(*, C)` second if there are any, to shape :math:`(*)` or :math:`(*, 1)`.
+        features: The number of features, or the shape of an event.
+        context: The number of features of the context.
+        bounds: The least and the greatest value, none where infinite.
+        kernel: The kernel that draws; :class:`~probgen.mcmc.MALA` by default.
+        steps: The number of steps of a draw.
+
+    Raises:
+        ValueError: If bounds do not rise.
+
+    Example:
+        >>> import probgen as pg
+        >>> _ = torch.manual_seed(0)
+        >>> module = Energy(pg.networks.EnergyNetwork(2, hidden_features=(32,)), 2, bounds=(0, 1))
+        >>> module().sample((5,)).shape, module().density
+        (torch.Size([5, 2]), <Density.UNNORMALIZED: 'unnormalized'>)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Callable[..., Tensor],
+        features: int | Sequence[int],
+        context: int = 0,
+        bounds: tuple[float | None, float | None] = (None, None),
+        kernel: Kernel | None = None,
+        steps: int = 100,
+    ) -> None:
+        super().__init__(features, context, kernel, steps)
+        self.network, self.bounds = network, bounds
+        low, high = bounds
+        if low is not None and high is not None and not low < high:
+            raise ValueError(f"Expected `bounds` that rise, got {bounds}.")
+
+    @property
+    def support(self) -> constraints.Constraint:
+        low, high = self.bounds
+        inner: Any = constraints.real
+        if low is not None and high is not None:
+            inner = constraints.interval(low, high)
+        elif low is not None:
+            inner = constraints.greater_than(low)
+        elif high is not None:
+            inner = constraints.less_than(high)
+        return constraints.independent(inner, len(self.event_shape))
+
+    def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return -scalar(self.network, x, context, len(self.event_shape))
+
+    def base(self, context: Tensor | None = None) -> TorchDistribution:
+        """A normal law of the data's mean and width, mapped into the bounds."""
+        batch = () if context is None else context.shape[:-1]
+        dims = len(self.event_shape)
+        normal = dist.Normal(self.location, self.width).expand((*batch, *self.event_shape))
+        t = self.bijection
+        return (
+            normal.to_event(dims)
+            if t is None
+            else dist.TransformedDistribution(normal.to_event(dims), t)
+        )
+
+
+class Tilted(Located):
+    r"""A distribution tilted by a network, :math:`p(x) \propto q(x) \, e^{f(x)}`.
+
+    Trained by :class:`~probgen.objectives.NoiseContrastive`, with :math:`q` as the noise,
+    :math:`f` is the log ratio of the data's density to :math:`q`.
+
+    References:
+        | Exponential Tilting of Generative Models (Floto et al., 2023)
+        | VAEBM: A Symbiosis between Variational Autoencoders and Energy-Based Models (Xiao et al.,
+          2021), https://arxiv.org/abs/2010.00654
+
+    Arguments:
+        base: The base :math:`q`, lazy or of Pyro, with a density; it is frozen or learns along.
+        network: The tilt :math:`f`, from values with shape :math:`(*, event)`, and contexts second
+            if there are any, to shape :math:`(*)` or :math:`(*, 1)`.
+        context: The number of features of the context.
+        kernel: The kernel that draws; :class:`~probgen.mcmc.MALA` by default.
+        steps: The number of steps of a draw.
+
+    Raises:
+        ValueError: If the base has no density, is discrete, or takes another context.
+
+    Example:
+        A normal law tilted by a line is that law moved:
+
+        >>> _ = torch.manual_seed(0)
+        >>> base = dist.Normal(torch.zeros(1), 1.0).to_event(1)
+        >>> tilted = Tilted(base, lambda x: 2 * x)
+        >>> abs(float(tilted().sample((3000,)).mean()) - 2) < 0.1
+        True
+        >>> abs(tilted.estimate(500, temperatures=100).log_z - 2) < 0.1  # E exp(2 x) = exp(2)
+        True
+    """
+
+    def __init__(
+        self,
+        base: LazyDistribution | TorchDistribution,
+        network: nn.Module | Callable[..., Tensor],
+        context: int = 0,
+        kernel: Kernel | None = None,
+        steps: int = 100,
+    ) -> None:
+        law = as_lazy(base)
+        given = torch.zeros(law.context) if law.context else None
+        probe = law(given)
+        check_expert(law, probe, "base")
+        super().__init__(tuple(probe.event_shape), context, kernel, steps)
+        if law.context not in (0, context):
+            raise ValueError(
+                f"Expected a `base` with a context of {context} features or none, got "
+                f"{law.context}."
+            )
+        self.law, self.network = law, network
+
+    @property
+    def support(self) -> constraints.Constraint:
+        law = self.law
+        device = self.location.device
+        return law(torch.zeros(law.context, device=device) if law.context else None).support
+
+    def base(self, context: Tensor | None = None) -> TorchDistribution:
+        law = self.law(context if self.law.context else None)
+        return law if context is None or self.law.context else law.expand(context.shape[:-1])
+
+    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        super().start(x, context)
+        if any(p.requires_grad for p in self.law.parameters()):
+            self.law.start(x, context if self.law.context else None)
+
+    def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        tilt = scalar(self.network, x, context, len(self.event_shape))
+        return self.law(context if self.law.context else None).log_prob(x) + tilt
+
+
+class ProductOfExperts(Located):
+    r"""The normalised product of distributions, :math:`p(x) \propto \prod_k q_k(x)`.
+
+    References:
+        Hinton, "Training products of experts by minimizing contrastive divergence", 2002,
+        https://doi.org/10.1162/089976602760128018
+
+    Arguments:
+        experts: The experts :math:`q_k`, lazy or of Pyro, of one event shape. Chains start from
+            the first that is normalised.
+        kernel: The kernel that draws; :class:`~probgen.mcmc.MALA` by default.
+        steps: The number of steps of a draw.
+
+    Raises:
+        ValueError: If there is none, one has no density or takes a context, or shapes or supports
+            differ.
+
+    Example:
+        Two normal laws make one with the sum of their precisions:
+
+        >>> _ = torch.manual_seed(0)
+        >>> normal = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> product = ProductOfExperts([normal, normal])
+        >>> abs(float(product().sample((3000,)).var()) - 0.5) < 0.05
+        True
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[LazyDistribution | TorchDistribution],
+        kernel: Kernel | None = None,
+        steps: int = 100,
+    ) -> None:
+        parts = [as_lazy(e) for e in experts]
+        if not parts:
+            raise ValueError("Expected at least one expert, got none.")
+        for i, part in enumerate(parts):
+            if part.context:
+                raise ValueError(
+                    f"Expected experts without context, got {part.context} features of expert {i}."
+                )
+        laws = [part() for part in parts]
+        for i, (part, law) in enumerate(zip(parts, laws)):
+            check_expert(part, law, f"expert {i}")
+            if law.event_shape != laws[0].event_shape:
+                raise ValueError(
+                    f"Expected experts of one event shape, got {tuple(laws[0].event_shape)} and "
+                    f"{tuple(law.event_shape)} of expert {i}."
+                )
+            if not same_support(law.support, laws[0].support):
+                raise ValueError(
+                    f"Expected experts of one support, got {laws[0].support} and {law.support} of "
+                    f"expert {i}."
+                )
+        if all(part.density is Density.UNNORMALIZED for part in parts):
+            raise ValueError("Expected a normalised expert to start from, got none.")
+        super().__init__(tuple(laws[0].event_shape), 0, kernel, steps)
+        self.experts = nn.ModuleList(parts)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return self.experts[0]().support
+
+    def base(self, context: Tensor | None = None) -> TorchDistribution:
+        normal = (e for e in self.experts if e.density is not Density.UNNORMALIZED)
+        return next(normal)()
+
+    def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        logs = [
+            e.log_density(x) if isinstance(e, EnergyBased) else e().log_prob(x)
+            for e in self.experts
+        ]
+        return torch.stack(logs).sum(0)
+
+
+def check_expert(part: LazyDistribution, law: TorchDistribution, name: str) -> None:
+    if part.density not in DENSITIES:
+        raise ValueError(
+            f"Expected `{name}` with a density, got a {type(part).__name__}, whose log_prob is "
+            f"{part.density.value}."
+        )
+    if law.batch_shape and not part.context:
+        raise ValueError(
+            f"Expected `{name}` of one value, got the batch shape {tuple(law.batch_shape)}. "
+            f"Declare it an event by .to_event."
+        )
+    if not law.event_shape:
+        raise ValueError(f"Expected `{name}` of vectors, got one of numbers. Give it shape (1,).")
+    if law.support.is_discrete:
+        raise ValueError(f"Expected `{name}` of real numbers, got the support {law.support}.")
+
+
+def same_support(a: constraints.Constraint, b: constraints.Constraint) -> bool:
+    if is_real(a) and is_real(b):
+        return True
+    x, y = (biject_to(s)(torch.linspace(-3, 3, 7)[:, None]) for s in (a, b))
+    return torch.equal(x, y)

@@ -1,0 +1,554 @@
+r"""Energy-based models.
+
+An energy :math:`E(x)` is a density up to its normaliser, the partition function,
+
+.. math:: p(x) = \frac{e^{-E(x)}}{Z}, \qquad Z = \int e^{-E(x)} \, dx.
+
+Ratios :math:`\log p(x) - \log p(y) = E(y) - E(x)` and the score :math:`-\nabla E(x)` need no
+:math:`Z`, and so neither does a prior in a Markov chain. A gradient in the energy's parameters
+does: :math:`\nabla_\theta \log p = -\nabla_\theta E - \nabla_\theta \log Z`. Without the last term
+it is wrong, and here it raises an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import Distribution, biject_to, constraints
+from torch.func import functional_call
+
+from ..core import Density, LazyDistribution, is_wrapped
+from ..core.checks import check_event, check_whole
+from ..mcmc import Annealed, Direct, Kernel, ais
+from ..objectives import ContrastiveDivergence
+from .latent_variable import check_support
+from .parametric import shape_of
+from .ranges import is_real
+
+__all__ = ["EnergyBased", "EnergyDistribution", "Partition"]
+
+OWN = ("chains", "log_z", "step_size")  # buffers that do not shape the energy
+LEAST = 32  # chains of a draw whose step size is adapted
+GAIN = 0.05  # of the logarithm of a step size in training
+
+
+class Partition(NamedTuple):
+    r"""Estimates of :math:`\log Z` by annealing.
+
+    Arguments:
+        log_z: The estimate from draws of the base, a lower bound in expectation.
+        se: Its standard error.
+        ess: The effective sample size of its weights.
+        upper: The estimate from draws of the model, an upper bound in expectation if they are.
+        upper_se: Its standard error.
+        upper_ess: The effective sample size of its weights.
+    """
+
+    log_z: float
+    se: float
+    ess: float
+    upper: float
+    upper_se: float
+    upper_ess: float
+
+
+class EnergyBased(LazyDistribution):
+    """A lazy distribution that is known up to its normaliser.
+
+    Arguments:
+        features: The number of features, or the shape of an event.
+        context: The number of features of the context.
+        kernel: The kernel that draws; its step size is adapted in training and in draws.
+        steps: The number of steps of a draw.
+
+    Attributes:
+        chains: Where chains of persistent training stand, with shape :math:`(M, *)`; draws start
+            from them if there are any.
+        log_z: The estimate of :math:`\\log Z`, its standard error and the mark of the parameters
+            that it belongs to; empty if there is none.
+        step_size: The kernel's step size, with shape :math:`(1)`.
+    """
+
+    chains: Tensor
+    log_z: Tensor
+    step_size: Tensor
+
+    def __init__(
+        self,
+        features: int | Sequence[int],
+        context: int = 0,
+        kernel: Kernel | None = None,
+        steps: int = 100,
+    ) -> None:
+        super().__init__()
+        self.event_shape = shape_of(features)
+        check_whole(0, context=context)
+        check_whole(1, steps=steps)
+        self.context, self.steps, self.kernel = context, steps, kernel
+        self._kept: Any = None
+        self.register_buffer("chains", torch.empty(0, *self.event_shape))
+        self.register_buffer("log_z", torch.empty(0, dtype=torch.double))
+        size = float(getattr(kernel, "step_size", 1.0))
+        self.register_buffer("step_size", torch.tensor([size]))
+
+    @abstractmethod
+    def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""The log density up to a constant, :math:`-E(x)`.
+
+        Arguments:
+            x: Values, with shape :math:`(*, event)`.
+            context: Contexts, with shape :math:`(*, C)`.
+
+        Returns:
+            Values with shape :math:`(*)`.
+        """
+
+    @abstractmethod
+    def base(self, context: Tensor | None = None) -> TorchDistribution:
+        """A normalised distribution from which chains start and annealing goes out."""
+
+    @property
+    @abstractmethod
+    def support(self) -> constraints.Constraint:
+        """The support of one item."""
+
+    @property
+    def tractable(self) -> bool:
+        r"""Whether :math:`\log Z` is known exactly."""
+        return False
+
+    def exact_log_partition(self) -> Tensor:
+        r""":math:`\log Z` with its gradient, in float64, where the model is tractable."""
+        raise NotImplementedError
+
+    def scale(self) -> Tensor | None:
+        """The standard deviations of features, in units of which the kernel steps."""
+        return None
+
+    def transition(self, beta: float = 1.0) -> Any:
+        r"""The kernel that draws, or that of the path from the base at :math:`\beta`.
+
+        Kernels without a log density of their own take that of the geometric path.
+        """
+        options: dict[str, Any] = {}
+        names = {f.name for f in dataclasses.fields(self.kernel)}  # type: ignore[arg-type]
+        if "step_size" in names:
+            options["step_size"] = self.step_size
+        if "scale" in names and self.kernel.scale is None:  # type: ignore[union-attr]
+            options["scale"] = self.scale()
+        return dataclasses.replace(self.kernel, **options)  # type: ignore[type-var]
+
+    @property
+    def density(self) -> Density:
+        return Density.EXACT if self.tractable else Density.UNNORMALIZED
+
+    @property
+    def objective(self) -> Callable[..., Tensor]:
+        return ContrastiveDivergence()
+
+    def forward(self, context: Tensor | None = None) -> EnergyDistribution:
+        self.check_context(context)
+        return EnergyDistribution(self, context)
+
+    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The energy of values with shape :math:`(*, event)`, with shape :math:`(*)`."""
+        return -self.log_density(x, context)
+
+    def score(self, x: Tensor, context: Tensor | None = None, create_graph: bool = False) -> Tensor:
+        """The gradient of the log density in :math:`x`, with its shape."""
+        with torch.enable_grad():
+            if not (create_graph and x.requires_grad):
+                x = x.detach().requires_grad_()
+            value = self.log_density(x, context).sum()
+            return torch.autograd.grad(value, x, create_graph=create_graph)[0]
+
+    def log_partition(self) -> Tensor:
+        r""":math:`\log Z`, exact where it is known, else as :meth:`estimate` found it.
+
+        It carries no gradient; :meth:`exact_log_partition` does.
+
+        Raises:
+            ValueError: If it is not known, or was estimated before the parameters changed.
+        """
+        if self.tractable:
+            with torch.no_grad():
+                return self.normalizer()
+        if not len(self.log_z):
+            raise ValueError(
+                f"Expected a known partition function, but that of this {type(self).__name__} is "
+                f"not: estimate it by .estimate(), which anneals."
+            )
+        return self.estimated()
+
+    def normalizer(self) -> Tensor:
+        """The exact log Z, kept while the model is frozen and nothing of it changes."""
+        parts = [*self.parameters(), *self.buffers()]
+        if any(p.requires_grad for p in parts):  # a fused optimiser leaves versions as they are
+            return self.exact_log_partition()
+        stamp = [(id(p), p._version, p.device) for p in parts]
+        if self._kept is None or self._kept[0] != stamp:
+            self._kept = stamp, self.exact_log_partition()
+        return self._kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_kept": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        self._kept = None
+        return super().__deepcopy__(memo)
+
+    def estimated(self) -> Tensor:
+        """The estimate of log Z; nan, or an error, if the parameters changed since."""
+        mark, size = self.mark()
+        fits = (mark - self.log_z[2]).abs() <= 1e-9 * (1 + size)
+        if Distribution._validate_args and mark.device.type != "meta" and not bool(fits):
+            raise ValueError(
+                f"Expected an estimate of the partition function of the parameters as they are, "
+                f"got one of this {type(self).__name__} before they changed. Estimate it again, "
+                f"or .forget() it."
+            )
+        return torch.where(fits, self.log_z[0], torch.nan)
+
+    def forget(self) -> None:
+        """Drops the estimate of the partition function."""
+        self.log_z = self.log_z[:0]
+
+    def mark(self) -> tuple[Tensor, Tensor]:
+        """A number that changes with what shapes the energy, and the scale of its rounding."""
+        parts = [*self.named_parameters(), *self.named_buffers()]
+        shaping = [t.detach() for n, t in parts if n.split(".")[-1] not in OWN]
+        total = torch.zeros((), dtype=torch.double, device=self.log_z.device)
+        size = total
+        for t in shaping:
+            flat = t.double().flatten()
+            wave = torch.arange(1, len(flat) + 1, device=flat.device, dtype=torch.double).cos()
+            total, size = total * 1.01 + flat @ wave, size + flat.abs().sum()
+        return total, size
+
+    def estimate(
+        self, chains: int = 1000, annealing: Callable[..., Annealed] = ais, **options: Any
+    ) -> Partition:
+        r"""Estimates :math:`\log Z` by annealing from the base and back, and keeps it.
+
+        From draws of the base, weights have the mean :math:`Z`, so that the log of theirs is a
+        lower bound in expectation. From draws of the model to the base, they have the mean
+        :math:`1 / Z`, which gives an upper one, as far as chains have reached the model's law.
+
+        References:
+            | Neal, "Annealed importance sampling", 2001, https://arxiv.org/abs/physics/9803008
+            | Salakhutdinov & Murray, "On the quantitative analysis of deep belief networks", 2008,
+              https://doi.org/10.1145/1390156.1390266
+            | Burda, Grosse & Salakhutdinov, "Accurate and conservative estimates of MRF
+              log-likelihood using reverse annealing", 2015, https://arxiv.org/abs/1412.8566
+
+        Arguments:
+            chains: The number of chains of each direction.
+            annealing: :func:`~probgen.mcmc.ais` or :func:`~probgen.mcmc.smc`.
+            **options: What it takes, such as `temperatures` of the former.
+
+        Returns:
+            Both estimates. Later `log_prob` subtracts the first.
+
+        Raises:
+            ValueError: If the model takes a context, so that there is a partition function of each.
+
+        Warns:
+            UserWarning: If the effective sample size is below a tenth of the chains.
+        """
+        if self.context:
+            raise ValueError(
+                f"Expected a model without context, got one of {self.context} features: each has a "
+                f"partition function of its own."
+            )
+        q = self.base()
+        with torch.no_grad():
+            draws = self.pull(q.sample(torch.Size([chains])))
+            model = self.pull(self.generate(torch.Size([chains]), None))
+        target, base = self.target(None), self.lift(lambda x: q.log_prob(x))
+        kernel = self.transition()
+        own = isinstance(kernel, Direct)
+        there = annealing(base, target, draws, self.transition if own else kernel, **options)
+        back = annealing(
+            target, base, model, (lambda b: self.transition(1 - b)) if own else kernel, **options
+        )
+        mark, _ = self.mark()
+        values = torch.tensor([there.log_z, there.se], dtype=torch.double, device=mark.device)
+        self.log_z = torch.cat([values, mark[None]])
+        return Partition(there.log_z, there.se, there.ess, -back.log_z, back.se, back.ess)
+
+    def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
+        """Draws values, with shape :math:`(*shape, *event)`, by so many steps of the kernel."""
+        n = math.prod(shape)
+        if n == 0:
+            return self.base(context).sample(shape if context is None else torch.Size())
+        adapts = self.adapts(self.transition())
+        count = max(n, LEAST) if adapts else n
+        if context is not None:
+            flat = context.expand(*shape, self.context).reshape(n, self.context)
+            context = flat[torch.arange(count, device=flat.device) % n]
+        x = self.initial(count, context)
+        x = self.advance(x, context, self.steps, adapt=adapts)
+        return x[:n].reshape(*shape, *self.event_shape)
+
+    def initial(self, count: int, context: Tensor | None = None) -> Tensor:
+        """Where chains start: some of those of training, else draws of the base."""
+        if len(self.chains) and context is None:
+            index = torch.randint(len(self.chains), (count,), device=self.chains.device)
+            found = self.chains[index]
+            replicas = found.ndim > 1 + len(self.event_shape)
+            return found[:, -1] if replicas else found
+        shape = torch.Size([count]) if context is None else torch.Size()
+        return self.base(context).sample(shape)
+
+    @staticmethod
+    def adapts(kernel: Kernel) -> bool:
+        return kernel.target is not None and hasattr(kernel, "step_size")
+
+    def advance(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        steps: int = 1,
+        *,
+        kernel: Any = None,
+        adapt: bool = False,
+    ) -> Tensor:
+        """Moves chains by so many steps of a kernel.
+
+        Arguments:
+            x: Where they are, with shape :math:`(M, *event)`.
+            context: Their contexts, with shape :math:`(M, C)`.
+            steps: The number of steps.
+            kernel: The kernel, by default the model's.
+            adapt: Whether to adapt the step size in the first half of the steps, for this call.
+
+        Returns:
+            Where they went, without a gradient.
+        """
+        kernel = self.transition() if kernel is None else kernel
+        with torch.no_grad():
+            if isinstance(kernel, Direct):
+                return kernel.move(x, steps)
+            if context is not None and context.ndim > 2:
+                context = context.flatten(0, -2)
+            target = self.target(context)
+            state = kernel.init(self.pull(x), target)
+            rates: list[Tensor] = []
+            for k in range(steps):
+                state, info = kernel.step(state, target)
+                rates.append(info.acceptance.mean())
+                if adapt and 2 * k < steps:
+                    change = (rates[-1] - kernel.target) * (4 / (1 + k) ** 0.5)
+                    size = kernel.step_size * change.exp().to(x.dtype)
+                    kernel = dataclasses.replace(kernel, step_size=size)
+            if self.training and not adapt and self.adapts(kernel):
+                change = torch.stack(rates).mean() - kernel.target
+                self.step_size.mul_((GAIN * change).exp().to(self.step_size.dtype))
+            return self.push(state.position)
+
+    def target(self, context: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """The log density of the chains' coordinates, real numbers in the support's place."""
+        return self.lift(lambda x: self.log_density(x, context))
+
+    def lift(self, log_density: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        t = self.bijection
+        if t is None:
+            return log_density
+
+        def lifted(u: Tensor) -> Tensor:
+            x = t(u)
+            return log_density(x) + t.log_abs_det_jacobian(u, x)
+
+        return lifted
+
+    @property
+    def bijection(self) -> Any:
+        """From real numbers onto the support, none if it is discrete or real itself."""
+        support = self.support
+        return None if support.is_discrete or is_real(support) else biject_to(support)
+
+    def pull(self, x: Tensor) -> Tensor:
+        t = self.bijection
+        return x if t is None else t.inv(x)
+
+    def push(self, u: Tensor) -> Tensor:
+        t = self.bijection
+        return u if t is None else t(u)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("chains", "log_z"):  # whose size depends on what was done
+            value = state_dict.get(prefix + name)
+            if value is not None:
+                old = getattr(self, name)
+                setattr(self, name, torch.empty_like(value, dtype=old.dtype, device=old.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Fence(torch.autograd.Function):
+    """The identity of parameters, with a gradient that raises."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(kind: str, *parameters: Tensor) -> tuple[Tensor, ...]:
+        return tuple(p.view_as(p) for p in parameters)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.kind = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError(
+            f"The log density of this {ctx.kind} is known up to a constant that depends on its "
+            f"parameters, so its gradient in them is not that of a likelihood. Train it by "
+            f"contrastive divergence, pg.fit(module, data, "
+            f"objective=pg.objectives.ContrastiveDivergence()), or .freeze() it."
+        )
+
+
+class Evaluation(nn.Module):
+    """A module whose call is another's log density."""
+
+    def __init__(self, module: EnergyBased) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return self.module.log_density(x, context)
+
+
+def fenced(module: EnergyBased, x: Tensor, context: Tensor | None) -> Tensor:
+    """The log density, through which no gradient reaches the parameters."""
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    if not trained or not torch.is_grad_enabled():
+        return module.log_density(x, context)
+    held = Fence.apply(type(module).__name__, *trained.values())
+    swapped = {f"module.{n}": p for n, p in zip(trained, held)}
+    return functional_call(Evaluation(module), swapped, (x, context))
+
+
+class EnergyDistribution(TorchDistribution):
+    r"""The distribution of an energy, :math:`p(x) = e^{-E(x)} / Z`.
+
+    Its `log_prob` subtracts :math:`\log Z` if that is known or was estimated; `density` says which:
+    `EXACT`, else `UNNORMALIZED`. It draws by its module's kernel.
+
+    Arguments:
+        energy: An :class:`EnergyBased` module; or a map from values with shape
+            :math:`(*, event)` to energies with shape :math:`(*)`, which makes it that of an
+            :class:`Energy`.
+        context: The contexts, with shape :math:`(*, C)`, if the module takes them.
+        batch_shape: The batch shape; by default that of the contexts.
+        validate_args: Whether to check arguments; by default as Pyro is set.
+        **options: What :class:`Energy` takes, `features` first, where `energy` is a map.
+
+    Raises:
+        TypeError: If `energy` is a map and there are no `features`.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> d = EnergyDistribution(lambda x: x.square().sum(-1) / 2, features=2)
+        >>> d.log_ratio(torch.zeros(2), torch.ones(2))
+        tensor(1.)
+        >>> abs(float(d.sample((2000,)).var()) - 1) < 0.1
+        True
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        energy: EnergyBased | Callable[..., Tensor],
+        context: Tensor | None = None,
+        batch_shape: torch.Size | None = None,
+        validate_args: bool | None = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(energy, EnergyBased):
+            module = energy
+            if options:
+                raise TypeError(f"Expected no more options for a module, got {sorted(options)}.")
+        else:
+            from .composed import Energy  # which is one of those modules
+
+            if "features" not in options:
+                raise TypeError("Expected `features`, the size of an event, with a map as energy.")
+            module = Energy(energy, **options)
+        self.module, self.context = module, context
+        if batch_shape is None:
+            batch_shape = torch.Size() if context is None else context.shape[:-1]
+        super().__init__(batch_shape, torch.Size(module.event_shape), validate_args=validate_args)
+
+    @property
+    def density(self) -> Density:
+        """What `log_prob` is."""
+        return self.module.density
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return self.module.support
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> EnergyDistribution:
+        batch = torch.Size(batch_shape)
+        context = self.context
+        if context is not None:
+            context = context.expand(*batch, context.shape[-1])
+        return EnergyDistribution(self.module, context, batch)
+
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        with torch.no_grad():
+            return self.module.generate(shape, self.spread(shape))
+
+    def unnormalized_log_prob(self, value: Tensor) -> Tensor:
+        """The log density without the normaliser; minus infinity outside the support."""
+        check_event(value, self.module.event_shape)
+        support = self.support
+        readable = value.device.type != "meta" and not is_wrapped(value)
+        if support.is_discrete and self._validate_args and readable:
+            check_support(value, support)
+        batch = value.shape[: value.ndim - len(self.event_shape)]
+        shape = torch.broadcast_shapes(batch, self.batch_shape)
+        value = value.expand(shape + self.event_shape)
+        exact = self.density is Density.EXACT
+        evaluate = self.module.log_density if exact else lambda x, c: fenced(self.module, x, c)
+        log_prob = evaluate(value, self.spread(shape))
+        if support.is_discrete or is_real(support):
+            return log_prob
+        return torch.where(support.check(value), log_prob, -torch.inf)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        f = self.unnormalized_log_prob(value)
+        if self.module.tractable:
+            return f - self.module.normalizer().to(f.dtype)
+        return f - self.module.estimated().to(f.dtype) if len(self.module.log_z) else f
+
+    def log_partition(self) -> Tensor:
+        r""":math:`\log Z`, see :meth:`EnergyBased.log_partition`."""
+        return self.module.log_partition()
+
+    def energy(self, value: Tensor) -> Tensor:
+        """The energy of values with shape :math:`(*, event)`."""
+        return -self.unnormalized_log_prob(value)
+
+    def log_ratio(self, x: Tensor, y: Tensor) -> Tensor:
+        r""":math:`\log p(x) - \log p(y)`, which needs no normaliser."""
+        return self.unnormalized_log_prob(x) - self.unnormalized_log_prob(y)
+
+    def score(self, value: Tensor) -> Tensor:
+        r"""The gradient of the log density in :math:`x`, with the shape of `value`."""
+        return self.module.score(value, self.spread(value.shape[: value.ndim - self.event_dim]))
+
+    def spread(self, shape: torch.Size) -> Tensor | None:
+        """The contexts, one for each item."""
+        if self.context is None:
+            return None
+        return self.context.expand(*shape, self.context.shape[-1])

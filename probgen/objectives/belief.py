@@ -1,0 +1,112 @@
+r"""Objectives of deep belief networks.
+
+Greedy training fits one pair of layers after the other, each as a restricted Boltzmann machine, to
+what goes up from the data. The up-down algorithm is wake-sleep with a machine on top: what goes up
+from the data teaches the way down, :math:`-\log p(h_{l-1} \mid h_l)`, the top machine takes a step
+of contrastive divergence, and what comes down from its chains teaches the way up,
+:math:`-\log q(h_l \mid h_{l-1})`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contrastive import ContrastiveDivergence
+
+__all__ = ["Greedy", "UpDown"]
+
+PERSISTENT, FEW = ContrastiveDivergence(persistent=True), ContrastiveDivergence(steps=5)
+
+
+def check_stack(module: Any, x: Tensor | None, objective: str) -> None:
+    if not hasattr(module, "machines"):
+        raise TypeError(
+            f"Expected a stack of machines for {objective}, such as pg.models.DeepBeliefNetwork, "
+            f"got a {type(module).__name__}."
+        )
+    if x is None:
+        raise ValueError(f"Expected data, since {objective} fits data, got None.")
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """One layer after the other: equal parts of the training go to each machine.
+
+    References:
+        | Hinton, Osindero & Teh, "A fast learning algorithm for deep belief nets", 2006,
+          https://doi.org/10.1162/neco.2006.18.7.1527
+
+    Arguments:
+        objective: That of each machine; by default persistent contrastive divergence.
+        fraction: The fraction of the training that is over, which :func:`probgen.fit` sets.
+
+    Raises:
+        TypeError: When called, if the model is no stack of machines.
+
+    Example:
+        >>> import probgen as pg
+        >>> Greedy()(pg.models.DeepBeliefNetwork([6, 4, 3]), torch.ones(5, 6)).shape
+        torch.Size([5])
+    """
+
+    objective: Any = PERSISTENT
+    fraction: float = 0.0
+
+    def at(self, fraction: float) -> Greedy:
+        """The objective after a fraction of the training."""
+        return replace(self, fraction=fraction)
+
+    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
+        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+        check_stack(module, x, type(self).__name__)
+        layer = min(int(self.fraction * len(module.machines)), len(module.machines) - 1)
+        with torch.no_grad():
+            h = x
+            for k in range(layer):
+                if module.training:  # the way up is that of the machine until it is trained apart
+                    module.up[k].copy_(module.machines[k].weight)
+                h = module.upward(k + 1, h).sample()
+        return self.objective(module.machines[layer], h)
+
+
+@dataclass(frozen=True)
+class UpDown:
+    """The up-down algorithm, contrastive wake-sleep, which trains all layers together.
+
+    References:
+        | Hinton, Osindero & Teh, "A fast learning algorithm for deep belief nets", 2006,
+          https://doi.org/10.1162/neco.2006.18.7.1527
+
+    Arguments:
+        objective: That of the top machine; by default contrastive divergence.
+
+    Raises:
+        TypeError: When called, if the model is no stack of machines.
+
+    Example:
+        >>> import probgen as pg
+        >>> UpDown()(pg.models.DeepBeliefNetwork([6, 4, 3]), torch.ones(5, 6)).shape
+        torch.Size([5])
+    """
+
+    objective: ContrastiveDivergence = FEW
+
+    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
+        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+        check_stack(module, x, type(self).__name__)
+        with torch.no_grad():
+            layers = module.infer(x)
+            dream = module.top.advance(layers[-1], None, self.objective.steps)
+            dreams = [dream]
+            for layer in range(len(module.machines) - 1, 0, -1):
+                dreams.append(module.downward(layer, dreams[-1]).sample())
+            dreams.reverse()
+        losses = self.objective(module.top, layers[-1])
+        for layer in range(1, len(module.machines)):
+            losses = losses - module.downward(layer, layers[layer]).log_prob(layers[layer - 1])
+            losses = losses - module.upward(layer, dreams[layer - 1]).log_prob(dreams[layer])
+        return losses

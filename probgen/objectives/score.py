@@ -1,0 +1,230 @@
+r"""Score matching: objectives of :math:`s_\theta(x) = \nabla_x \log p_\theta(x)`.
+
+The squared distance of the score from that of the data, :math:`\nabla \log p`, is up to a constant
+
+.. math:: \tfrac{1}{2} \mathbb{E}_p | s_\theta(x) - \nabla \log p(x) |^2 =
+    \mathbb{E}_p \left[ \operatorname{tr} \nabla s_\theta(x) + \tfrac{1}{2} |s_\theta(x)|^2 \right]
+    + \text{const},
+
+which needs no :math:`p` but its draws: integration by parts. No partition function is in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import Density
+from ..core.checks import check_whole
+
+__all__ = [
+    "DenoisingScoreMatching",
+    "ExplicitScoreMatching",
+    "ImplicitScoreMatching",
+    "SlicedScoreMatching",
+    "parzen_score",
+]
+
+Score = Callable[[Tensor], Tensor]
+
+
+def score_of(module: Any, x: Tensor | None, context: Tensor | None, name: str) -> Score:
+    """The score of a model as a function, through which gradients in parameters flow.
+
+    Raises:
+        TypeError: If the model has no density, not even up to a constant.
+        ValueError: If there are no data, or they are not real vectors.
+    """
+    if x is None:
+        raise ValueError(f"Expected data, since {name} fits data, got None.")
+    if not x.is_floating_point():
+        raise ValueError(f"Expected real data for {name}, got {x.dtype}.")
+    own = getattr(module, "log_density", None)
+    if own is None and module.density not in (Density.EXACT, Density.ODE):
+        raise TypeError(
+            f"Expected a model with a density for {name}, got a {type(module).__name__}, whose "
+            f"log_prob is {module.density.value}."
+        )
+    if own is not None and module.support.is_discrete:
+        raise ValueError(
+            f"Expected a model of real numbers for {name}, got a {type(module).__name__} of "
+            f"{module.support}. PseudoLikelihood and RatioMatching take binary units."
+        )
+
+    def total(y: Tensor) -> Tensor:
+        value = own(y, context) if own is not None else module(context).log_prob(y)
+        return value.sum()
+
+    return torch.func.grad(total)
+
+
+def norm(s: Tensor) -> Tensor:
+    return s.flatten(1).square().sum(-1) / 2
+
+
+@dataclass(frozen=True)
+class ExplicitScoreMatching:
+    r"""Half the squared distance to a score that is known, or to an estimate of it.
+
+    References:
+        | Vincent, "A connection between score matching and denoising autoencoders", 2011,
+          https://doi.org/10.1162/NECO_a_00142
+
+    Arguments:
+        score: Maps values with shape :math:`(N, *)` to scores of that shape, such as
+            :func:`parzen_score`.
+
+    Example:
+        >>> import probgen as pg
+        >>> x = torch.randn(50, 2)
+        >>> model = pg.models.EnergyModel(2, hidden_features=(16,))
+        >>> ExplicitScoreMatching(parzen_score(x, 0.5))(model, x).shape
+        torch.Size([50])
+    """
+
+    score: Score
+
+    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+        s = score_of(module, x, context, type(self).__name__)(x)
+        goal = self.score(x).detach()
+        if goal.shape != s.shape:
+            raise ValueError(
+                f"Expected `score` to return shape {tuple(s.shape)}, got {tuple(goal.shape)}."
+            )
+        return norm(s - goal)
+
+
+def parzen_score(data: Tensor, sigma: float) -> Score:
+    r"""The score of a kernel density estimate, :math:`\frac{1}{N} \sum_i N(x; x_i, \sigma^2 I)`.
+
+    Arguments:
+        data: The data, with shape :math:`(N, *)`.
+        sigma: The width of the kernel, in units of the data.
+
+    Returns:
+        A function of values with shape :math:`(M, *)`.
+
+    Example:
+        >>> parzen_score(torch.zeros(1, 2), 2.0)(torch.tensor([[4.0, 0.0]]))
+        tensor([[-1.,  0.]])
+    """
+    if not sigma > 0:
+        raise ValueError(f"Expected a positive `sigma`, got {sigma}.")
+    flat = data.flatten(1)
+
+    def score(x: Tensor) -> Tensor:
+        y = x.flatten(1)
+        share = (-torch.cdist(y, flat).square() / (2 * sigma**2)).softmax(-1)
+        return ((share @ flat - y) / sigma**2).reshape(x.shape)
+
+    return score
+
+
+@dataclass(frozen=True)
+class ImplicitScoreMatching:
+    r"""Implicit score matching: :math:`\operatorname{tr} \nabla s(x) + |s(x)|^2 / 2`.
+
+    The trace is exact, from as many products with the Hessian as there are features, each by
+    forward over reverse differentiation; :class:`SlicedScoreMatching` takes few of them.
+
+    References:
+        | Hyvarinen, "Estimation of non-normalized statistical models by score matching", 2005,
+          https://jmlr.org/papers/v6/hyvarinen05a.html
+
+    Example:
+        >>> import probgen as pg
+        >>> model = pg.models.EnergyModel(2, hidden_features=(16,))
+        >>> ImplicitScoreMatching()(model, torch.randn(5, 2)).shape
+        torch.Size([5])
+    """
+
+    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+        score = score_of(module, x, context, type(self).__name__)
+        size = x[0].numel()
+        basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *x.shape[1:])
+
+        def second(e: Tensor) -> Tensor:  # the second derivative along one axis
+            change = torch.func.jvp(score, (x,), (e.expand_as(x),))[1]
+            return (change * e).flatten(1).sum(-1)
+
+        return torch.func.vmap(second)(basis).sum(0) + norm(score(x))
+
+
+@dataclass(frozen=True)
+class SlicedScoreMatching:
+    r"""Sliced score matching: the trace along random directions, :math:`v^\top \nabla s(x) \, v`.
+
+    References:
+        | Song et al., "Sliced score matching: a scalable approach to density and score
+          estimation", 2019, https://arxiv.org/abs/1905.07088
+
+    Arguments:
+        projections: The number of directions per datum, of independent signs.
+
+    Raises:
+        ValueError: If that is not a whole number of at least 1.
+
+    Example:
+        >>> import probgen as pg
+        >>> model = pg.models.EnergyModel(2, hidden_features=(16,))
+        >>> SlicedScoreMatching()(model, torch.randn(5, 2)).shape
+        torch.Size([5])
+    """
+
+    projections: int = 1
+
+    def __post_init__(self) -> None:
+        check_whole(1, projections=self.projections)
+
+    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+        score = score_of(module, x, context, type(self).__name__)
+        total: Any = 0.0
+        for _ in range(self.projections):
+            v = torch.randint(2, x.shape, device=x.device).to(x.dtype) * 2 - 1
+            s, change, *_ = torch.func.jvp(score, (x,), (v,))
+            total = total + (change * v).flatten(1).sum(-1)
+        return total / self.projections + norm(s)
+
+
+@dataclass(frozen=True)
+class DenoisingScoreMatching:
+    r"""Denoising score matching: :math:`|\sigma s(x + \sigma \epsilon) + \epsilon|^2 / 2`.
+
+    The score learned is that of the data convolved with noise of width :math:`\sigma`.
+
+    References:
+        | Vincent, "A connection between score matching and denoising autoencoders", 2011,
+          https://doi.org/10.1162/NECO_a_00142
+
+    Arguments:
+        sigma: The width of the noise, in units of the data.
+
+    Raises:
+        ValueError: If `sigma` is not positive.
+
+    Example:
+        >>> import probgen as pg
+        >>> model = pg.models.EnergyModel(2, hidden_features=(16,))
+        >>> DenoisingScoreMatching(0.1)(model, torch.randn(5, 2)).shape
+        torch.Size([5])
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma < math.inf:
+            raise ValueError(f"Expected a positive `sigma`, got {self.sigma}.")
+
+    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+        score = score_of(module, x, context, type(self).__name__)
+        noise = torch.randn_like(x)
+        return norm(self.sigma * score(x + self.sigma * noise) + noise)
