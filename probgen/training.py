@@ -262,17 +262,18 @@ def loop(
             value = engine(*part, shared / count)
             if world > 1:
                 value = average(value, world)
-            if not value.isfinite():
-                lr = task.lr(step)
-                raise FloatingPointError(explain(float(value.detach()), step, x, lr))
-            run.advance(value, task.clip, task.lr(step))
+            number, lr = float(value.detach()), task.lr(step)
+            if not math.isfinite(number):
+                raise FloatingPointError(explain(number, step, x, lr))
+            run.advance(value, number, task.clip, lr)
         except BaseException:  # a step is taken whole or not at all
             if run.step == step:
                 for buffer, old in kept:
                     buffer.copy_(old)
             raise
-        bar.set_postfix(loss=f"{run.history.losses[-1]:.4g}", refresh=False)
-        bar.update()
+        if not bar.disable:
+            bar.set_postfix(loss=f"{number:.4g}", refresh=False)
+            bar.update()
         due = run.step % max(source.per_epoch, 10) == 0 or run.step == task.total
         if held is not None and due:
             loss.current = loss.at(1.0)  # held-out data are compared under one objective
@@ -308,24 +309,21 @@ class Run:
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if ema else {}
         self.best: dict[str, Tensor] = {}
         self.least, self.worse, self.step = math.inf, 0, 0
-        self.versions: dict[str, int] | None = None
+        self.versions: dict[str, tuple[int, int]] | None = None
         self.history = History()
         self.folder = Path(folder) / "training" if folder is not None else None
         self.written, self.cost = time.monotonic(), 0.0
 
     def moving(self) -> list[tuple[Tensor, Tensor]]:
         """The buffers that the last step changed, all at first, each with a copy."""
-        versions = {n: b._version for n, b in self.module.named_buffers()}
-        if self.versions is None:
-            chosen = list(self.module.buffers())
-        else:
-            before = self.versions
-            chosen = [b for n, b in self.module.named_buffers() if before.get(n) != b._version]
+        buffers, before = dict(self.module.named_buffers()), self.versions
+        versions = {n: (id(b), b._version) for n, b in buffers.items()}
         self.versions = versions
-        return [(b, b.detach().clone()) for b in chosen]
+        changed = (before is None or before.get(n) != versions[n] for n in buffers)
+        return [(b, b.detach().clone()) for b, new in zip(buffers.values(), changed) if new]
 
-    def advance(self, loss: Tensor, clip: float | None, lr: float) -> None:
-        """Takes one step of the optimiser."""
+    def advance(self, loss: Tensor, value: float, clip: float | None, lr: float) -> None:
+        """Takes one step of the optimiser, given a loss and its value."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
@@ -339,7 +337,7 @@ class Run:
             decay = min(self.ema, self.step / (self.step + 10))
             for n, p in self.parameters.items():
                 self.average[n].lerp_(p.detach(), 1 - decay)
-        self.history.losses.append(float(loss.detach()))
+        self.history.losses.append(value)
 
     def validate(
         self,

@@ -209,6 +209,7 @@ ENERGIES = {  # constructors of (context): energies, of D units or features
     "rbm, categorical": lambda c: pg.models.RBM(D, 3, "categorical", classes=3),
     "rbm, large": lambda c: pg.models.RBM(30, 24),
     "network": lambda c: pg.models.EnergyModel(D, c, (16, 16)),
+    "network, hmc": lambda c: pg.models.EnergyModel(D, c, (8,), kernel=mcmc.HMC(0.2, 3), steps=9),
     "network, image": lambda c: pg.models.EnergyModel((1, 4, 4), c, (4, 8), spectral=True),
     "bounded": lambda c: pg.distributions.Energy(
         pg.networks.EnergyNetwork(D, c, (16,)), D, c, bounds=(-1.0, 2.0)

@@ -171,6 +171,25 @@ def test_annealing_finds_the_partition_function(float64):
             assert found.upper_ess > 80
 
 
+def test_replicas_keep_their_laws(float64):
+    """From exact draws of each replica, the coldest and the hottest keep their laws."""
+    torch.manual_seed(0)
+    rbm, n = moved(pg.models.RBM(4, 3), 1.5), 20_000
+    betas, x = (0.2, 0.6, 1.0), every(4)
+    laws = [rbm.transition(b).log_density(x).softmax(0).detach() for b in betas]
+    start = torch.stack([x[torch.multinomial(p, n, replacement=True)] for p in laws], 1)
+    kernel = mcmc.ParallelTempering(rbm.transition, betas)
+    state = kernel.init(start, rbm.log_density)
+    for _ in range(3):
+        state, info = kernel.step(state, rbm.log_density)
+    assert 0.3 < float(info.acceptance.mean()) < 1
+    for k, p in enumerate(laws):
+        count = torch.bincount(number(state.position[:, k], 0), minlength=16).double()
+        assert chi2(count, p) > 1e-6
+    with pytest.raises(ValueError, match=r"shape \(chains, 3, \*\)"):
+        kernel.init(start[:, 0], rbm.log_density)
+
+
 def test_an_estimate_belongs_to_its_parameters():
     torch.manual_seed(0)
     rbm = moved(pg.models.RBM(30, 24), 0.1)

@@ -169,7 +169,8 @@ class RBM(EnergyBased):
     def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         law = self.law
         s = law.statistics(x, self.weight)
-        hidden = BinaryUnits(self.lower).log_normalizer(s @ self.weight + self.hidden_bias)
+        field = s @ self.weight + self.hidden_bias
+        hidden = BinaryUnits(self.lower).log_normalizer(field)
         return s @ self.visible_bias + law.log_measure(x) + hidden
 
     def reconstruct(self, v: Tensor, steps: int = 1) -> Tensor:

@@ -115,9 +115,9 @@ class ContrastiveDivergence:
             negatives = module.advance(x, context, self.steps)
         both = None if context is None else torch.cat([context, context])
         values = module.log_density(torch.cat([x, negatives]), both)
-        data, model = values[: len(x)], values[len(x) :]
-        self.watch(data, model, x)
+        data, model = values.split([len(x), len(negatives)])
         losses = model.mean() - data
+        self.watch(losses, x)
         if self.regularization:
             squares = data.square() + model.square().mean()
             losses = losses + self.regularization * squares
@@ -162,11 +162,11 @@ class ContrastiveDivergence:
             state, _ = kernel.step(state, target)
         return module.push(state.position)
 
-    def watch(self, data: Tensor, model: Tensor, x: Tensor) -> None:
+    def watch(self, losses: Tensor, x: Tensor) -> None:
         """Stops a training that runs away, with advice."""
-        if not Distribution._validate_args or data.device.type == "meta" or is_wrapped(data):
+        if not Distribution._validate_args or losses.device.type == "meta" or is_wrapped(losses):
             return
-        gap = float((data.detach().mean() - model.detach().mean()).abs())
+        gap = abs(float(losses.detach().mean()))
         if gap > self.limit * x[0].numel():
             raise FloatingPointError(
                 f"The mean energies of data and chains are {gap:.4g} nats apart: the chains do not "
