@@ -61,6 +61,7 @@ class Loss(nn.Module):
         super().__init__()
         self.module, self.objective = module, objective
         self.current = self.at(1.0)
+        self.held_out = self.current  # that of held-out data
 
     def at(self, fraction: float) -> Callable[..., Tensor]:
         """The objective after a fraction of the training: some change on the way."""
@@ -187,6 +188,8 @@ def fit(
     loss = Loss(module, objective or module.objective)
     source = Batches.of(module, data, context, weights, batch_size, device, seed)
     held = source.hold_out(validation, module) if validation is not None else None
+    if held is not None and hasattr(loss.current, "held_out"):
+        loss.held_out = loss.current.held_out(module)
     if steps is not None and epochs is not None:
         raise ValueError(f"Expected `steps` or `epochs`, got both, {steps} and {epochs}.")
     total = epochs * source.per_epoch if epochs is not None else 1000 if steps is None else steps
@@ -248,7 +251,7 @@ def loop(
 ) -> None:
     """Takes the steps from where the run stands."""
     rank, world = task.rank, task.world
-    engine = DistributedDataParallel(loss) if world > 1 else loss
+    engine = distributed(loss) if world > 1 else loss
     for x, given, w in source.batches(run.step, task.total):
         if run.worse > task.patience:
             return
@@ -276,10 +279,18 @@ def loop(
             bar.update()
         due = run.step % max(source.per_epoch, 10) == 0 or run.step == task.total
         if held is not None and due:
-            loss.current = loss.at(1.0)  # held-out data are compared under one objective
+            loss.current = loss.held_out  # held-out data are compared under one objective
             run.validate(loss, held, mix(task.seed, 2))
         if run.step % CHECK == 0:
             run.checkpoint(ended=False)
+
+
+def distributed(loss: Loss) -> nn.Module:
+    """The engine of several processes, each of which keeps Markov chains of its own."""
+    chains = [n for n, _ in loss.named_buffers() if n.split(".")[-1] == "chains"]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, chains)
+    partial = getattr(loss.objective, "partial", False)
+    return DistributedDataParallel(loss, find_unused_parameters=partial)
 
 
 class Run:
@@ -381,7 +392,8 @@ class Run:
         places = self.state()
         with torch.no_grad():
             for n, value in values.items():
-                places[n].copy_(value)
+                if places[n].shape == value.shape:  # not chains that came into being since
+                    places[n].copy_(value)
 
     def finish(self) -> None:
         """Leaves the best, else the averaged, else the last parameters in the module."""

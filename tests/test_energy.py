@@ -186,6 +186,8 @@ def test_replicas_keep_their_laws(float64):
     for k, p in enumerate(laws):
         count = torch.bincount(number(state.position[:, k], 0), minlength=16).double()
         assert chi2(count, p) > 1e-6
+    first = {kernel.init(start[:5], rbm.log_density).taken for _ in range(30)}
+    assert first == {0, 1}  # so that one step at a time also exchanges every pair
     with pytest.raises(ValueError, match=r"shape \(chains, 3, \*\)"):
         kernel.init(start[:, 0], rbm.log_density)
 
@@ -676,6 +678,123 @@ def test_greedy_training_and_the_up_down_algorithm():
 # What goes wrong, and how it is said
 
 
+def test_colours_follow_the_graph(float64):
+    """Spins that start without couplings are still drawn right once they have some."""
+    ring = pg.models.Ising((5,), coupling=0.0)
+    graph = pg.models.Ising((4,), torch.zeros(4, 4))
+    with torch.no_grad():
+        ring.coupling.fill_(0.6)
+        graph.coupling.copy_(2 * GRAPH)
+    for module in (ring, graph):
+        x = module().sample((20_000,))
+        gap = module.energy(x).detach().mean() - module.mean_energy()
+        assert abs(float(gap)) < 4 * float(module.energy(x).detach().std()) / 20_000**0.5
+    with torch.no_grad():
+        odd = pg.models.Ising((5, 5), 0.1)
+        odd.coupling.fill_(-0.2)
+    with pytest.raises(ValueError, match="at least 0 on a torus with odd sides"):
+        odd.log_partition()
+    cold = log_partition_torus(4, 6, torch.tensor(400.0))
+    assert abs(float(cold) - (48 * 400 + math.log(2))) < 1e-6
+
+
+def test_weights_weigh_chains_too(float64):
+    torch.manual_seed(0)
+    x = every(4)[torch.randint(16, (600,))]
+    weights = torch.where(x[:, 0] > 0, 1.0, 0.1)
+    machines = {}
+    for name, data, w in (
+        ("weighted", x, weights),
+        ("drawn", x[torch.multinomial(weights, 4000, replacement=True)], None),
+    ):
+        machine = pg.models.BoltzmannMachine(4)
+        pg.fit(
+            machine,
+            data,
+            weights=w,
+            steps=500,
+            lr=0.05,
+            schedule="cosine",
+            progress=False,
+            batch_size=600,
+            seed=0,
+        )
+        machines[name] = machine.freeze()
+    p = {name: machine().log_prob(every(4)).exp() for name, machine in machines.items()}
+    assert float((p["weighted"] - p["drawn"]).abs().sum()) < 0.1
+
+
+def test_a_second_fit_goes_on_from_the_first():
+    torch.manual_seed(0)
+    train, _ = digits()
+    grey = torch.tensor(load_digits().data).float()
+    for module, x in (
+        (pg.models.RBM(64, 8), train),
+        (pg.models.RBM(64, 8, "gaussian"), grey),
+        (pg.models.DeepBeliefNetwork([64, 8, 4]), train),
+        (pg.models.EnergyModel(64, hidden_features=(8,)), grey),
+    ):
+        pg.fit(module, x, steps=30, lr=0.01, progress=False, seed=0)
+        before = copy.deepcopy(dict(module.named_parameters()))
+        other = 3 * x + 1 if x is grey else 1 - x
+        pg.fit(module, other, steps=1, lr=1e-9, progress=False, seed=0)
+        for n, p in module.named_parameters():
+            torch.testing.assert_close(p, before[n], atol=1e-6, rtol=0)
+    model = pg.models.EnergyModel(64, hidden_features=(8,))
+    pg.fit(model, grey, steps=1, progress=False)
+    torch.testing.assert_close(model.law().mean, grey.mean(0))
+
+
+def test_held_out_data_are_compared_by_a_measure_of_fit():
+    torch.manual_seed(0)
+    train, test = digits()
+    rbm = pg.models.RBM(64, 8)
+    history = pg.fit(rbm, train, validation=test, epochs=30, lr=0.02, progress=False, seed=0)
+    best = min(v for _, v in history.validation)
+    assert abs(-float(rbm.freeze()().log_prob(test).mean()) - best) < 1e-3
+    persistent = objectives.ContrastiveDivergence(persistent=True)
+    assert persistent.held_out(pg.models.RBM(64, 30)) == objectives.PseudoLikelihood()
+    assert persistent.held_out(pg.models.EnergyModel(2)) == objectives.SlicedScoreMatching()
+    for module, x in (
+        (pg.models.DeepBeliefNetwork([64, 4, 4]), train),
+        (pg.models.RBM(64, 30, "categorical", classes=2), train.long()),
+    ):
+        with pytest.raises(ValueError, match="Expected no `validation`"):
+            pg.fit(module, x, validation=0.2, steps=2, progress=False)
+
+
+def test_normalisers_follow_every_change():
+    torch.manual_seed(0)
+    rbm, x = moved(pg.models.RBM(6, 4), 1.0).freeze(), torch.ones(6)
+
+    def fresh():
+        return copy.deepcopy(rbm)().log_prob(x)
+
+    torch.testing.assert_close(rbm().log_prob(x), fresh())
+    rbm.weight.data.fill_(3.0)  # behind autograd's back
+    torch.testing.assert_close(rbm().log_prob(x), fresh())
+    large = pg.models.BoltzmannMachine(40)
+    large.keep(40 * math.log(2), 0.0)
+    assert float(large().log_prob(torch.ones(40)).detach()) == pytest.approx(-40 * math.log(2))
+    large.double()
+    assert large().log_prob(torch.ones(40).double()).isfinite()
+    large.bias.data[7] += 1e-9
+    with pytest.raises(ValueError, match="before they changed"):
+        large().log_prob(torch.ones(40).double())
+    with torch.inference_mode():
+        inside = pg.models.RBM(4, 3)
+        assert inside().log_prob(torch.ones(4)).isfinite()
+
+
+def test_outside_the_support_is_minus_infinity():
+    gamma = dist.Gamma(torch.full((2,), 3.0), 1.0).to_event(1)
+    beta = dist.Beta(torch.full((2,), 2.0), 2.0).to_event(1)
+    for module in (Tilted(gamma, lambda x: -x.sum(-1)), ProductOfExperts([beta, beta])):
+        x = torch.tensor([[-1.0, 0.5], [0.3, 0.4]])
+        assert module().log_prob(x).isfinite().tolist() == [False, True]
+        assert module().sample((5,)).shape == (5, 2)
+
+
 def test_a_training_that_runs_away_is_stopped_with_advice():
     model = pg.models.EnergyModel(2, hidden_features=(16,), kernel=mcmc.ULA(1e-4))
     x = 5 * torch.randn(100, 2)
@@ -726,6 +845,32 @@ def test_bad_input_is_named():
         (lambda: Tilted(dist.Bernoulli(torch.ones(2) / 2).to_event(1), len), "of real numbers"),
         (lambda: Tilted(normal, lambda x: x).log_density(torch.ones(5, 2)), "One number|one numb"),
         (lambda: Energy(len, 2, bounds=(1.0, 0.0)), "`bounds` that rise"),
+        (
+            lambda: Tilted(Energy(lambda x: x.square().sum(-1), 2), lambda x: x.sum(-1)),
+            "a normalised `base`, got a Energy",
+        ),
+        (
+            lambda: Tilted(dist.Dirichlet(torch.ones(3)), lambda x: x.sum(-1)),
+            "as many free numbers as features",
+        ),
+        (
+            lambda: Energy(len, 2, kernel=mcmc.ParallelTempering(mcmc.MALA(0.1), (1.0,))),
+            "`kernel` of one real vector per chain",
+        ),
+        (
+            lambda: objectives.SlicedScoreMatching()(
+                Energy(lambda x: x.sum(-1), 1, bounds=(0.0, 1.0)), torch.full((3, 1), 0.5)
+            ),
+            "miss what happens at a bound",
+        ),
+        (
+            lambda: pg.models.JointEnergyModel(2, 3)(torch.ones(1, 1) / 2).log_prob(torch.ones(2)),
+            "labels 0 to 2, or -1",
+        ),
+        (
+            lambda: objectives.ContrastiveDivergence(persistent=True, betas=(0.5, 0.9)),
+            "rise from 0 or more to 1",
+        ),
         (lambda: objectives.ContrastiveDivergence(0), "`steps` to be a whole number"),
         (lambda: objectives.ContrastiveDivergence(betas=(0.5, 1.0)), "Expected `persistent`"),
         (lambda: objectives.ContrastiveDivergence(renewal=2), r"`renewal` in \[0, 1\]"),

@@ -21,7 +21,7 @@ from torch.distributions import constraints
 
 from ..mcmc import Checkerboard, GraphGibbs, colours
 from ..mcmc.lattice import bonds, log_partition_torus
-from .energy import EnergyBased
+from .energy import EnergyBased, readable
 
 __all__ = ["BinaryEnergy", "BoltzmannMachine", "Ising", "Spins"]
 
@@ -89,6 +89,7 @@ class BinaryEnergy(EnergyBased):
     """
 
     rates: Tensor
+    flips = True
 
     def __init__(self, shape: int | Sequence[int], lower: int, steps: int) -> None:
         super().__init__(shape, 0, None, steps)
@@ -191,10 +192,12 @@ class BoltzmannMachine(BinaryEnergy):
             ValueError: If shapes do not fit, weights are not symmetric, or a unit has one to
                 itself.
         """
+        weight = torch.as_tensor(weight)
         check_weights(weight, len(self.bias))
         with torch.no_grad():
             self.coupling.copy_(weight[self.row, self.column])
             if bias is not None:
+                bias = torch.as_tensor(bias)
                 if bias.shape != self.bias.shape:
                     raise ValueError(
                         f"Expected `bias` with shape {tuple(self.bias.shape)}, got "
@@ -204,9 +207,11 @@ class BoltzmannMachine(BinaryEnergy):
         return self
 
     def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = x.to(self.bias.dtype)
         return (x @ (self.weight / 2) * x).sum(-1) + x @ self.bias
 
     def flip_gains(self, x: Tensor) -> Tensor:
+        x = x.to(self.bias.dtype)
         return self.turn(x) * (x @ self.weight + self.bias)
 
     def transition(self, beta: float = 1.0) -> GraphGibbs:
@@ -318,7 +323,7 @@ class Ising(BinaryEnergy):
         self.torus = self.free and periodic and not self.graph and len(self.event_shape) == 2
         if self.torus and any(n % 2 for n in self.event_shape):
             self.torus = bool(pairs > 0)  # a repulsion that borders frustrate is not Kaufman's
-        self.groups = None if self.board else colours(self.weight.detach())
+        self.coloured: tuple[Tensor, list[Tensor]] | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -334,6 +339,7 @@ class Ising(BinaryEnergy):
         return b.expand(self.event_shape)
 
     def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = x.to(self.coupling.dtype)
         return self.value(x, self.coupling, None if self.free else self.field)
 
     def value(self, x: Tensor, coupling: Tensor, field: Tensor | None) -> Tensor:
@@ -346,7 +352,7 @@ class Ising(BinaryEnergy):
         return value if field is None else value + (x * field).flatten(-dims).sum(-1)
 
     def flip_gains(self, x: Tensor) -> Tensor:
-        dims = len(self.event_shape)
+        dims, x = len(self.event_shape), x.to(self.coupling.dtype)
         if self.graph:
             heard = (x.flatten(-dims) @ self.weight).reshape(x.shape)
         else:
@@ -365,6 +371,19 @@ class Ising(BinaryEnergy):
         return GraphGibbs(beta * self.weight.detach(), b.flatten(), -1, self.groups)
 
     @property
+    def groups(self) -> list[Tensor] | None:
+        """Spins that are drawn together: those of a colour of the graph as it is now."""
+        like = self.coupling.detach()
+        if like.device.type == "meta":
+            return None
+        if not self.graph:
+            like = neighbours(self.event_shape, self.periodic, like)  # whatever the coupling
+        pattern = symmetric(like) != 0
+        if self.coloured is None or not torch.equal(self.coloured[0], pattern):
+            self.coloured = pattern, colours(pattern)
+        return self.coloured[1]
+
+    @property
     def tractable(self) -> bool:
         return self.torus or self.units <= SMALL
 
@@ -374,7 +393,14 @@ class Ising(BinaryEnergy):
     def log_z_of(self, coupling: Tensor, field: Tensor | None) -> Tensor:
         if self.torus:
             m, n = self.event_shape
-            return log_partition_torus(m, n, coupling)[0]
+            value = log_partition_torus(m, n, coupling)[0]
+            if readable(value) and bool(value.isnan()):
+                raise ValueError(
+                    f"Expected a coupling of at least 0 on a torus with odd sides, where the exact "
+                    f"solution holds, got {float(coupling.detach()):.4g} on {self.event_shape}. "
+                    f"Build Ising with it, and estimate the partition function."
+                )
+            return value
         shape = self.event_shape
         parts = [
             self.value(x.reshape(-1, *shape), coupling, field).double().logsumexp(0)

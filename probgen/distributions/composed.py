@@ -185,6 +185,11 @@ class Tilted(Located):
         given = torch.zeros(law.context) if law.context else None
         probe = law(given)
         check_expert(law, probe, "base")
+        if law.density is Density.UNNORMALIZED:
+            raise ValueError(
+                f"Expected a normalised `base`, got a {type(law).__name__}. ProductOfExperts takes "
+                f"those that are not."
+            )
         super().__init__(tuple(probe.event_shape), context, kernel, steps)
         if law.context not in (0, context):
             raise ValueError(
@@ -205,7 +210,7 @@ class Tilted(Located):
 
     def start(self, x: Tensor, context: Tensor | None = None) -> None:
         super().start(x, context)
-        if any(p.requires_grad for p in self.law.parameters()):
+        if self.law.training:  # and so neither frozen nor trained before
             self.law.start(x, context if self.law.context else None)
 
     def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -303,6 +308,10 @@ def check_expert(part: LazyDistribution, law: TorchDistribution, name: str) -> N
         raise ValueError(f"Expected `{name}` of vectors, got one of numbers. Give it shape (1,).")
     if law.support.is_discrete:
         raise ValueError(f"Expected `{name}` of real numbers, got the support {law.support}.")
+    if biject_to(law.support).inverse_shape(law.event_shape) != law.event_shape:
+        raise ValueError(
+            f"Expected `{name}` of as many free numbers as features, got the support {law.support}."
+        )
 
 
 def same_support(a: constraints.Constraint, b: constraints.Constraint) -> bool:

@@ -26,15 +26,15 @@ from torch.func import functional_call
 
 from ..core import Density, LazyDistribution, is_wrapped
 from ..core.checks import check_event, check_whole
-from ..mcmc import Annealed, Direct, Kernel, ais
+from ..mcmc import Annealed, Direct, Gibbs, Kernel, ParallelTempering, ais
 from ..objectives import ContrastiveDivergence
 from .latent_variable import check_support
 from .parametric import shape_of
-from .ranges import is_real
+from .ranges import interior, is_real, within
 
 __all__ = ["EnergyBased", "EnergyDistribution", "Partition"]
 
-OWN = ("chains", "log_z", "step_size")  # buffers that do not shape the energy
+OWN = ("chains", "log_z", "log_z_mark", "step_size")  # buffers that do not shape the energy
 LEAST = 32  # chains of a draw whose step size is adapted
 GAIN = 0.05  # of the logarithm of a step size in training
 
@@ -71,13 +71,14 @@ class EnergyBased(LazyDistribution):
     Attributes:
         chains: Where chains of persistent training stand, with shape :math:`(M, *)`; draws start
             from them if there are any.
-        log_z: The estimate of :math:`\\log Z`, its standard error and the mark of the parameters
-            that it belongs to; empty if there is none.
+        log_z: The estimate of :math:`\\log Z` and its standard error; empty if there is none.
+        log_z_mark: The mark of the parameters that it belongs to.
         step_size: The kernel's step size, with shape :math:`(1)`.
     """
 
     chains: Tensor
     log_z: Tensor
+    log_z_mark: Tensor
     step_size: Tensor
 
     def __init__(
@@ -93,8 +94,16 @@ class EnergyBased(LazyDistribution):
         check_whole(1, steps=steps)
         self.context, self.steps, self.kernel = context, steps, kernel
         self._kept: Any = None
+        if kernel is not None and not isinstance(kernel, Kernel):
+            raise TypeError(f"Expected a `kernel` of pg.mcmc, got a {type(kernel).__name__}.")
+        if isinstance(kernel, (Direct, Gibbs, ParallelTempering)):
+            raise ValueError(
+                f"Expected a `kernel` of one real vector per chain, such as MALA or HMC, got a "
+                f"{type(kernel).__name__}."
+            )
         self.register_buffer("chains", torch.empty(0, *self.event_shape))
         self.register_buffer("log_z", torch.empty(0, dtype=torch.double))
+        self.register_buffer("log_z_mark", torch.empty(0, dtype=torch.long))
         size = float(getattr(kernel, "step_size", 1.0))
         self.register_buffer("step_size", torch.tensor([size]))
 
@@ -189,13 +198,16 @@ class EnergyBased(LazyDistribution):
 
     def normalizer(self) -> Tensor:
         """The exact log Z, kept while the model is frozen and nothing of it changes."""
-        parts = [*self.parameters(), *self.buffers()]
-        if any(p.requires_grad for p in parts):  # a fused optimiser leaves versions as they are
+        if any(p.requires_grad for p in self.parameters()):
+            self._kept = None
             return self.exact_log_partition()
-        stamp = [(id(p), p._version, p.device) for p in parts]
+        mark = self.mark()
+        if mark.device.type == "meta" or mark.is_inference():
+            return self.exact_log_partition()
+        stamp = int(mark)
         if self._kept is None or self._kept[0] != stamp:
             self._kept = stamp, self.exact_log_partition()
-        return self._kept[1]
+        return self._kept[1].to(mark.device)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_kept": None}
@@ -206,9 +218,8 @@ class EnergyBased(LazyDistribution):
 
     def estimated(self) -> Tensor:
         """The estimate of log Z; nan, or an error, if the parameters changed since."""
-        mark, size = self.mark()
-        fits = (mark - self.log_z[2]).abs() <= 1e-9 * (1 + size)
-        if Distribution._validate_args and mark.device.type != "meta" and not bool(fits):
+        fits = self.mark() == self.log_z_mark[0]
+        if Distribution._validate_args and readable(fits) and not bool(fits):
             raise ValueError(
                 f"Expected an estimate of the partition function of the parameters as they are, "
                 f"got one of this {type(self).__name__} before they changed. Estimate it again, "
@@ -218,19 +229,24 @@ class EnergyBased(LazyDistribution):
 
     def forget(self) -> None:
         """Drops the estimate of the partition function."""
-        self.log_z = self.log_z[:0]
+        self.log_z, self.log_z_mark = self.log_z[:0], self.log_z_mark[:0]
 
-    def mark(self) -> tuple[Tensor, Tensor]:
-        """A number that changes with what shapes the energy, and the scale of its rounding."""
-        parts = [*self.named_parameters(), *self.named_buffers()]
-        shaping = [t.detach() for n, t in parts if n.split(".")[-1] not in OWN]
-        total = torch.zeros((), dtype=torch.double, device=self.log_z.device)
-        size = total
-        for t in shaping:
-            flat = t.double().flatten()
-            wave = torch.arange(1, len(flat) + 1, device=flat.device, dtype=torch.double).cos()
-            total, size = total * 1.01 + flat @ wave, size + flat.abs().sum()
-        return total, size
+    def keep(self, log_z: float, se: float) -> None:
+        r"""Notes :math:`\log Z` of the parameters as they are, with its standard error."""
+        self.log_z = self.log_z.new_tensor([log_z, se])
+        self.log_z_mark = self.mark()[None]
+
+    def mark(self) -> Tensor:
+        """A whole number that changes with any bit of what shapes the energy."""
+        own = {id(getattr(self, name)) for name in OWN}
+        total = torch.zeros((), dtype=torch.long, device=self.log_z.device)
+        for t in (*self.parameters(), *self.buffers()):
+            if id(t) in own or not t.is_floating_point():
+                continue
+            bits = t.detach().double().flatten().view(torch.long)
+            odd = 2 * torch.arange(len(bits), device=bits.device) + 1
+            total = total * 1_000_003 + ((bits ^ (bits >> 29)) * odd).sum()
+        return total
 
     def estimate(
         self, chains: int = 1000, annealing: Callable[..., Annealed] = ais, **options: Any
@@ -278,9 +294,7 @@ class EnergyBased(LazyDistribution):
         back = annealing(
             target, base, model, (lambda b: self.transition(1 - b)) if own else kernel, **options
         )
-        mark, _ = self.mark()
-        values = torch.tensor([there.log_z, there.se], dtype=torch.double, device=mark.device)
-        self.log_z = torch.cat([values, mark[None]])
+        self.keep(there.log_z, there.se)
         return Partition(there.log_z, there.se, there.ess, -back.log_z, back.se, back.ess)
 
     def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
@@ -383,7 +397,7 @@ class EnergyBased(LazyDistribution):
         return u if t is None else t(u)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("chains", "log_z"):  # whose size depends on what was done
+        for name in ("chains", "log_z", "log_z_mark"):  # whose size depends on what was done
             value = state_dict.get(prefix + name)
             if value is not None:
                 old = getattr(self, name)
@@ -391,8 +405,13 @@ class EnergyBased(LazyDistribution):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def readable(value: Tensor) -> bool:
+    """Whether a tensor has values that can be read now."""
+    return value.device.type != "meta" and not is_wrapped(value)
+
+
 class Fence(torch.autograd.Function):
-    """The identity of parameters, with a gradient that raises."""
+    """The identity, with a derivative that raises."""
 
     generate_vmap_rule = True
 
@@ -406,12 +425,23 @@ class Fence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise RuntimeError(
-            f"The log density of this {ctx.kind} is known up to a constant that depends on its "
-            f"parameters, so its gradient in them is not that of a likelihood. Train it by "
-            f"contrastive divergence, pg.fit(module, data, "
-            f"objective=pg.objectives.ContrastiveDivergence()), or .freeze() it."
-        )
+        raise RuntimeError(ctx.kind)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
+        raise RuntimeError(ctx.kind)
+
+
+FENCED = (
+    "The log density of this {} is known up to a constant that depends on its parameters, so its "
+    "gradient in them is not that of a likelihood. Train it by contrastive divergence, "
+    "pg.fit(module, data, objective=pg.objectives.ContrastiveDivergence()), or .freeze() it."
+)
+FENCED_CONTEXT = (
+    "The log density of this {} given a context is known up to a constant that depends on the "
+    "context, so its gradient in the context is not that of a density. Infer the context with a "
+    "model that has one, such as a flow."
+)
 
 
 class Evaluation(nn.Module):
@@ -426,11 +456,16 @@ class Evaluation(nn.Module):
 
 
 def fenced(module: EnergyBased, x: Tensor, context: Tensor | None) -> Tensor:
-    """The log density, through which no gradient reaches the parameters."""
-    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    if not trained or not torch.is_grad_enabled():
+    """The log density, through which no gradient reaches parameters or contexts."""
+    if not torch.is_grad_enabled():
         return module.log_density(x, context)
-    held = Fence.apply(type(module).__name__, *trained.values())
+    name = type(module).__name__
+    if context is not None and context.requires_grad:
+        (context,) = Fence.apply(FENCED_CONTEXT.format(name), context)
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    if not trained:
+        return module.log_density(x, context)
+    held = Fence.apply(FENCED.format(name), *trained.values())
     swapped = {f"module.{n}": p for n, p in zip(trained, held)}
     return functional_call(Evaluation(module), swapped, (x, context))
 
@@ -444,7 +479,8 @@ class EnergyDistribution(TorchDistribution):
     Arguments:
         energy: An :class:`EnergyBased` module; or a map from values with shape
             :math:`(*, event)` to energies with shape :math:`(*)`, which makes it that of an
-            :class:`Energy`.
+            :class:`Energy`. Parameters inside a plain function are not seen, so that nothing
+            raises where their gradient is wrong: hand over the module that has them.
         context: The contexts, with shape :math:`(*, C)`, if the module takes them.
         batch_shape: The batch shape; by default that of the contexts.
         validate_args: Whether to check arguments; by default as Pyro is set.
@@ -481,6 +517,8 @@ class EnergyDistribution(TorchDistribution):
 
             if "features" not in options:
                 raise TypeError("Expected `features`, the size of an event, with a map as energy.")
+            if context is not None:
+                options.setdefault("context", context.shape[-1])
             module = Energy(energy, **options)
         self.module, self.context = module, context
         if batch_shape is None:
@@ -512,18 +550,17 @@ class EnergyDistribution(TorchDistribution):
         """The log density without the normaliser; minus infinity outside the support."""
         check_event(value, self.module.event_shape)
         support = self.support
-        readable = value.device.type != "meta" and not is_wrapped(value)
-        if support.is_discrete and self._validate_args and readable:
+        if support.is_discrete and self._validate_args and readable(value):
             check_support(value, support)
         batch = value.shape[: value.ndim - len(self.event_shape)]
         shape = torch.broadcast_shapes(batch, self.batch_shape)
         value = value.expand(shape + self.event_shape)
         exact = self.density is Density.EXACT
         evaluate = self.module.log_density if exact else lambda x, c: fenced(self.module, x, c)
+        inner = None if support.is_discrete else interior(support)
+        value, inside = within(value, support, inner, len(self.event_shape))
         log_prob = evaluate(value, self.spread(shape))
-        if support.is_discrete or is_real(support):
-            return log_prob
-        return torch.where(support.check(value), log_prob, -torch.inf)
+        return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
 
     def log_prob(self, value: Tensor) -> Tensor:
         f = self.unnormalized_log_prob(value)
@@ -545,7 +582,9 @@ class EnergyDistribution(TorchDistribution):
 
     def score(self, value: Tensor) -> Tensor:
         r"""The gradient of the log density in :math:`x`, with the shape of `value`."""
-        return self.module.score(value, self.spread(value.shape[: value.ndim - self.event_dim]))
+        batch = value.shape[: value.ndim - self.event_dim]
+        shape = torch.broadcast_shapes(batch, self.batch_shape)
+        return self.module.score(value.expand(shape + self.event_shape), self.spread(shape))
 
     def spread(self, shape: torch.Size) -> Tensor | None:
         """The contexts, one for each item."""

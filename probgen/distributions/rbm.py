@@ -71,6 +71,7 @@ class RBM(EnergyBased):
     location: Tensor
     width: Tensor
     rates: Tensor
+    started: Tensor
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class RBM(EnergyBased):
         self.visible_bias = nn.Parameter(torch.zeros(size))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
         self.register_buffer("rates", torch.zeros(size))  # the base's fields
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         if units == "gaussian":
             self.register_buffer("location", torch.zeros(visible))
             self.register_buffer("width", torch.ones(visible))
@@ -114,6 +116,9 @@ class RBM(EnergyBased):
         return self.law.statistics(v, self.weight)
 
     def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        if bool(self.started):  # what was learned stays
+            return
+        self.started.fill_(True)
         if self.units == "gaussian":
             location, width = moments(x)
             self.location.copy_(location)
@@ -174,13 +179,18 @@ class RBM(EnergyBased):
         return s @ self.visible_bias + law.log_measure(x) + hidden
 
     def reconstruct(self, v: Tensor, steps: int = 1) -> Tensor:
-        """The means of the visible units after so many steps up and down without noise."""
+        """The means of the visible units after so many steps up and down without noise.
+
+        Those of categorical units are the probabilities of their classes, along a last axis.
+        """
+        check_whole(1, steps=steps)
+        s = self.statistics(v)
         for _ in range(steps):
-            h = self.features(v)
-            v = self.law.mean(h @ self.weight.mT + self.visible_bias)
-            if self.units == "gaussian":
-                v = self.location + self.width * v
-        return v
+            h = BinaryUnits(self.lower).mean(s @ self.weight + self.hidden_bias)
+            s = self.law.mean(h @ self.weight.mT + self.visible_bias)
+        if self.units == "gaussian":
+            return self.location + self.width * s
+        return s.unflatten(-1, (-1, self.law.size)) if self.units == "categorical" else s
 
     def transition(self, beta: float = 1.0) -> BlockGibbs:
         b = self.visible_bias.detach()
@@ -195,11 +205,17 @@ class RBM(EnergyBased):
         """What the log density gains if one visible unit is turned over, with shape `(*, V)`."""
         if not isinstance(self.law, BinaryUnits):
             raise ValueError(f"Expected binary visible units, got {self.units!r}.")
+        x = x.to(self.weight.dtype)
         turn = 1 + self.lower - 2 * x
         hear = self.field(x).unsqueeze(-2)
         there = hear + turn.unsqueeze(-1) * self.weight
         law = BinaryUnits(self.lower)
         return turn * self.visible_bias + law.log_normalizer(there) - law.log_normalizer(hear)
+
+    @property
+    def flips(self) -> bool:
+        """Whether visible units are binary."""
+        return isinstance(self.law, BinaryUnits)
 
     @property
     def tractable(self) -> bool:

@@ -170,8 +170,11 @@ def log_partition_torus(rows: int, columns: int, coupling: Tensor) -> Tensor:
     m, n = rows, columns
     k = coupling.double().abs().clamp_min(1e-7).unsqueeze(-1)  # where it is flat
     angle = torch.arange(2 * n, device=coupling.device, dtype=torch.double) * (math.pi / n)
-    cosh = torch.cosh(2 * k).square() / torch.sinh(2 * k) - torch.cos(angle[1:])
-    gamma = torch.acosh(cosh)  # of 1, 2, ..., 2 n - 1
+    shrink = torch.exp(-4 * k)  # without overflow: the logs of cosh and of 2 sinh of 2 K
+    log_cosh, log_sinh = 2 * k + torch.log1p(shrink), 2 * k + torch.log(-torch.expm1(-4 * k))
+    log_size = 2 * log_cosh - log_sinh - math.log(2)  # of cosh 2K coth 2K
+    near = torch.acosh(log_size.clamp(max=300).exp() - torch.cos(angle[1:]))
+    gamma = torch.where(log_size > 300, log_size + math.log(2), near)  # of 1, 2, ..., 2 n - 1
     zero = (2 * k + torch.log(torch.tanh(k))) * (m / 2)
     size = zero.abs()
     half = gamma * (m / 2)
@@ -189,7 +192,7 @@ def log_partition_torus(rows: int, columns: int, coupling: Tensor) -> Tensor:
     last = torch.exp(zero - size) - torch.exp(-zero - size)  # its sign is that of gamma_0
     peak = terms.detach().amax(-1, keepdim=True)
     parts = torch.exp(terms - peak) * torch.cat([torch.ones_like(terms[..., :3]), last], -1)
-    scale = torch.log(2 * torch.sinh(2 * k))[..., 0] * (m * n / 2)
+    scale = log_sinh[..., 0] * (m * n / 2)
     value = scale - math.log(2) + peak[..., 0] + torch.log(parts.sum(-1))
     if m % 2 or n % 2:  # where a repulsion is frustrated
         value = torch.where(coupling >= 0, value, torch.nan)

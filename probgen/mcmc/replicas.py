@@ -53,6 +53,8 @@ class ParallelTempering(Kernel):
             density of their own, as a :class:`BlockGibbs` with scaled weights has, that is the law
             of the replica.
         betas: The temperatures :math:`0 \le \beta_1 < \dots < \beta_K = 1`.
+        base: A log density :math:`\log \pi_0`, so that replicas follow the geometric path,
+            :math:`\pi_k \propto \pi_0^{1 - \beta_k} \pi^{\beta_k}`.
 
     Raises:
         ValueError: If the temperatures do not rise to 1.
@@ -74,6 +76,7 @@ class ParallelTempering(Kernel):
 
     kernel: Kernel | Callable[[float], Kernel]
     betas: Sequence[float]
+    base: LogDensity | None = None
 
     def __post_init__(self) -> None:
         b = [float(x) for x in self.betas]
@@ -82,6 +85,15 @@ class ParallelTempering(Kernel):
 
     def at(self, beta: float) -> Kernel:
         return self.kernel if isinstance(self.kernel, Kernel) else self.kernel(beta)
+
+    def path_at(self, beta: float, log_density: LogDensity) -> LogDensity:
+        own = getattr(self.at(beta), "log_density", None)
+        if own is not None:
+            return own
+        base = self.base
+        if base is None:
+            return lambda x: log_density(x) * beta
+        return lambda x: log_density(x) * beta + base(x) * (1 - beta)
 
     def init(self, position: Tensor, log_density: LogDensity) -> ReplicaState:
         """Starts replicas with shape :math:`(C, K, *)`."""
@@ -93,11 +105,12 @@ class ParallelTempering(Kernel):
                 f"temperature, got {tuple(position.shape)}."
             )
         with torch.no_grad():
-            return ReplicaState(position, log_density(position[:, -1]), 0)
+            taken = int(torch.randint(2, ()))  # either half of the pairs comes first
+            return ReplicaState(position, log_density(position[:, -1]), taken)
 
     def step(self, state: ReplicaState, log_density: LogDensity) -> tuple[ReplicaState, Info]:
         x = list(state.position.unbind(1))
-        paths = [path_of(self.at(float(b)), log_density, float(b)) for b in self.betas]
+        paths = [self.path_at(float(b), log_density) for b in self.betas]
         diverged: Tensor | bool = False
         for k, beta in enumerate(self.betas):
             kernel = self.at(float(beta))
@@ -121,18 +134,3 @@ class ParallelTempering(Kernel):
         mean = torch.stack(rates).mean(0) if rates else torch.ones_like(value)
         new_state = ReplicaState(torch.stack(x, 1), value, state.taken + 1)
         return new_state, Info(mean, swapped, torch.as_tensor(diverged))
-
-
-def path_of(kernel: Kernel, log_density: LogDensity, beta: float) -> LogDensity:
-    own = getattr(kernel, "log_density", None)
-    return own if own is not None else Power(log_density, beta)
-
-
-class Power:
-    r"""The log density :math:`\beta \log \pi`."""
-
-    def __init__(self, log_density: LogDensity, beta: float) -> None:
-        self.log_density, self.beta = log_density, beta
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.log_density(x) * self.beta

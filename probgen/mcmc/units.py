@@ -73,7 +73,7 @@ class BinaryUnits(Units):
             raise ValueError(f"Expected `units` of 0 or -1, got {self.lower}.")
 
     def statistics(self, v: Tensor, like: Tensor) -> Tensor:
-        return v
+        return v.to(like.dtype)
 
     def draw(self, field: Tensor) -> Tensor:
         p = torch.sigmoid(field if self.lower == 0 else 2 * field)
@@ -108,7 +108,7 @@ class GaussianUnits(Units):
     scale: Tensor | float = 1.0
 
     def statistics(self, v: Tensor, like: Tensor) -> Tensor:
-        return (v - self.location) / self.scale
+        return (v.to(like.dtype) - self.location) / self.scale
 
     def draw(self, field: Tensor) -> Tensor:
         return self.location + self.scale * (field + torch.randn_like(field))

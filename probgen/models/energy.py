@@ -90,9 +90,22 @@ class ClassEnergies(Recorded):
         total = logits.logsumexp(-1)
         if context is None:
             return total
-        y = context[..., 0].expand(total.shape)
-        chosen = logits.gather(-1, y.clamp_min(0).long().unsqueeze(-1)).squeeze(-1)
+        y = labels(context, self.classes).expand(total.shape)
+        chosen = logits.gather(-1, y.clamp_min(0).unsqueeze(-1)).squeeze(-1)
         return torch.where(y < 0, total, chosen)
+
+
+def labels(context: Tensor, classes: int) -> Tensor:
+    """Labels from contexts with shape `(*, 1)`, whole numbers from 0, or -1 where unknown."""
+    y = context[..., 0]
+    if Distribution._validate_args and y.device.type != "meta" and not is_wrapped(y):
+        wrong = (y != y.round()) | (y < -1) | (y >= classes)
+        if wrong.any():
+            raise ValueError(
+                f"Expected labels 0 to {classes - 1}, or -1 where unknown, got "
+                f"{float(y[wrong].flatten()[0]):g}."
+            )
+    return y.long()
 
 
 class JointEnergyModel(Tilted):
@@ -170,15 +183,6 @@ class JointEnergyModel(Tilted):
         if context is None:
             return logits.new_zeros(logits.shape[:-1])
         self.check_context(context)
-        y = context[..., 0]
-        if Distribution._validate_args and y.device.type != "meta" and not is_wrapped(y):
-            wrong = (y != y.round()) | (y < -1) | (y >= logits.shape[-1])
-            if wrong.any():
-                raise ValueError(
-                    f"Expected labels 0 to {logits.shape[-1] - 1}, or -1 where unknown, got "
-                    f"{float(y[wrong][0]):g}."
-                )
-        losses = cross_entropy(
-            logits.flatten(0, -2), y.clamp_min(0).long().flatten(), reduction="none"
-        )
+        y = labels(context, logits.shape[-1])
+        losses = cross_entropy(logits.flatten(0, -2), y.clamp_min(0).flatten(), reduction="none")
         return losses.reshape(y.shape) * (y >= 0)

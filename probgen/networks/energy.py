@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -101,7 +102,8 @@ class EnergyNetwork(Recorded):
         """What a hidden layer gives, its weight divided by its largest singular value if asked."""
         weight = layer.weight
         if self.spectral:
-            weight = weight / spectral_norm(weight.flatten(1))
+            size = spectral_norm(weight.flatten(1))
+            weight = weight / size.clamp_min(torch.finfo(weight.dtype).tiny)
         if isinstance(layer, nn.Linear):
             return F.linear(h, weight, layer.bias)
         return F.conv2d(h, weight, layer.bias, layer.stride, layer.padding)

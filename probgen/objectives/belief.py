@@ -10,12 +10,13 @@ of contrastive divergence, and what comes down from its chains teaches the way u
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .contrastive import ContrastiveDivergence
+from .variational import ELBO
 
 __all__ = ["Greedy", "UpDown"]
 
@@ -56,6 +57,19 @@ class Greedy:
     objective: Any = PERSISTENT
     fraction: float = 0.0
 
+    partial: ClassVar[bool] = True  # whether a step leaves some parameters out
+
+    def held_out(self, module: Any) -> Any:
+        """Nothing compares held-out data while layers are not trained yet.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "Expected no `validation`, since Greedy trains one layer after the other, and the best "
+            "parameters are those of the end."
+        )
+
     def at(self, fraction: float) -> Greedy:
         """The objective after a fraction of the training."""
         return replace(self, fraction=fraction)
@@ -94,6 +108,10 @@ class UpDown:
     """
 
     objective: ContrastiveDivergence = FEW
+
+    def held_out(self, module: Any) -> Any:
+        """The evidence lower bound compares held-out data."""
+        return ELBO()
 
     def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
         r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""

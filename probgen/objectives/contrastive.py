@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,9 +23,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
-from ..core import is_wrapped
-from ..core.checks import check_whole
-from ..mcmc import ParallelTempering
+from ..core import Density, is_wrapped
+from ..core.checks import check_whole, ends
+from ..mcmc import Metropolis, ParallelTempering
+from .likelihood import MaximumLikelihood
+from .pseudo import PseudoLikelihood
+from .score import SlicedScoreMatching
 
 __all__ = ["ContrastiveDivergence", "JointEnergy", "NoiseContrastive"]
 
@@ -40,11 +43,18 @@ def check_energy(module: Any, x: Tensor | None, objective: str) -> None:
         raise ValueError(f"Expected data, since {objective} fits data, got None.")
 
 
+def held_out(objective: Any, module: Any) -> Any:
+    """The objective that compares held-out data: its own choice, or itself."""
+    choose = getattr(objective, "held_out", None)
+    return objective if choose is None else choose(module)
+
+
 @dataclass(frozen=True)
 class ContrastiveDivergence:
     r"""Contrastive divergence: the mean of :math:`f` at chains less that at the data.
 
-    The chains carry no gradient. The step size of a kernel that tests is adapted on the way.
+    The chains carry no gradient. The step size of a kernel that tests is adapted on the way,
+    but for replicas.
 
     References:
         | Hinton, "Training products of experts by minimizing contrastive divergence", 2002,
@@ -104,8 +114,32 @@ class ContrastiveDivergence:
             )
         if not self.limit > 0:
             raise ValueError(f"Expected a positive `limit`, got {self.limit}.")
-        if self.betas and not self.persistent:
-            raise ValueError("Expected `persistent` chains, since `betas` are given.")
+        object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
+        if self.betas:
+            ParallelTempering(Metropolis(), self.betas)  # which checks them
+            if not self.persistent:
+                raise ValueError("Expected `persistent` chains, since `betas` are given.")
+
+    def held_out(self, module: Any) -> Any:
+        """The objective that compares held-out data, since this one is no measure of fit.
+
+        It is maximum likelihood for a model with an exact density, pseudo-likelihood for binary
+        units, and sliced score matching for real numbers.
+
+        Raises:
+            ValueError: If the model is none of those.
+        """
+        check_energy(module, module, type(self).__name__)
+        if module.density is Density.EXACT:
+            return MaximumLikelihood()
+        if getattr(module, "flips", False):
+            return PseudoLikelihood()
+        if ends(module.support) == (-math.inf, math.inf):
+            return SlicedScoreMatching()
+        raise ValueError(
+            f"Expected no `validation`, since nothing tells how well a {type(module).__name__} of "
+            f"{module.support} fits held-out data while its partition function is not known."
+        )
 
     def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
@@ -116,10 +150,12 @@ class ContrastiveDivergence:
         both = None if context is None else torch.cat([context, context])
         values = module.log_density(torch.cat([x, negatives]), both)
         data, model = values.split([len(x), len(negatives)])
-        losses = model.mean() - data
+        apart = self.persistent  # chains that started from a datum count as much as it does
+        losses = (model.mean() if apart else model) - data
         self.watch(losses, x)
         if self.regularization:
-            squares = data.square() + model.square().mean()
+            squares = model.square()
+            squares = data.square() + (squares.mean() if apart else squares)
             losses = losses + self.regularization * squares
         return losses
 
@@ -155,7 +191,8 @@ class ContrastiveDivergence:
         return chains[:, -1] if replicas else chains
 
     def exchange(self, module: Any, chains: Tensor) -> Tensor:
-        kernel = ParallelTempering(module.transition, self.betas)
+        base = module.base()
+        kernel = ParallelTempering(module.transition, self.betas, module.lift(base.log_prob))
         target = module.target(None)
         state = kernel.init(module.pull(chains), target)
         for _ in range(self.steps):
@@ -269,6 +306,10 @@ class JointEnergy:
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"Expected `weight` not to be negative, got {self.weight}.")
+
+    def held_out(self, module: Any) -> JointEnergy:
+        """The objective that compares held-out data."""
+        return replace(self, objective=held_out(self.objective, module))
 
     def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Losses with shape :math:`(N)` of data, and labels as `context`."""

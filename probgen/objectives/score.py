@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core import Density
-from ..core.checks import check_whole
+from ..core.checks import check_whole, ends
 
 __all__ = [
     "DenoisingScoreMatching",
@@ -54,6 +54,13 @@ def score_of(module: Any, x: Tensor | None, context: Tensor | None, name: str) -
         raise ValueError(
             f"Expected a model of real numbers for {name}, got a {type(module).__name__} of "
             f"{module.support}. PseudoLikelihood and RatioMatching take binary units."
+        )
+
+    support = module(context).support if own is None else module.support
+    if ends(support) != (-math.inf, math.inf):
+        raise ValueError(
+            f"Expected a model of all real numbers for {name}, which integrates by parts and would "
+            f"miss what happens at a bound, got a {type(module).__name__} of {support}."
         )
 
     def total(y: Tensor) -> Tensor:
