@@ -3,6 +3,7 @@
 from . import (
     core,
     datasets,
+    diffusion,
     distributions,
     inference,
     mcmc,
@@ -27,6 +28,7 @@ __all__ = [
     "LazyTransform",
     "core",
     "datasets",
+    "diffusion",
     "distributions",
     "fit",
     "inference",

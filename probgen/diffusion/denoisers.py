@@ -1,0 +1,387 @@
+r"""Denoisers.
+
+A denoiser maps noisy values, with their time, to a distribution of the datum,
+:math:`p(x_0 \mid x_t)`. Its mean :math:`\hat x_0` is one way to say what other networks say:
+
+.. math:: \hat \epsilon = \frac{x_t - \alpha \hat x_0}{\sigma}, \qquad
+    s = -\frac{\hat \epsilon}{\sigma}, \qquad v = \alpha \hat \epsilon - \sigma \hat x_0, \qquad
+    u = \dot \alpha \hat x_0 + \dot \sigma \hat \epsilon,
+
+the noise, the score :math:`\nabla \log p(x_t)`, the v of Salimans & Ho, and the velocity of the
+probability flow. Each is turned into each other by :func:`convert`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from ..core import Recorded, is_wrapped
+from ..core.checks import check_event, check_whole
+from .schedules import Schedule
+
+__all__ = [
+    "Denoiser",
+    "GaussianDenoiser",
+    "MixtureDenoiser",
+    "NetworkDenoiser",
+    "convert",
+]
+
+KINDS = ("eps", "flow", "score", "v", "x_0")
+
+
+def convert(
+    value: Tensor,
+    source: str,
+    target: str,
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    slopes: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    r"""Turns one way to say what was denoised into another.
+
+    References:
+        | Progressive Distillation for Fast Sampling of Diffusion Models (Salimans & Ho, 2022)
+        | https://arxiv.org/abs/2202.00512
+
+    Arguments:
+        value: What is to be turned, with shape :math:`(*, event)`.
+        source: What it is: `"eps"`, `"flow"`, `"score"`, `"v"` or `"x_0"`.
+        target: What it becomes, one of the same.
+        x: The noisy values :math:`x_t`, with the same shape.
+        alpha: The signal, which broadcasts to it.
+        sigma: The noise, which broadcasts to it.
+        slopes: Their derivatives in time, which `"flow"` needs.
+
+    Returns:
+        The value, with the same shape.
+
+    Raises:
+        ValueError: If a name is unknown, or slopes are missing.
+
+    Example:
+        >>> x_0, eps = torch.randn(5), torch.randn(5)
+        >>> x = 0.8 * x_0 + 0.6 * eps
+        >>> v = convert(eps, "eps", "v", x, torch.tensor(0.8), torch.tensor(0.6))
+        >>> torch.allclose(v, 0.8 * eps - 0.6 * x_0, atol=1e-6)
+        True
+    """
+    for name in (source, target):
+        if name not in KINDS:
+            raise ValueError(f"Expected one of {KINDS}, got {name!r:.80}.")
+    if "flow" in (source, target) and slopes is None:
+        raise ValueError("Expected `slopes` of the schedule, since a flow is a velocity.")
+    if source == target:
+        return value
+    if source == "score":
+        value, source = -sigma * value, "eps"
+    if source == "v":
+        total = alpha.square() + sigma.square()
+        x_0, eps = (alpha * x - sigma * value) / total, (sigma * x + alpha * value) / total
+    elif source == "flow":
+        da, ds = slopes  # type: ignore[misc]
+        size = da * sigma - ds * alpha  # the determinant of (alpha, sigma; da, ds), turned
+        x_0, eps = (sigma * value - ds * x) / size, (da * x - alpha * value) / size
+    elif source == "eps":
+        eps = value
+        x_0 = (x - sigma * value) / alpha if target != "score" else value
+    else:
+        x_0, eps = value, (x - alpha * value) / sigma
+    if target == "flow":
+        da, ds = slopes  # type: ignore[misc]
+        return da * x_0 + ds * eps
+    return {
+        "x_0": lambda: x_0,
+        "eps": lambda: eps,
+        "score": lambda: -eps / sigma,
+        "v": lambda: alpha * eps - sigma * x_0,
+    }[target]()
+
+
+class Denoiser(Recorded):
+    """What maps noisy values to a distribution of the datum, under a schedule.
+
+    Arguments:
+        schedule: The schedule.
+        shape: The shape of a datum.
+        context: The number of features of the context.
+    """
+
+    def __init__(self, schedule: Schedule, shape: Sequence[int], context: int = 0) -> None:
+        super().__init__()
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"Expected a schedule, got a {type(schedule).__name__}.")
+        check_whole(0, context=context)
+        self.schedule, self.shape, self.context = schedule, tuple(shape), context
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> TorchDistribution:
+        r"""The distribution of the datum.
+
+        Arguments:
+            x: Noisy values :math:`x_t`, with shape :math:`(*, event)`.
+            t: Their times, in [0, 1], which broadcast to :math:`(*)`.
+            context: Their contexts, with shape :math:`(*, C)`.
+
+        Returns:
+            A distribution with the event shape of a datum.
+        """
+
+    def signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`\alpha_t` and :math:`\sigma_t`, made to broadcast over data.
+
+        Raises:
+            ValueError: If a time is outside [0, 1], read under argument validation.
+        """
+        check_times(t)
+        alpha, sigma = self.schedule(t)
+        return self.wide(alpha), self.wide(sigma)
+
+    def wide(self, value: Tensor) -> Tensor:
+        return value.reshape(*value.shape, *[1] * len(self.shape))
+
+    def mean(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        r""":math:`\hat x_0`, with the shape of `x`."""
+        return self(x, t, context).mean
+
+    def say(self, kind: str, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """What a network of another kind would say, see :func:`convert`."""
+        alpha, sigma = self.signal(t)
+        slopes = tuple(map(self.wide, self.schedule.slopes(t))) if kind == "flow" else None
+        return convert(self.mean(x, t, context), "x_0", kind, x, alpha, sigma, slopes)  # type: ignore[arg-type]
+
+    def score(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        r""":math:`\nabla \log p(x_t)`, with the shape of `x`."""
+        return self.say("score", x, t, context)
+
+
+def check_times(t: Tensor) -> None:
+    if Distribution._validate_args and t.device.type != "meta" and not is_wrapped(t):
+        wrong = ~((t >= 0) & (t <= 1))
+        if wrong.any():
+            raise ValueError(f"Expected times in [0, 1], got {float(t[wrong].flatten()[0]):g}.")
+
+
+class GaussianDenoiser(Denoiser):
+    r"""The denoiser of normal data, exactly.
+
+    .. math:: p(x_0 \mid x_t) = \mathcal{N} \bigl( m + \alpha S C^{-1} (x_t - \alpha m), \;
+        S - \alpha^2 S C^{-1} S \bigr), \qquad C = \alpha^2 S + \sigma^2 I
+
+    Arguments:
+        mean: The mean :math:`m` of data, with shape :math:`(D)`.
+        covariance: The covariance :math:`S`, with shape :math:`(D, D)`.
+        schedule: The schedule.
+
+    Raises:
+        ValueError: If shapes do not fit.
+
+    Example:
+        >>> from probgen.diffusion import VariancePreserving
+        >>> denoiser = GaussianDenoiser(torch.zeros(2), torch.eye(2), VariancePreserving())
+        >>> x, t = torch.randn(5, 2), torch.tensor(0.5)
+        >>> torch.allclose(denoiser.score(x, t), -x, atol=1e-5)  # data of variance 1 stay so
+        True
+    """
+
+    location: Tensor
+    covariance: Tensor
+    values: Tensor
+    vectors: Tensor
+
+    def __init__(self, mean: Tensor, covariance: Tensor, schedule: Schedule) -> None:
+        super().__init__(schedule, tuple(mean.shape))
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise ValueError(
+                f"Expected `mean` and `covariance` with shapes (D,) and (D, D), got "
+                f"{tuple(mean.shape)} and {tuple(covariance.shape)}."
+            )
+        self.register_buffer("location", mean.detach().clone())
+        self.register_buffer("covariance", covariance.detach().clone())
+        values, vectors = torch.linalg.eigh(self.covariance)
+        self.register_buffer("values", values)
+        self.register_buffer("vectors", vectors)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> TorchDistribution:
+        check_event(x, self.shape)
+        alpha, sigma = self.signal(t)
+        lam, q = self.values, self.vectors
+        total = alpha.square() * lam + sigma.square()
+        along = (x - alpha * self.location) @ q
+        mean = self.location + (alpha * lam / total * along) @ q.mT
+        spread = (lam * sigma.square() / total).sqrt()
+        return dist.MultivariateNormal(mean, scale_tril=triangle(q * spread.unsqueeze(-2)))
+
+
+def triangle(root: Tensor) -> Tensor:
+    """The Cholesky factor of :math:`R R^T`, by an orthogonal transformation."""
+    r = torch.linalg.qr(root.mT).R.mT
+    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r)
+    return r * sign.unsqueeze(-2)
+
+
+class MixtureDenoiser(Denoiser):
+    r"""The denoiser of a mixture of isotropic normal laws, exactly.
+
+    Given :math:`x_t` the component :math:`k` has the probability
+    :math:`\propto w_k \mathcal{N}(x_t; \alpha m_k, (\alpha^2 s_k^2 + \sigma^2) I)`, and given
+    it the datum is normal.
+
+    Arguments:
+        weights: The weights :math:`w_k`, with shape :math:`(K)`.
+        means: The means :math:`m_k`, with shape :math:`(K, D)`.
+        sds: The standard deviations :math:`s_k`, with shape :math:`(K)`, or one number.
+        schedule: The schedule.
+
+    Raises:
+        ValueError: If shapes do not fit, or numbers are not positive.
+
+    Example:
+        >>> from probgen.diffusion import VarianceExploding
+        >>> means = torch.tensor([[-1.0], [1.0]])
+        >>> denoiser = MixtureDenoiser(torch.ones(2), means, 0.1, VarianceExploding())
+        >>> abs(float(denoiser.mean(torch.zeros(1), torch.tensor(0.3)))) < 1e-6
+        True
+    """
+
+    weights: Tensor
+    means: Tensor
+    sds: Tensor
+
+    def __init__(
+        self, weights: Tensor, means: Tensor, sds: Tensor | float, schedule: Schedule
+    ) -> None:
+        super().__init__(schedule, means.shape[1:])
+        k = len(weights)
+        s = torch.as_tensor(sds, dtype=means.dtype)
+        if weights.ndim != 1 or means.ndim != 2 or len(means) != k or s.shape not in ((), (k,)):
+            raise ValueError(
+                f"Expected `weights`, `means` and `sds` with shapes (K,), (K, D) and (K,), got "
+                f"{tuple(weights.shape)}, {tuple(means.shape)} and {tuple(s.shape)}."
+            )
+        if not bool((weights > 0).all()) or not bool((s > 0).all()):
+            raise ValueError("Expected positive `weights` and `sds`.")
+        self.register_buffer("weights", (weights / weights.sum()).detach().clone())
+        self.register_buffer("means", means.detach().clone())
+        self.register_buffer("sds", s.expand(k).detach().clone())
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> TorchDistribution:
+        check_event(x, self.shape)
+        alpha, sigma = (v.unsqueeze(-2) for v in self.signal(t))  # over components and features
+        var = self.sds.square().unsqueeze(-1)
+        total = alpha.square() * var + sigma.square()
+        away = x.unsqueeze(-2) - alpha * self.means
+        logits = (-(away.square() / total + total.log()) / 2).sum(-1) + self.weights.log()
+        means = self.means + alpha * var / total * away
+        sds = (var * sigma.square() / total).sqrt()
+        sds = sds.expand(means.shape)
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=logits), dist.Normal(means, sds).to_event(1)
+        )
+
+
+class NetworkDenoiser(Denoiser):
+    r"""A denoiser of a network, one's own or one to train.
+
+    The network sees :math:`x_t` divided by :math:`\sqrt{\alpha^2 + \sigma^2}` and the log of signal
+    over noise, so that the schedule can be changed after training. With the preconditioning of EDM,
+    :math:`\hat x_0 = c_\text{skip} \, y + c_\text{out} \, F` for
+    :math:`y = x_t / \alpha`, noise :math:`\varsigma = \sigma / \alpha` and data of variance 1,
+
+    .. math:: c_\text{skip} = \frac{1}{1 + \varsigma^2}, \qquad
+        c_\text{out} = \frac{\varsigma}{\sqrt{1 + \varsigma^2}},
+
+    which makes :math:`F` the negative of v, up to the scale of :math:`x_t`.
+
+    References:
+        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)
+        | https://arxiv.org/abs/2206.00364
+
+    Arguments:
+        network: Maps values with shape :math:`(*, event)` and :math:`\lambda_t` with shape
+            :math:`(*)`, and contexts third if there are any, to the shape of the values.
+        schedule: The schedule.
+        shape: The shape of a datum.
+        context: The number of features of the context.
+        predicts: What the network says: `"eps"`, `"v"`, `"x_0"`, `"score"`, `"flow"`, or `"edm"`,
+            which preconditions it.
+        plain: Whether the network takes :math:`x_t` and :math:`t` as they are, as networks that
+            were trained elsewhere do.
+
+    Raises:
+        ValueError: If the name is unknown; when called, if the network returns another shape.
+
+    Example:
+        A score of one's own:
+
+        >>> from probgen.diffusion import VarianceExploding
+        >>> score = lambda x, t: -x / (1 + 0.01 ** 2 * 5000 ** (2 * t[..., None]))
+        >>> denoiser = NetworkDenoiser(
+        ...     score, VarianceExploding(), (2,), predicts="score", plain=True
+        ... )
+        >>> x, t = torch.ones(3, 2), torch.tensor(0.5)
+        >>> torch.allclose(denoiser.score(x, t), score(x, t.expand(3)), rtol=1e-4)
+        True
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Callable[..., Tensor],
+        schedule: Schedule,
+        shape: Sequence[int],
+        context: int = 0,
+        predicts: str = "edm",
+        plain: bool = False,
+    ) -> None:
+        super().__init__(schedule, shape, context)
+        if predicts not in (*KINDS, "edm"):
+            raise ValueError(
+                f"Expected `predicts` among {sorted((*KINDS, 'edm'))}, got {predicts!r:.80}."
+            )
+        self.network, self.predicts, self.plain = network, predicts, plain
+
+    def output(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        """What the network says."""
+        check_event(x, self.shape)
+        batch = x.shape[: x.ndim - len(self.shape)]
+        t = t.expand(batch)
+        if self.plain:
+            given, level = x, t
+        else:
+            alpha, sigma = self.signal(t)
+            given = x / (alpha.square() + sigma.square()).sqrt()
+            level = self.schedule.log_snr(t)
+        extra = () if context is None else (context.expand(*batch, context.shape[-1]),)
+        out = self.network(given, level, *extra)
+        if out.shape != x.shape:
+            raise ValueError(
+                f"Expected a `network` that returns the shape of its values, {tuple(x.shape)}, "
+                f"got {tuple(out.shape)}."
+            )
+        return out
+
+    def mean(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        out = self.output(x, t, context)
+        alpha, sigma = self.signal(t)
+        if self.predicts == "edm":
+            size = alpha.square() + sigma.square()
+            return alpha / size * x + sigma / size.sqrt() * out
+        slopes = None
+        if self.predicts == "flow":
+            da, ds = self.schedule.slopes(t)
+            slopes = self.wide(da), self.wide(ds)
+        return convert(out, self.predicts, "x_0", x, alpha, sigma, slopes)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> TorchDistribution:
+        alpha, sigma = self.signal(t)
+        spread = sigma / (alpha.square() + sigma.square()).sqrt()  # of data of variance 1
+        mean = self.mean(x, t, context)
+        return dist.Normal(mean, spread.expand(mean.shape)).to_event(len(self.shape))
