@@ -196,7 +196,7 @@ def density(
     if len(limits) != 2 * shape[0]:
         raise ValueError(f"Expected {2 * shape[0]} `limits`, got {limits}.")
     ax = axes(ax)
-    like = next(module.parameters())
+    like = next(iter([*module.parameters(), *module.buffers()]), torch.empty(()))
     grid = torch.cartesian_prod(
         *(
             torch.linspace(low, high, points, dtype=like.dtype, device=like.device)
@@ -279,7 +279,7 @@ def manifold(
         raise ValueError(
             f"Expected a model of two latents, got latents with shape {tuple(module.latent_shape)}."
         )
-    like = next(module.parameters())
+    like = next(iter([*module.parameters(), *module.buffers()]), torch.empty(()))
     points = [NormalDist().inv_cdf((k + 0.5) / count) for k in range(count)]
     z = like.new_tensor(points)
     grid = torch.cartesian_prod(-z, z).flip(-1)  # the first latent to the right, the second up

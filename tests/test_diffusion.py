@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -358,3 +359,194 @@ def test_bad_input_is_named():
         d.MixtureDenoiser(torch.ones(2), torch.ones(2, 1), 1.0, 3)
     with pytest.raises(TypeError, match="`predictor` such as Ancestral"):
         d.PredictorCorrector(d.Heun())
+
+
+# The distribution
+
+
+def gaussian(schedule, **options):
+    m, s = torch.tensor([1.0, -2.0, 0.5]), covariance()
+    denoiser = d.GaussianDenoiser(m, s, schedule)
+    truth = torch.distributions.MultivariateNormal(m, s)
+    return pg.distributions.Diffusion(denoiser, **options).double(), truth
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2), ("rk4", 4)])
+def test_the_flow_converges_at_the_order_of_its_method(method, order, float64):
+    """Between two noisy marginals of normal data, both known."""
+    torch.manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(3, 3)).Q
+    s = rotation * torch.tensor([0.5, 1.0, 2.0]) @ rotation.mT
+    denoiser = d.GaussianDenoiser(torch.zeros(3), s, d.VariancePreserving())
+
+    def marginal(t):
+        alpha, sigma = denoiser.schedule(torch.tensor(t))
+        return torch.distributions.MultivariateNormal(
+            torch.zeros(3), alpha**2 * s + sigma**2 * torch.eye(3)
+        )
+
+    x = marginal(0.2).sample((20,))
+    errors = []
+    counts = (64, 128, 256)
+    for n in counts:
+        flow = pg.transforms.Continuous(
+            lambda y, t: denoiser.say("flow", y, t),
+            torch.linspace(1.0, 0.2, n + 1),
+            method,
+            event=(3,),
+        )
+        z, ladj = flow.inverse_and_ladj(x)
+        found = marginal(1.0).log_prob(z) - ladj
+        errors.append(float((found - marginal(0.2).log_prob(x)).abs().mean()))
+    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert all(abs(rate - order) < 0.15 for rate in rates), rates
+    if method == "rk4":
+        assert errors[1] < 1e-6
+
+
+def test_random_directions_of_the_trace_are_unbiased(float64):
+    torch.manual_seed(0)
+    module, _ = gaussian(d.VariancePreserving(), steps=8)
+    x = torch.randn(1, 3)
+    exact = float(module().log_prob(x))
+    spreads = []
+    for probes in (1, 4, 16):
+        module.probes = probes
+        found = module().log_prob(x.expand(4000, 3))
+        assert abs(float(found.mean()) - exact) < 3 * float(found.std()) / 4000**0.5
+        spreads.append(float(found.std()))
+    for a, b in itertools.pairwise(spreads):
+        assert abs(a / b / 2 - 1) < 0.1
+
+
+@pytest.mark.parametrize("name", ["vp", "cosine", "rectified", "karras"])
+def test_the_density_is_that_of_the_data(name, float64):
+    torch.manual_seed(0)
+    module, truth = gaussian(SCHEDULES[name](), steps=128)
+    x = truth.sample((200,))
+    module.start(x)  # which changes units, not the law it describes by itself
+    module.shift.zero_()
+    module.scale.fill_(1.0)
+    law = module()
+    assert law.density is pg.Density.ODE
+    gap = law.log_prob(x) - truth.log_prob(x)
+    # what the first marginal, as of mean 0 and variance 1, and the least noise leave
+    assert float(gap.abs().mean()) < 0.02
+    assert float(gap.abs().max()) < 0.12
+    y = law.rsample((2000,))
+    z = (y.mean(0) - truth.mean).abs() / (truth.covariance_matrix.diagonal() / 2000).sqrt()
+    assert float(z.max()) < 4.5
+
+
+def test_the_bound_of_normal_data_is_in_closed_form(float64):
+    torch.manual_seed(0)
+    schedule = d.VariancePreserving()
+    module, truth = gaussian(schedule)
+    steps, n = 20, 60_000
+    x = truth.sample((n,))
+    found = module.elbo(x, steps=steps)
+    lam = torch.linalg.eigvalsh(truth.covariance_matrix)
+    t = torch.arange(1, steps + 1) / steps
+    r = schedule.log_snr(t).exp()
+    middle = sum(
+        float((r[k - 1] - r[k]) / 2 * (lam / (1 + lam * r[k])).sum()) for k in range(1, steps)
+    )
+    alpha, sigma = schedule(torch.ones(()))
+    m2 = float((truth.mean.square() + truth.covariance_matrix.diagonal()).sum())
+    kl = (float(alpha**2) * m2 + 3 * float(sigma**2) - 3 - 3 * math.log(float(sigma**2))) / 2
+    spread = lam / (1 + lam * r[0])  # of x given z_1
+    first = float(((2 * math.pi * spread).log() + 1).sum() / 2)
+    exact = -(middle + kl + first)
+    assert abs(float(found.mean()) - exact) < 3 * float(found.std()) / n**0.5
+    assert float(found.mean()) < float(truth.log_prob(x).mean())
+
+
+RECIPES = {
+    "DDPM": lambda c: pg.models.DDPM(2, c, (32, 32), steps=40),
+    "EDM": lambda c: pg.models.EDM(2, c, (32, 32)),
+    "FlowMatching": lambda c: pg.models.FlowMatching(2, c, (32, 32)),
+    "ScoreSDE": lambda c: pg.models.ScoreSDE(2, c, (32, 32), d.PredictorCorrector(d.Ancestral(40))),
+    "CNF": lambda c: pg.models.CNF(2, c, (16,), steps=2),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_train_draw_score_and_are_saved(name, tmp_path):
+    torch.manual_seed(0)
+    module = RECIPES[name](1)
+    c = torch.randn(400, 1)
+    x = torch.cat([c, -c], 1) * 20 + 5 + torch.randn(400, 2)
+    steps = 30 if name == "CNF" else 400
+    history = pg.fit(module, x, context=c, steps=steps, lr=3e-3, seed=0, progress=False)
+    assert history.losses[-1] < history.losses[0]
+    module.freeze()
+    law = module(torch.tensor([[-1.0], [1.0]]))
+    assert (law.batch_shape, law.event_shape) == ((2,), (2,))
+    y = law.sample((200,))
+    assert y.shape == (200, 2, 2)
+    if name != "CNF":
+        assert float((y.mean(0) - torch.tensor([[-15.0, 25.0], [25.0, -15.0]])).abs().max()) < 5
+        assert module.elbo(x, c).shape == (400,)
+        assert module.score(x, torch.tensor(0.5), c).shape == x.shape
+    assert law.log_prob(y[0]).isfinite().all()
+    assert law.density is module.density is pg.Density.ODE
+    module.save(tmp_path)
+    torch.testing.assert_close(
+        pg.load(tmp_path)(c[:5]).log_prob(x[:5]), module(c[:5]).log_prob(x[:5])
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_run_on_meta_and_in_float64(name, unchecked):
+    module = RECIPES[name](0).double()
+    x = module().sample((3,))
+    assert x.dtype == module().log_prob(x).dtype == torch.float64
+    module.to("meta")
+    x = module().sample((3,))
+    assert x.device.type == "meta"
+    assert module().log_prob(x).shape == (3,)
+
+
+def test_a_diffusion_is_a_prior_of_chains(float64):
+    """In the base of its flow, against the exact posterior of normal data."""
+    torch.manual_seed(0)
+    module, truth = gaussian(d.VariancePreserving(), steps=8)
+    module.freeze()
+
+    def model(y):
+        x = pg.sample("x", module)
+        pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
+
+    y = torch.tensor([0.0, -1.0, 1.0])
+    draws = pg.mcmc.run(
+        model,
+        y,
+        kernel=pg.mcmc.HMC(0.3, 4),
+        chains=64,
+        warmup=30,
+        draws=12,
+        seed=0,
+        progress=False,
+    )
+    assert draws.moved == ["x"]
+    precision = torch.linalg.inv(truth.covariance_matrix) + 4 * torch.eye(3)
+    cov = torch.linalg.inv(precision)
+    mean = cov @ (torch.linalg.solve(truth.covariance_matrix, truth.mean) + 4 * y)
+    x = draws.samples["x"].flatten(0, 1)
+    se = (cov.diagonal() / 200).sqrt()  # 768 draws, a quarter of them independent
+    assert float(((x.mean(0) - mean).abs() / se).max()) < 4
+    assert float((torch.cov(x.mT) - cov).abs().max()) < 0.25 * float(cov.diagonal().max())
+
+
+def test_what_diffusions_refuse():
+    vp = d.VariancePreserving()
+    with pytest.raises(ValueError, match=r"`cut` in \(0, 1\)"):
+        pg.distributions.Diffusion(mixture(vp), cut=0.0)
+    with pytest.raises(ValueError, match="`weight` among"):
+        pg.objectives.Denoising("sigma")
+    with pytest.raises(TypeError, match="a diffusion, such as"):
+        pg.objectives.Denoising()(pg.models.MAF(2), torch.ones(3, 2))
+    with pytest.raises(ValueError, match="`method` among"):
+        pg.transforms.Continuous(lambda x, t: x, torch.linspace(0, 1, 3), "dopri")
+    with pytest.raises(ValueError, match=r"shape \(N \+ 1,\)"):
+        pg.transforms.Continuous(lambda x, t: x, torch.ones(1))

@@ -62,15 +62,16 @@ class Schedule(Recorded):
 
     def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`d \alpha_t / dt` and :math:`d \sigma_t / dt`."""
-        return torch.func.jvp(lambda t: self(t), (t,), (torch.ones_like(t),))[1]
+        alpha, sigma = slope(lambda t: torch.stack(self(t)), t)
+        return alpha, sigma
 
     def log_snr_slope(self, t: Tensor) -> Tensor:
         r""":math:`d \lambda_t / dt`, below zero."""
-        return torch.func.jvp(self.log_snr, (t,), (torch.ones_like(t),))[1]
+        return slope(self.log_snr, t)
 
     def drift(self, t: Tensor) -> Tensor:
         r""":math:`f_t`."""
-        return torch.func.jvp(lambda t: self.logs(t)[0], (t,), (torch.ones_like(t),))[1]
+        return slope(lambda t: self.logs(t)[0], t)
 
     def diffusion(self, t: Tensor) -> Tensor:
         r""":math:`g_t^2`."""
@@ -97,6 +98,12 @@ class Schedule(Recorded):
         check_whole(1, steps=steps)
         t = torch.linspace(0, 1, steps + 1, dtype=torch.double)
         return -torch.expm1(2 * self.logs(t)[0].diff())
+
+
+def slope(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """The derivative at times with shape `(*)`, which torch casts to float64 where that is `()`."""
+    u = t.unsqueeze(0)
+    return torch.func.jvp(function, (u,), (torch.ones_like(u),))[1].squeeze(-t.ndim - 1)
 
 
 class VariancePreserving(Schedule):
@@ -311,8 +318,6 @@ class Tabulated(Schedule):
         tensor([0.9000, 0.7200])
     """
 
-    table: Tensor
-
     def __init__(self, betas: Tensor | None = None) -> None:
         super().__init__()
         betas = linear_betas() if betas is None else betas
@@ -321,14 +326,15 @@ class Tabulated(Schedule):
                 f"Expected `betas` in (0, 1) with shape (T,), got shape {tuple(betas.shape)}."
             )
         logs = torch.log1p(-betas.double()).cumsum(0) / 2
-        self.register_buffer("table", torch.cat([logs.new_zeros(1), logs]).to(betas.dtype))
+        self.table = torch.cat([logs.new_zeros(1), logs])  # no buffer: grids are made on the CPU
 
     def logs(self, t: Tensor) -> tuple[Tensor, Tensor]:
         steps = len(self.table) - 1
         place = t * steps
         before = place.detach().floor().clamp(0, steps - 1)
         index = before.long()
-        low, high = self.table.to(t.dtype)[index], self.table.to(t.dtype)[index + 1]
+        table = self.table.to(device=t.device, dtype=t.dtype)
+        low, high = table[index], table[index + 1]
         log_alpha = low + (place - before) * (high - low)
         return log_alpha, torch.log(-torch.expm1(2 * log_alpha)) / 2
 

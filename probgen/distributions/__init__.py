@@ -4,6 +4,7 @@ from ..core import Density, Fixed, LazyDistribution
 from .codebook import Codebook, Quantization
 from .composed import Energy, ProductOfExperts, Tilted
 from .dequantized import Dequantized, DequantizedDistribution
+from .diffusion import Diffusion
 from .energy import EnergyBased, EnergyDistribution, Partition
 from .flow import Flow, FlowDistribution
 from .heads import (
@@ -42,6 +43,7 @@ __all__ = [
     "Dequantized",
     "DequantizedDistribution",
     "DiagonalNormal",
+    "Diffusion",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
     "Energy",

@@ -213,9 +213,13 @@ class Tilted(Located):
         if self.law.training:  # and so neither frozen nor trained before
             self.law.start(x, context if self.law.context else None)
 
+    def tilt(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The tilt :math:`f` of values with shape :math:`(*, event)`, with shape :math:`(*)`."""
+        return scalar(self.network, x, context, len(self.event_shape))
+
     def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        tilt = scalar(self.network, x, context, len(self.event_shape))
-        return self.law(context if self.law.context else None).log_prob(x) + tilt
+        law = self.law(context if self.law.context else None)
+        return law.log_prob(x) + self.tilt(x, context)
 
 
 class ProductOfExperts(Located):

@@ -286,9 +286,9 @@ class EnergyBased(LazyDistribution):
         q = self.base()
         with torch.no_grad():
             draws = self.pull(q.sample(torch.Size([chains])))
-            model = self.pull(self.generate(torch.Size([chains]), None))
+        model, kernel = self.run(self.initial(chains), None, self.steps, None, True)
+        model = self.pull(model)
         target, base = self.target(None), self.lift(lambda x: q.log_prob(x))
-        kernel = self.transition()
         own = isinstance(kernel, Direct)
         there = annealing(base, target, draws, self.transition if own else kernel, **options)
         back = annealing(
@@ -302,13 +302,12 @@ class EnergyBased(LazyDistribution):
         n = math.prod(shape)
         if n == 0:
             return self.base(context).sample(shape if context is None else torch.Size())
-        adapts = self.adapts(self.transition())
-        count = max(n, LEAST) if adapts else n
+        count = max(n, LEAST) if self.adapts(self.transition()) else n
         if context is not None:
             flat = context.expand(*shape, self.context).reshape(n, self.context)
             context = flat[torch.arange(count, device=flat.device) % n]
         x = self.initial(count, context)
-        x = self.advance(x, context, self.steps, adapt=adapts)
+        x, _ = self.run(x, context, self.steps, None, True)
         return x[:n].reshape(*shape, *self.event_shape)
 
     def initial(self, count: int, context: Tensor | None = None) -> Tensor:
@@ -330,26 +329,30 @@ class EnergyBased(LazyDistribution):
         x: Tensor,
         context: Tensor | None = None,
         steps: int = 1,
-        *,
         kernel: Any = None,
-        adapt: bool = False,
     ) -> Tensor:
-        """Moves chains by so many steps of a kernel.
+        """Moves chains by so many steps of a kernel, whose step size is adapted in training.
 
         Arguments:
             x: Where they are, with shape :math:`(M, *event)`.
             context: Their contexts, with shape :math:`(M, C)`.
             steps: The number of steps.
             kernel: The kernel, by default the model's.
-            adapt: Whether to adapt the step size in the first half of the steps, for this call.
 
         Returns:
             Where they went, without a gradient.
         """
+        return self.run(x, context, steps, kernel, False)[0]
+
+    def run(
+        self, x: Tensor, context: Tensor | None, steps: int, kernel: Any, adapt: bool
+    ) -> tuple[Tensor, Any]:
+        """Moves chains, and gives the kernel, adapted in the first half of the steps if asked."""
         kernel = self.transition() if kernel is None else kernel
+        adapts = self.adapts(kernel)
         with torch.no_grad():
             if isinstance(kernel, Direct):
-                return kernel.move(x, steps)
+                return kernel.move(x, steps), kernel
             if context is not None and context.ndim > 2:
                 context = context.flatten(0, -2)
             target = self.target(context)
@@ -358,14 +361,14 @@ class EnergyBased(LazyDistribution):
             for k in range(steps):
                 state, info = kernel.step(state, target)
                 rates.append(info.acceptance.mean())
-                if adapt and 2 * k < steps:
+                if adapt and adapts and 2 * k < steps:
                     change = (rates[-1] - kernel.target) * (4 / (1 + k) ** 0.5)
                     size = kernel.step_size * change.exp().to(x.dtype)
                     kernel = dataclasses.replace(kernel, step_size=size)
-            if self.training and not adapt and self.adapts(kernel):
+            if self.training and not adapt and adapts:
                 change = torch.stack(rates).mean() - kernel.target
                 self.step_size.mul_((GAIN * change).exp().to(self.step_size.dtype))
-            return self.push(state.position)
+            return self.push(state.position), kernel
 
     def target(self, context: Tensor | None) -> Callable[[Tensor], Tensor]:
         """The log density of the chains' coordinates, real numbers in the support's place."""

@@ -56,6 +56,7 @@ class FlowDistribution(TransformedDistribution):
             remembered draw stale.
         density: What `log_prob` is.
         validate_args: Whether to check arguments; by default as Pyro is set.
+        sampler: Draws values of a shape in another way than from the base, for `sample`.
 
     Raises:
         ValueError: If a transform is not bijective, or the parts do not fit: their numbers of
@@ -77,6 +78,7 @@ class FlowDistribution(TransformedDistribution):
         parameters: Callable[[], Iterable[Tensor]] = tuple,
         density: Density = Density.EXACT,
         validate_args: bool | None = None,
+        sampler: Callable[[torch.Size], Tensor] | None = None,
     ) -> None:
         for t in transforms:
             if not t.bijective:
@@ -89,7 +91,7 @@ class FlowDistribution(TransformedDistribution):
                     f"shape {tuple(base.batch_shape + base.event_shape)}."
                 )
             base = base.to_event(wanted - len(base.event_shape))
-        self.density = density
+        self.density, self.sampler = density, sampler
         self._tensors = parameters
         self._draw: tuple[Any, ...] | None = None
         self._cuts = cuts_of(base, transforms)
@@ -98,7 +100,9 @@ class FlowDistribution(TransformedDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
         base = self.base_dist.expand(torch.Size(batch_shape))
-        new = FlowDistribution(base, self.transforms, self._tensors, self.density, False)
+        new = FlowDistribution(
+            base, self.transforms, self._tensors, self.density, False, self.sampler
+        )
         new._validate_args = self._validate_args
         return new
 
@@ -126,6 +130,12 @@ class FlowDistribution(TransformedDistribution):
         return FlowDistribution(
             self.base_dist, [scale, *self.transforms], self._tensors, self.density
         )
+
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        if self.sampler is None:
+            return super().sample(torch.Size(sample_shape))
+        with torch.no_grad():
+            return self.sampler(torch.Size(sample_shape) + self.batch_shape)
 
     def rsample_and_log_prob(
         self, sample_shape: Sequence[int] = torch.Size()
@@ -296,7 +306,8 @@ class Flow(LazyDistribution):
 
     @property
     def density(self) -> Density:
-        return self.base.density
+        kinds = (getattr(t, "density", Density.EXACT) for t in self.transforms)
+        return Density.weakest(self.base.density, *kinds)
 
     @property
     def objective(self) -> Callable[..., Tensor]:

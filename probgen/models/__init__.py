@@ -5,6 +5,7 @@ from ..distributions.boltzmann import BoltzmannMachine, Ising
 from ..distributions.rbm import RBM
 from ..networks.hopfield import HopfieldNetwork, ModernHopfield
 from .convolutional import VQVAE, AutoencoderKL, ConvVAE
+from .diffusion import CNF, DDPM, EDM, FlowMatching, ScoreSDE
 from .energy import EnergyModel, JointEnergyModel
 from .flows import IAF, MAF, NICE, NSF, CircularNSF, RealNVP
 from .hierarchical import HierarchicalVAE, LadderVAE
@@ -12,6 +13,9 @@ from .residual import PlanarFlow, RadialFlow, SylvesterFlow
 from .vae import VAE, ConditionalVAE, SemiSupervisedVAE
 
 __all__ = [
+    "CNF",
+    "DDPM",
+    "EDM",
     "IAF",
     "MAF",
     "NICE",
@@ -26,6 +30,7 @@ __all__ = [
     "ConvVAE",
     "DeepBeliefNetwork",
     "EnergyModel",
+    "FlowMatching",
     "HierarchicalVAE",
     "HopfieldNetwork",
     "Ising",
@@ -35,6 +40,7 @@ __all__ = [
     "PlanarFlow",
     "RadialFlow",
     "RealNVP",
+    "ScoreSDE",
     "SemiSupervisedVAE",
     "SylvesterFlow",
 ]

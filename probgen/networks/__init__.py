@@ -5,6 +5,7 @@ from .dense import MLP, ResidualMLP
 from .energy import EnergyNetwork
 from .made import MADE
 from .residual import InvertedResidual, Pixels
+from .time import TimeEmbedding, TimeMLP
 
 __all__ = [
     "MADE",
@@ -15,4 +16,6 @@ __all__ = [
     "InvertedResidual",
     "Pixels",
     "ResidualMLP",
+    "TimeEmbedding",
+    "TimeMLP",
 ]

@@ -22,7 +22,8 @@ class EnergyNetwork(Recorded):
     """A network from vectors or images to a number, smooth so that it has a score.
 
     Vectors go through dense layers; images, of shape (channels, height, width), through
-    convolutions of kernel 3, each but the first of stride 2. The last layer starts at zero.
+    convolutions of kernel 3, each but the first of stride 2, and may come as rows of pixels. The
+    last layer starts at zero.
 
     Arguments:
         features: The number of features, or the shape of an image.
@@ -85,7 +86,8 @@ class EnergyNetwork(Recorded):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Maps values with shape :math:`(*, event)`, and contexts, to shape :math:`(*)`."""
-        batch = x.shape[: x.ndim - len(self.shape)]
+        flat = len(self.shape) > 1 and x.shape[-1:] == (math.prod(self.shape),)
+        batch = x.shape[: x.ndim - (1 if flat else len(self.shape))]
         h = x.reshape(math.prod(batch), *self.shape)
         for i, layer in enumerate(self.layers):
             h = self.apply_layer(layer, h)

@@ -2,6 +2,7 @@
 
 from .belief import Greedy, UpDown
 from .contrastive import ContrastiveDivergence, JointEnergy, NoiseContrastive
+from .denoising import Denoising
 from .divergences import ChiSquare, ForwardKL, Renyi
 from .likelihood import MaximumLikelihood, ReverseKL
 from .pseudo import PseudoLikelihood, RatioMatching
@@ -30,6 +31,7 @@ __all__ = [
     "ChiSquare",
     "ContrastiveDivergence",
     "DReG",
+    "Denoising",
     "DenoisingScoreMatching",
     "ExplicitScoreMatching",
     "ForwardKL",

@@ -2,6 +2,7 @@
 
 from ..core import Bijector, Elementwise, Inverse, LazyTransform
 from .autoregressive import Autoregressive, AutoregressiveTransform
+from .continuous import Continuous, ContinuousTransform
 from .coupling import Coupling, CouplingTransform
 from .elementwise import Affine, Bounded, NormalCDF, Shift, SoftClip
 from .learned import Learned
@@ -18,6 +19,8 @@ __all__ = [
     "Bijector",
     "Bounded",
     "CircularRationalQuadratic",
+    "Continuous",
+    "ContinuousTransform",
     "Coupling",
     "CouplingTransform",
     "Diagonal",
