@@ -431,7 +431,7 @@ def test_the_density_is_that_of_the_data(name, float64):
     assert law.density is pg.Density.ODE
     gap = law.log_prob(x) - truth.log_prob(x)
     # what the first marginal, as of mean 0 and variance 1, and the least noise leave
-    assert float(gap.abs().mean()) < 0.02
+    assert float(gap.abs().mean()) < 0.03
     assert float(gap.abs().max()) < 0.12
     y = law.rsample((2000,))
     z = (y.mean(0) - truth.mean).abs() / (truth.covariance_matrix.diagonal() / 2000).sqrt()

@@ -334,7 +334,7 @@ class Tabulated(Schedule):
         before = place.detach().floor().clamp(0, steps - 1)
         index = before.long()
         table = self.table.to(device=t.device, dtype=t.dtype)
-        low, high = table[index], table[index + 1]
+        low, high = torch.take(table, index), torch.take(table, index + 1)
         log_alpha = low + (place - before) * (high - low)
         return log_alpha, torch.log(-torch.expm1(2 * log_alpha)) / 2
 
