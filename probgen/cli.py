@@ -32,7 +32,8 @@ RECIPES: dict[str, type[LazyDistribution]] = {  # those of rows of features
 }
 PANELS = 8  # columns in a picture
 SHAPED = ("features", "context")  # arguments that the data decide
-OBJECTS = ("encoder", "prior")  # arguments that are modules
+# Arguments that are modules or samplers, or have the name of one of fit.
+OBJECTS = ("encoder", "network", "prior", "sampler", "steps")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..core import Recorded
 from ..core.checks import check_whole
-from .dense import activation_named
+from .dense import activation_named, check_sizes
 from .spectral import spectral_norm
 
 __all__ = ["EnergyNetwork"]
@@ -59,9 +59,9 @@ class EnergyNetwork(Recorded):
         super().__init__()
         self.shape = tuple(features) if isinstance(features, Sequence) else (features,)
         check_whole(1, **{f"features[{i}]": n for i, n in enumerate(self.shape)})
-        check_whole(1, **{f"hidden_features[{i}]": n for i, n in enumerate(hidden_features)})
-        check_whole(0, context=context)
-        check_whole(1, outputs=outputs)
+        check_sizes(
+            inputs=self.shape[0], outputs=outputs, context=context, hidden_features=hidden_features
+        )
         if len(self.shape) not in (1, 3) or not hidden_features:
             raise ValueError(
                 f"Expected `features` of a vector or an image and a hidden layer, got "

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..core import Recorded
 from ..core.checks import check_whole
-from .dense import activation_named
+from .dense import activation_named, check_sizes
 
 __all__ = ["TimeEmbedding", "TimeMLP"]
 
@@ -94,9 +94,9 @@ class TimeMLP(Recorded):
         embedding: int = 64,
     ) -> None:
         super().__init__()
-        check_whole(1, features=features, embedding=embedding)
-        check_whole(0, context=context)
-        check_whole(1, **{f"hidden_features[{i}]": n for i, n in enumerate(hidden_features)})
+        check_sizes(
+            inputs=features, outputs=embedding, context=context, hidden_features=hidden_features
+        )
         if len(set(hidden_features)) != 1:
             raise ValueError(f"Expected equal `hidden_features`, got {tuple(hidden_features)}.")
         width = hidden_features[0]
