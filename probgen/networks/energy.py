@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import Recorded
-from ..core.checks import check_whole
 from .dense import activation_named, check_sizes
 from .spectral import spectral_norm
 
@@ -58,9 +57,8 @@ class EnergyNetwork(Recorded):
     ) -> None:
         super().__init__()
         self.shape = tuple(features) if isinstance(features, Sequence) else (features,)
-        check_whole(1, **{f"features[{i}]": n for i, n in enumerate(self.shape)})
         check_sizes(
-            inputs=self.shape[0], outputs=outputs, context=context, hidden_features=hidden_features
+            features=self.shape, outputs=outputs, context=context, hidden_features=hidden_features
         )
         if len(self.shape) not in (1, 3) or not hidden_features:
             raise ValueError(

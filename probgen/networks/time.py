@@ -95,7 +95,7 @@ class TimeMLP(Recorded):
     ) -> None:
         super().__init__()
         check_sizes(
-            inputs=features, outputs=embedding, context=context, hidden_features=hidden_features
+            features=features, outputs=embedding, context=context, hidden_features=hidden_features
         )
         if len(set(hidden_features)) != 1:
             raise ValueError(f"Expected equal `hidden_features`, got {tuple(hidden_features)}.")
