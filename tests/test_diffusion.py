@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import probgen as pg
 from probgen import diffusion as d
@@ -550,3 +551,49 @@ def test_what_diffusions_refuse():
         pg.transforms.Continuous(lambda x, t: x, torch.linspace(0, 1, 3), "dopri")
     with pytest.raises(ValueError, match=r"shape \(N \+ 1,\)"):
         pg.transforms.Continuous(lambda x, t: x, torch.ones(1))
+
+
+# The pair
+
+
+@pytest.mark.parametrize("times", [None, 3])
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+def test_the_pair_has_the_bound_of_the_closed_form(times, elbo, float64):
+    torch.manual_seed(0)
+    denoiser = d.GaussianDenoiser(torch.zeros(1), 0.4 * torch.eye(1), d.VariancePreserving())
+    module = pg.distributions.Diffusion(denoiser).double()
+    steps, n = 8, 4000
+    x = 0.4**0.5 * torch.randn(n, 1)
+    x = x / x.square().mean().sqrt() * 0.4**0.5  # whose second moment is exact
+    model, guide = module.pair(steps, times)
+    found = torch.stack([torch.as_tensor(-elbo().loss(model, guide, x) / n) for _ in range(20)])
+    r = denoiser.schedule.log_snr(torch.arange(1, steps + 1) / steps).exp()
+    lam = 0.4
+    middle = sum(float((r[k - 1] - r[k]) / 2 * lam / (1 + lam * r[k])) for k in range(1, steps))
+    alpha, sigma = denoiser.schedule(torch.ones(()))
+    kl = (float(alpha**2) * lam + float(sigma**2) - 1 - math.log(float(sigma**2))) / 2
+    first = (math.log(2 * math.pi * lam / (1 + lam * float(r[0]))) + 1) / 2
+    exact = -(middle + kl + first)
+    assert abs(float(found.mean()) - exact) < 3 * float(found.std()) / 20**0.5 + 1e-9
+    by_method = module.elbo(x.repeat(10, 1), steps=steps)
+    assert abs(float(by_method.mean()) - exact) < 3 * float(by_method.std()) / (10 * n) ** 0.5
+
+
+@pytest.mark.parametrize("times", [None, 2])
+def test_plain_svi_trains_a_diffusion(times):
+    torch.manual_seed(0)
+    module = pg.models.DDPM(2, hidden_features=(16,), steps=6)
+    x = 3 + 2 * torch.randn(100, 2)
+    module.start(x)
+    model, guide = module.pair(6, times)
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    losses = [svi.step(x[:50], size=100) for _ in range(60)]
+    assert sum(losses[-10:]) < sum(losses[:10])
+    assert {id(p) for p in Trace_ELBO()(model, guide).parameters()} == {
+        id(p) for p in module.parameters()
+    }
+    assert model(size=5).shape == (5, 2)
+    svi = pyro.infer.SVI(module.model, module.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    assert math.isfinite(svi.step(x))
+    with pytest.raises(ValueError, match="Expected data `x`"):
+        guide()

@@ -5,6 +5,7 @@ from .codebook import Codebook, Quantization
 from .composed import Energy, ProductOfExperts, Tilted
 from .dequantized import Dequantized, DequantizedDistribution
 from .diffusion import Diffusion
+from .diffusion_pair import DiffusionGuide, DiffusionModel
 from .energy import EnergyBased, EnergyDistribution, Partition
 from .flow import Flow, FlowDistribution
 from .heads import (
@@ -44,6 +45,8 @@ __all__ = [
     "DequantizedDistribution",
     "DiagonalNormal",
     "Diffusion",
+    "DiffusionGuide",
+    "DiffusionModel",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
     "Energy",

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
 from ..core import Density, LazyDistribution
@@ -24,6 +24,7 @@ from ..objectives import Denoising
 from ..objectives.denoising import spread
 from ..transforms import Continuous
 from ..transforms.linear import moments
+from .diffusion_pair import DiffusionGuide, DiffusionModel
 from .flow import FlowDistribution
 
 __all__ = ["Diffusion"]
@@ -100,6 +101,31 @@ class Diffusion(LazyDistribution):
     @property
     def objective(self) -> Callable[..., Tensor]:
         return Denoising() if self.criterion is None else self.criterion
+
+    def pair(self, steps: int = 1000, times: int | None = 4) -> tuple[nn.Module, nn.Module]:
+        """A model and its guide, which Pyro's `SVI` trains under its ELBOs.
+
+        Arguments:
+            steps: The number of steps of the chain.
+            times: The number of times that stand for all, or none to run the whole chain, which is
+                for few steps.
+
+        Returns:
+            Both, called as `(x=None, context=None, *, size=None, prefix="")`.
+        """
+        check_whole(2, steps=steps)
+        if times is not None:
+            check_whole(1, times=times)
+            times = min(times, steps - 1)
+        return DiffusionModel(self, steps, times), DiffusionGuide(self, steps, times)
+
+    @property
+    def model(self) -> nn.Module:
+        return self.pair()[0]
+
+    @property
+    def guide(self) -> nn.Module:
+        return self.pair()[1]
 
     def start(self, x: Tensor, context: Tensor | None = None) -> None:
         if not self.training:  # trained before, or frozen
