@@ -597,3 +597,115 @@ def test_plain_svi_trains_a_diffusion(times):
     assert math.isfinite(svi.step(x))
     with pytest.raises(ValueError, match="Expected data `x`"):
         guide()
+
+
+# Guidance
+
+
+def measured():
+    """A normal prior of 8 features, 3 linear measurements, and the exact posterior."""
+    torch.manual_seed(3)
+    root = torch.randn(8, 8) / 8**0.5
+    s = root @ root.mT + 0.2 * torch.eye(8)
+    prior = d.GaussianDenoiser(torch.zeros(8), s, d.VariancePreserving())
+    a, noise = torch.randn(3, 8), torch.tensor([0.3, 0.5, 1.0])
+    y = a @ torch.linalg.cholesky(s) @ torch.randn(8) + noise * torch.randn(3)
+    precision = torch.linalg.inv(s) + a.mT @ torch.diag(noise**-2) @ a
+    cov = torch.linalg.inv(precision)
+    mean = cov @ a.mT @ (y / noise.square())
+    return prior, y, lambda x: x @ a.mT, noise, torch.distributions.MultivariateNormal(mean, cov)
+
+
+GUIDES = {
+    "mmps": lambda p, y, a, n: d.MMPS(p, y, a, n),
+    "pigdm": lambda p, y, a, n: d.PiGDM(p, y, a, n),
+    "dps": lambda p, y, a, n: d.DPS(p, lambda x: dist.Normal(a(x), n).to_event(1).log_prob(y)),
+    "classifier": lambda p, y, a, n: d.ClassifierGuided(
+        p, lambda x, t: dist.Normal(a(x), n + 1).to_event(1).log_prob(y)
+    ),
+}
+
+
+def divergence(x, truth):
+    """Of a normal law of the moments of draws from the exact posterior."""
+    law = torch.distributions.MultivariateNormal(x.mean(0), torch.cov(x.mT))
+    return float(torch.distributions.kl_divergence(law, truth))
+
+
+def test_guidance_by_moments_is_exact_for_normal_data(float64):
+    prior, y, a, noise, truth = measured()
+    torch.manual_seed(0)
+    kl = {}
+    for name in ("mmps", "pigdm", "dps"):
+        guided = GUIDES[name](prior, y, a, noise).double()
+        x = d.Ancestral(200).sample(guided, torch.randn(4000, 8))
+        kl[name] = divergence(x, truth)
+    assert kl["mmps"] < 0.05
+    assert kl["mmps"] < kl["pigdm"]
+    assert kl["mmps"] < kl["dps"]
+    # at one time, against the mean given both in closed form
+    t, x = torch.tensor(0.4), torch.randn(6, 8)
+    alpha, sigma = prior.schedule(t)
+    lam = torch.linalg.inv(prior.covariance)
+    design = a(torch.eye(8)).mT
+    post = lam + design.mT @ torch.diag(noise**-2) @ design + alpha**2 / sigma**2 * torch.eye(8)
+    mean = torch.linalg.solve(post, (design.mT @ (y / noise**2) + alpha / sigma**2 * x).mT).mT
+    found = GUIDES["mmps"](prior, y, a, noise).double().mean(x, t)
+    torch.testing.assert_close(found, mean, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_draws_do_not_depend_on_their_batch(name, float64):
+    prior, y, a, noise, _ = measured()
+    guided = GUIDES[name](prior, y, a, noise).double()
+    x, t = torch.randn(7, 8), torch.tensor(0.6)
+    whole = guided.mean(x, t)
+    assert not whole.requires_grad
+    for k in (0, 3):
+        torch.testing.assert_close(guided.mean(x[k : k + 1], t)[0], whole[k], rtol=0, atol=1e-5)
+    many = torch.randn(2, 3, 8)
+    assert guided.mean(many, t).shape == guided(many, t).mean.shape == many.shape
+    start = torch.randn(7, 8)
+    torch.testing.assert_close(
+        d.DDIM(10).sample(guided, start)[2:3],
+        d.DDIM(10).sample(guided, start[2:3]),
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+def test_operators_may_be_masks_of_images_or_complex(float64):
+    torch.manual_seed(0)
+    image = d.NetworkDenoiser(lambda x, level: x / 2, d.Cosine(), (1, 4, 4), predicts="x_0")
+    mask = (torch.rand(1, 4, 4) < 0.5).double()
+    seen = d.MMPS(image, mask, lambda x: mask * x, 0.1 + torch.rand(1, 4, 4))
+    x = d.DDIM(5).sample(seen, torch.randn(3, 1, 4, 4))
+    assert x.shape == (3, 1, 4, 4)
+    gap = seen.mean(x, torch.tensor(0.1)) - image.mean(x, torch.tensor(0.1))
+    assert gap[:, mask == 0].abs().max() < 1e-9 < gap[:, mask > 0].abs().min()
+    flat = d.GaussianDenoiser(torch.zeros(4), torch.eye(4), d.VariancePreserving()).double()
+    fourier = d.MMPS(flat, torch.fft.fft(torch.ones(4)), lambda x: torch.fft.fft(x), 0.01)
+    x = d.DDIM(20).sample(fourier, torch.randn(5, 4))
+    assert float((x - 1).abs().max()) < 0.05  # nearly noiseless, so the datum itself
+
+
+def test_a_guide_of_a_flow_of_contexts():
+    network = d.NetworkDenoiser(
+        lambda x, level, c: c.expand_as(x), d.VariancePreserving(), (2,), 1, "x_0"
+    )
+    free = d.ClassifierFree(network, weight=2.0, empty=torch.tensor([0.5]))
+    c = torch.tensor([[1.0], [3.0]])
+    out = free.mean(torch.zeros(2, 2), torch.tensor(0.5), c)
+    torch.testing.assert_close(out, (0.5 + 2 * (c - 0.5)).expand(2, 2))
+    prior = mixture(d.VariancePreserving()).float()
+    x, t = torch.zeros(3, 2), torch.tensor(0.5)
+    with pytest.raises(ValueError, match="takes a context, got one without"):
+        d.ClassifierFree(prior)
+    with pytest.raises(ValueError, match="positive `noise`"):
+        d.MMPS(prior, torch.ones(2), lambda x: x, 0.0)
+    with pytest.raises(ValueError, match=r"shape \(3,\) with a gradient, got \(3,\) without"):
+        d.DPS(prior, lambda x: x.detach().sum(-1)).mean(x, t)
+    with pytest.raises(ValueError, match=r"shape \(3,\) with a gradient, got \(3, 2\)"):
+        d.DPS(prior, lambda x: x).mean(x, t)
+    with pytest.raises(TypeError, match="Expected a denoiser, got a int"):
+        d.DPS(3, lambda x: x)

@@ -1,6 +1,7 @@
 """Diffusions: schedules of noise, denoisers, and samplers."""
 
 from .denoisers import Denoiser, GaussianDenoiser, MixtureDenoiser, NetworkDenoiser, convert
+from .guidance import DPS, MMPS, ClassifierFree, ClassifierGuided, Guided, PiGDM
 from .samplers import (
     DDIM,
     Ancestral,
@@ -31,7 +32,11 @@ from .schedules import (
 
 __all__ = [
     "DDIM",
+    "DPS",
+    "MMPS",
     "Ancestral",
+    "ClassifierFree",
+    "ClassifierGuided",
     "Cosine",
     "CustomSchedule",
     "DPMSolver",
@@ -39,11 +44,13 @@ __all__ = [
     "EulerMaruyama",
     "GaussianDenoiser",
     "Grid",
+    "Guided",
     "Heun",
     "Karras",
     "MixtureDenoiser",
     "NetworkDenoiser",
     "Path",
+    "PiGDM",
     "PredictorCorrector",
     "RatioGrid",
     "Rectified",

@@ -107,8 +107,8 @@ class DiffusionModel(Half):
     Called as `(x=None, context=None, *, size=None, prefix="")`; without `x` it runs the chain.
 
     References:
-        | Deep Unsupervised Learning using Nonequilibrium Thermodynamics (Sohl-Dickstein et al., 2015)
-        | https://arxiv.org/abs/1503.03585
+        | Deep Unsupervised Learning using Nonequilibrium Thermodynamics
+        | (Sohl-Dickstein et al., 2015), https://arxiv.org/abs/1503.03585
     """
 
     def forward(
