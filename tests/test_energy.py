@@ -313,7 +313,7 @@ def test_other_ways_of_training_reach_the_exact_likelihood():
         losses[objective] = -float(machine.freeze()().log_prob(x).mean())
     best = losses[objectives.MaximumLikelihood()]
     for objective, loss in losses.items():
-        assert best - 1e-4 < loss < best + 0.02, objective
+        assert abs(loss - best) < 0.01, objective  # all end a little short of the best
 
 
 # Score matching
