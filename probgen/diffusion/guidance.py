@@ -230,7 +230,8 @@ class Linear(Guided):
     def gain(self, mean: Tensor, product: Callable[[Tensor], Tensor], steps: int) -> Tensor:
         r"""What the mean gains, :math:`V A^\top (A V A^\top + \Gamma)^{-1} (y - A \hat x_0)`.
 
-        The inverse is that of conjugate gradients, for each draw by itself.
+        The inverse is that of conjugate gradients, for each draw by itself, which end where the
+        matrix of a network is not positive.
         """
         with torch.enable_grad():
             point = mean.detach().requires_grad_()
@@ -252,7 +253,9 @@ class Linear(Guided):
         p, size = r, dot(r, r)
         for _ in range(steps):
             moved = forward(p)
-            step = size / dot(p, moved).clamp_min(tiny)
+            bend, least = dot(p, moved), dot(p, self.noise.square() * p)
+            # a covariance of a network may be none in some direction, where a draw goes no further
+            step = torch.where(bend >= least * 0.999, size / bend.clamp_min(tiny), 0.0)
             v, r = v + step * p, r - step * moved
             new = dot(r, r)
             p, size = r + new / size.clamp_min(tiny) * p, new
