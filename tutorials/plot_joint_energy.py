@@ -203,14 +203,15 @@ shown["persistent chains"] = model.chains[:80].reshape(8, 10, -1)
 
 # %%
 # After 100 steps nearly all draws are of the class asked for, and five times as many change little.
-# One can read most of them, but nobody would take them for data: they are grainy, strokes are
+# One can read many of them, but nobody would take them for data: they are grainy, strokes are
 # broken, and pixels leave the range of grey levels, which neither the normal law nor the network
 # forbids.
 
 fig, axs = plt.subplots(2, 2, figsize=(9, 7.6), layout="constrained")
 for ax, (name, x) in zip(axs.flat, shown.items()):
-    tiles = x.reshape(*x.shape[:2], *data.shape).permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
-    ax.imshow(tiles, cmap="gray_r", vmin=-2, vmax=2)
+    tiles = x.reshape(*x.shape[:2], *data.shape)
+    tiles = torch.nn.functional.pad(tiles, (1, 1, 1, 1), value=-1.0)
+    ax.imshow(tiles.permute(0, 2, 1, 3).flatten(0, 1).flatten(1), cmap="gray_r", vmin=-2, vmax=2)
     ax.set(xticks=[], yticks=[], title=name)
 
 # %%
