@@ -53,8 +53,8 @@ def cast(levels, noise=0.5):
 # --------
 # The losses of the labels, where they are known, and those of the data, with a weight, are climbed
 # down together. The latter are of persistent contrastive divergence: 128 chains take 5 steps of
-# MALA for each step of training, and 1 in 20 starts anew. The weight is 0.3 for each label known,
-# so that it falls with their share; cross entropy alone is a weight of 0. Both take as many steps.
+# MALA for each step of training, and 1 in 20 starts anew. The weight is 0.3, beside a mean over
+# the labels that are known; cross entropy alone is a weight of 0. Both take as many steps.
 # How many, and the weight decay, were chosen on the last 237 digits of the training; the learning
 # rate and the weight by a few trials on the held-out digits themselves, which favours the energy.
 # With few labels all is done again with another seed, to see what chance does.
@@ -66,7 +66,6 @@ def learn(labels, weight, steps, seed):
     kept = known | (weight > 0)  # cross entropy has no use for the others
     x, y = train[kept].repeat(20, 1), labels[kept].repeat(20)
     chains = pg.objectives.ContrastiveDivergence(5, persistent=True, chains=128, renewal=0.05)
-    weight = weight * float(known.float().mean())
     model = pg.models.JointEnergyModel(data.images.shape[-1], 10, hidden_features=(256, 256))
     pg.fit(
         model,

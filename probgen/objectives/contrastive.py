@@ -282,6 +282,8 @@ class JointEnergy:
 
     .. math:: -\log p_\theta(y \mid x) + \lambda \, \ell_\theta(x)
 
+    The first term is a mean over the known labels of a batch.
+
     References:
         | Grathwohl et al., "Your classifier is secretly an energy based model and you should treat
           it like one", 2020, https://arxiv.org/abs/1912.03263
@@ -323,4 +325,6 @@ class JointEnergy:
                 f"{type(module).__name__}."
             )
         losses = module.label_loss(x, context)
+        if context is not None:  # a mean over known labels, however few there are
+            losses = losses * (len(x) / (context >= 0).sum().clamp_min(1))
         return losses + self.weight * self.objective(module, x) if self.weight else losses
