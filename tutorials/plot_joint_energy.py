@@ -157,10 +157,9 @@ for case, (y, steps, runs) in cases.items():
 # With all labels, what the joint energy gains on cross entropy in accuracy and NLL is within the
 # standard errors, and its calibration is no better. With few labels, where the density learns from
 # all digits and cross entropy only from those with labels, it is the more accurate with both seeds,
-# but how much so depends on the seed, and so does whether it is much better calibrated or hardly.
-# Label spreading, which needs no network and next to no time, lies between the two runs of the
-# energy, and is as accurate as any with all labels. With few labels all but logistic regression are
-# far too sure of themselves.
+# and hardly better calibrated. Label spreading, which needs no network and next to no time, is as
+# accurate as any with few labels and with all. With few labels all but logistic regression are far
+# too sure of themselves.
 #
 # The figure shows accuracy over confidence, in five bins, where there are at least 8 digits. Areas
 # are shares of digits; below the diagonal a classifier is too sure.
