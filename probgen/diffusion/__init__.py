@@ -1,20 +1,16 @@
 """Diffusions: schedules of noise, denoisers, and samplers."""
 
 from .denoisers import Denoiser, GaussianDenoiser, MixtureDenoiser, NetworkDenoiser, convert
+from .grids import Grid, Path, RatioGrid, RhoGrid, UniformGrid
 from .guidance import DPS, MMPS, ClassifierFree, ClassifierGuided, Guided, PiGDM
 from .samplers import (
     DDIM,
     Ancestral,
     DPMSolver,
     EulerMaruyama,
-    Grid,
     Heun,
-    Path,
     PredictorCorrector,
-    RatioGrid,
-    RhoGrid,
     Sampler,
-    UniformGrid,
     noise,
 )
 from .schedules import (

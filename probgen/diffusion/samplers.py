@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from ..core.bijector import name_of
 from ..core.checkpoint import RECORDS
 from ..core.checks import check_whole
 from .denoisers import Denoiser
+from .grids import Grid, Path, RatioGrid, RhoGrid, UniformGrid
 from .schedules import Schedule
 
 __all__ = [
@@ -30,119 +31,11 @@ __all__ = [
     "Ancestral",
     "DPMSolver",
     "EulerMaruyama",
-    "Grid",
     "Heun",
-    "Path",
     "PredictorCorrector",
-    "RatioGrid",
-    "RhoGrid",
     "Sampler",
-    "UniformGrid",
+    "noise",
 ]
-
-END = 1e-3  # where grids in the noise end if there is none at time 0
-
-
-class Path(NamedTuple):
-    r"""The times of a sampler, and the signal and noise there and after the last step.
-
-    Arguments:
-        times: The times, falling, with shape :math:`(N)`.
-        alpha: The signal, with shape :math:`(N + 1)`, 1 in the end.
-        sigma: The noise, with shape :math:`(N + 1)`, 0 in the end.
-    """
-
-    times: Tensor
-    alpha: Tensor
-    sigma: Tensor
-
-
-class Grid(ABC):
-    """Where a sampler puts its times; every grid is a frozen dataclass of it."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        RECORDS[name_of(cls)] = cls
-
-    @abstractmethod
-    def times(self, schedule: Schedule, steps: int) -> Tensor:
-        """So many falling times with noise, in float64, with shape :math:`(N)`."""
-
-    def path(self, schedule: Schedule, steps: int) -> Path:
-        """The times, and what the schedule says of them, in float64."""
-        check_whole(1, steps=steps)
-        t = self.times(schedule, steps)
-        alpha, sigma = schedule(t)
-        return Path(t, torch.cat([alpha, alpha.new_ones(1)]), torch.cat([sigma, t.new_zeros(1)]))
-
-
-def even(start: float, end: float, steps: int) -> Tensor:
-    return torch.linspace(start, end, steps, dtype=torch.double)
-
-
-@dataclass(frozen=True)
-class UniformGrid(Grid):
-    r"""Evenly spaced times: :math:`k / N` if there is no noise at time 0, else from 1 to 0.
-
-    Example:
-        >>> from probgen.diffusion import VariancePreserving
-        >>> UniformGrid().times(VariancePreserving(), 4)
-        tensor([1.0000, 0.7500, 0.5000, 0.2500], dtype=torch.float64)
-    """
-
-    def times(self, schedule: Schedule, steps: int) -> Tensor:
-        last = schedule.latest
-        return even(last, last / steps if schedule.clean else 0.0, steps)
-
-
-@dataclass(frozen=True)
-class RatioGrid(Grid):
-    r"""Times at which the log of the ratio of signal to noise is evenly spaced.
-
-    Example:
-        >>> from probgen.diffusion import VariancePreserving
-        >>> schedule = VariancePreserving()
-        >>> ratios = schedule.log_snr(RatioGrid().times(schedule, 5))
-        >>> torch.allclose(ratios.diff(), ratios.diff().mean(), rtol=1e-3)
-        True
-    """
-
-    def times(self, schedule: Schedule, steps: int) -> Tensor:
-        ends = schedule.log_snr(torch.tensor([schedule.latest, END * schedule.clean]).double())
-        return schedule.time(even(float(ends[0]), float(ends[1]), steps))
-
-
-@dataclass(frozen=True)
-class RhoGrid(Grid):
-    r"""Times at which the root :math:`(\sigma / \alpha)^{1 / \rho}` is evenly spaced.
-
-    References:
-        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)
-        | https://arxiv.org/abs/2206.00364
-
-    Arguments:
-        rho: The exponent :math:`\rho`; the greater, the more steps at little noise.
-
-    Raises:
-        ValueError: If it is not positive.
-
-    Example:
-        >>> from probgen.diffusion import VarianceExploding
-        >>> schedule = VarianceExploding(0.002, 80.0)
-        >>> schedule(RhoGrid().times(schedule, 3))[1].round(decimals=3)
-        tensor([8.0000e+01, 2.5150e+00, 2.0000e-03], dtype=torch.float64)
-    """
-
-    rho: float = 7.0
-
-    def __post_init__(self) -> None:
-        if not self.rho > 0:
-            raise ValueError(f"Expected a positive `rho`, got {self.rho}.")
-
-    def times(self, schedule: Schedule, steps: int) -> Tensor:
-        ends = schedule.log_snr(torch.tensor([schedule.latest, END * schedule.clean]).double())
-        roots = (-ends / (2 * self.rho)).exp()
-        return schedule.time(-2 * self.rho * even(float(roots[0]), float(roots[1]), steps).log())
 
 
 class Sampler(ABC):

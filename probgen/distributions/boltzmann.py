@@ -21,7 +21,8 @@ from torch.distributions import constraints
 
 from ..mcmc import Checkerboard, GraphGibbs, colours
 from ..mcmc.lattice import bonds, log_partition_torus
-from .energy import EnergyBased, readable
+from .energy import EnergyBased
+from .fence import readable
 
 __all__ = ["BinaryEnergy", "BoltzmannMachine", "Ising", "Spins"]
 

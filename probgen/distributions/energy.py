@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
-from torch.func import functional_call
 
-from ..core import Density, LazyDistribution, is_wrapped
+from ..core import Density, LazyDistribution
 from ..core.checks import check_event, check_whole
 from ..mcmc import Annealed, Direct, Gibbs, Kernel, ParallelTempering, ais
 from ..objectives import ContrastiveDivergence
+from .fence import fenced, readable
 from .latent_variable import check_support
 from .parametric import shape_of
 from .ranges import interior, is_real, within
@@ -406,71 +406,6 @@ class EnergyBased(LazyDistribution):
                 old = getattr(self, name)
                 setattr(self, name, torch.empty_like(value, dtype=old.dtype, device=old.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def readable(value: Tensor) -> bool:
-    """Whether a tensor has values that can be read now."""
-    return value.device.type != "meta" and not is_wrapped(value)
-
-
-class Fence(torch.autograd.Function):
-    """The identity, with a derivative that raises."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(kind: str, *parameters: Tensor) -> tuple[Tensor, ...]:
-        return tuple(p.view_as(p) for p in parameters)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.kind = inputs[0]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise RuntimeError(ctx.kind)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Any:
-        raise RuntimeError(ctx.kind)
-
-
-FENCED = (
-    "The log density of this {} is known up to a constant that depends on its parameters, so its "
-    "gradient in them is not that of a likelihood. Train it by contrastive divergence, "
-    "pg.fit(module, data, objective=pg.objectives.ContrastiveDivergence()), or .freeze() it."
-)
-FENCED_CONTEXT = (
-    "The log density of this {} given a context is known up to a constant that depends on the "
-    "context, so its gradient in the context is not that of a density. Infer the context with a "
-    "model that has one, such as a flow."
-)
-
-
-class Evaluation(nn.Module):
-    """A module whose call is another's log density."""
-
-    def __init__(self, module: EnergyBased) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return self.module.log_density(x, context)
-
-
-def fenced(module: EnergyBased, x: Tensor, context: Tensor | None) -> Tensor:
-    """The log density, through which no gradient reaches parameters or contexts."""
-    if not torch.is_grad_enabled():
-        return module.log_density(x, context)
-    name = type(module).__name__
-    if context is not None and context.requires_grad:
-        (context,) = Fence.apply(FENCED_CONTEXT.format(name), context)
-    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    if not trained:
-        return module.log_density(x, context)
-    held = Fence.apply(FENCED.format(name), *trained.values())
-    swapped = {f"module.{n}": p for n, p in zip(trained, held)}
-    return functional_call(Evaluation(module), swapped, (x, context))
 
 
 class EnergyDistribution(TorchDistribution):
