@@ -13,10 +13,10 @@ import probgen as pg
 from probgen import diffusion as d
 
 SCHEDULES = {
-    "vp": lambda: d.VariancePreserving(),
-    "sub-vp": lambda: d.SubVariancePreserving(),
+    "vp": lambda: d.VP(),
+    "sub-vp": lambda: d.SubVP(),
     "cosine": lambda: d.Cosine(),
-    "ve": lambda: d.VarianceExploding(0.01, 50.0),
+    "ve": lambda: d.VE(0.01, 50.0),
     "karras": lambda: d.Karras(),
     "rectified": lambda: d.Rectified(),
     "table": lambda: d.Tabulated(),
@@ -60,11 +60,11 @@ def test_constants_are_those_of_the_papers(float64):
     torch.testing.assert_close(betas, torch.linspace(1e-4, 0.02, 1000))  # Ho et al.
     t = torch.rand(20)
     integral = 0.1 * t + (20 - 0.1) * t.square() / 2  # of Song et al.'s rate
-    alpha, sigma = d.VariancePreserving()(t)
+    alpha, sigma = d.VP()(t)
     torch.testing.assert_close(alpha, (-integral / 2).exp())
     torch.testing.assert_close(sigma.square(), 1 - (-integral).exp())
-    torch.testing.assert_close(d.SubVariancePreserving()(t)[1], 1 - (-integral).exp())
-    torch.testing.assert_close(d.VariancePreserving().diffusion(t), 0.1 + t * 19.9)
+    torch.testing.assert_close(d.SubVP()(t)[1], 1 - (-integral).exp())
+    torch.testing.assert_close(d.VP().diffusion(t), 0.1 + t * 19.9)
     f = ((t + 0.008) / 1.008 * math.pi / 2).cos().square()
     f0 = math.cos(0.008 / 1.008 * math.pi / 2) ** 2
     torch.testing.assert_close(d.Cosine()(t)[0].square(), f / f0)  # of Nichol & Dhariwal
@@ -267,7 +267,7 @@ def recursion(name, n, schedule, lam):
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 37])
 def test_samplers_follow_their_own_recursion(name, n, float64):
     """On normal data a sampler is linear: its variance from draws and from its formulas."""
-    schedule, lam = d.VariancePreserving(), 0.3
+    schedule, lam = d.VP(), 0.3
     denoiser = d.GaussianDenoiser(torch.zeros(1), torch.tensor([[lam]]), schedule).double()
     sampler = SAMPLERS[name](n)
     torch.manual_seed(0)
@@ -300,7 +300,7 @@ def test_samplers_of_a_mixture(name, float64):
 
 
 def test_what_samplers_show_on_the_way():
-    denoiser = mixture(d.VariancePreserving()).float()
+    denoiser = mixture(d.VP()).float()
     seen = []
     x = d.noise(denoiser, torch.Size([3, 2]), torch.ones(()))
     out = d.DDIM(5).sample(denoiser, x, callback=lambda k, y: seen.append((k, y.shape)))
@@ -309,7 +309,7 @@ def test_what_samplers_show_on_the_way():
 
 
 def test_samplers_run_without_reading_a_value(unchecked):
-    denoiser = mixture(d.VariancePreserving()).float().to("meta")
+    denoiser = mixture(d.VP()).float().to("meta")
     x = torch.empty(3, 2, 2, device="meta")
     for build in SAMPLERS.values():
         assert build(3).sample(denoiser, x).shape == x.shape
@@ -324,13 +324,13 @@ def test_denoisers_and_samplers_are_saved(tmp_path):
 
 
 def test_bad_input_is_named():
-    vp = d.VariancePreserving()
+    vp = d.VP()
     denoiser = mixture(vp).float()
     x, t = torch.randn(4, 2), torch.tensor(0.5)
     wrong = d.NetworkDenoiser(lambda x, t: x[..., :1], vp, (2,))
     cases = [
-        (lambda: d.VariancePreserving(3.0, 1.0), "0 < `low` <= `high`"),
-        (lambda: d.VarianceExploding(3.0, 1.0), "0 < `low` < `high`"),
+        (lambda: d.VP(3.0, 1.0), "0 < `low` <= `high`"),
+        (lambda: d.VE(3.0, 1.0), "0 < `low` < `high`"),
         (lambda: d.Karras(rho=0.0), "positive `rho`"),
         (lambda: d.Cosine(-1.0), "`offset` not to be negative"),
         (lambda: d.Tabulated(torch.tensor([0.1, 1.2])), r"`betas` in \(0, 1\)"),
@@ -378,7 +378,7 @@ def test_the_flow_converges_at_the_order_of_its_method(method, order, float64):
     torch.manual_seed(0)
     rotation = torch.linalg.qr(torch.randn(3, 3)).Q
     s = rotation * torch.tensor([0.5, 1.0, 2.0]) @ rotation.mT
-    denoiser = d.GaussianDenoiser(torch.zeros(3), s, d.VariancePreserving())
+    denoiser = d.GaussianDenoiser(torch.zeros(3), s, d.VP())
 
     def marginal(t):
         alpha, sigma = denoiser.schedule(torch.tensor(t))
@@ -407,7 +407,7 @@ def test_the_flow_converges_at_the_order_of_its_method(method, order, float64):
 
 def test_random_directions_of_the_trace_are_unbiased(float64):
     torch.manual_seed(0)
-    module, _ = gaussian(d.VariancePreserving(), steps=8)
+    module, _ = gaussian(d.VP(), steps=8)
     x = torch.randn(1, 3)
     exact = float(module().log_prob(x))
     spreads = []
@@ -441,7 +441,7 @@ def test_the_density_is_that_of_the_data(name, float64):
 
 def test_the_bound_of_normal_data_is_in_closed_form(float64):
     torch.manual_seed(0)
-    schedule = d.VariancePreserving()
+    schedule = d.VP()
     module, truth = gaussian(schedule)
     steps, n = 20, 60_000
     x = truth.sample((n,))
@@ -511,7 +511,7 @@ def test_recipes_run_on_meta_and_in_float64(name, unchecked):
 def test_a_diffusion_is_a_prior_of_chains(float64):
     """In the base of its flow, against the exact posterior of normal data."""
     torch.manual_seed(0)
-    module, truth = gaussian(d.VariancePreserving(), steps=8)
+    module, truth = gaussian(d.VP(), steps=8)
     module.freeze()
 
     def model(y):
@@ -540,7 +540,7 @@ def test_a_diffusion_is_a_prior_of_chains(float64):
 
 
 def test_what_diffusions_refuse():
-    vp = d.VariancePreserving()
+    vp = d.VP()
     with pytest.raises(ValueError, match=r"`cut` in \(0, 1\)"):
         pg.distributions.Diffusion(mixture(vp), cut=0.0)
     with pytest.raises(ValueError, match="`weight` among"):
@@ -560,7 +560,7 @@ def test_what_diffusions_refuse():
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 def test_the_pair_has_the_bound_of_the_closed_form(times, elbo, float64):
     torch.manual_seed(0)
-    denoiser = d.GaussianDenoiser(torch.zeros(1), 0.4 * torch.eye(1), d.VariancePreserving())
+    denoiser = d.GaussianDenoiser(torch.zeros(1), 0.4 * torch.eye(1), d.VP())
     module = pg.distributions.Diffusion(denoiser).double()
     steps, n = 8, 4000
     x = 0.4**0.5 * torch.randn(n, 1)
@@ -607,7 +607,7 @@ def measured():
     torch.manual_seed(3)
     root = torch.randn(8, 8) / 8**0.5
     s = root @ root.mT + 0.2 * torch.eye(8)
-    prior = d.GaussianDenoiser(torch.zeros(8), s, d.VariancePreserving())
+    prior = d.GaussianDenoiser(torch.zeros(8), s, d.VP())
     a, noise = torch.randn(3, 8), torch.tensor([0.3, 0.5, 1.0])
     y = a @ torch.linalg.cholesky(s) @ torch.randn(8) + noise * torch.randn(3)
     precision = torch.linalg.inv(s) + a.mT @ torch.diag(noise**-2) @ a
@@ -617,8 +617,8 @@ def measured():
 
 
 GUIDES = {
-    "mmps": lambda p, y, a, n: d.MMPS(p, y, a, n),
-    "pigdm": lambda p, y, a, n: d.PiGDM(p, y, a, n),
+    "mmps": lambda p, y, a, n: d.MMPS(p, a, y, n),
+    "pigdm": lambda p, y, a, n: d.PiGDM(p, a, y, n),
     "dps": lambda p, y, a, n: d.DPS(p, lambda x: dist.Normal(a(x), n).to_event(1).log_prob(y)),
     "classifier": lambda p, y, a, n: d.ClassifierGuided(
         p, lambda x, t: dist.Normal(a(x), n + 1).to_event(1).log_prob(y)
@@ -678,31 +678,29 @@ def test_operators_may_be_masks_of_images_or_complex(float64):
     torch.manual_seed(0)
     image = d.NetworkDenoiser(lambda x, level: x / 2, d.Cosine(), (1, 4, 4), predicts="x_0")
     mask = (torch.rand(1, 4, 4) < 0.5).double()
-    seen = d.MMPS(image, mask, lambda x: mask * x, 0.1 + torch.rand(1, 4, 4))
+    seen = d.MMPS(image, lambda x: mask * x, mask, 0.1 + torch.rand(1, 4, 4))
     x = d.DDIM(5).sample(seen, torch.randn(3, 1, 4, 4))
     assert x.shape == (3, 1, 4, 4)
     gap = seen.mean(x, torch.tensor(0.1)) - image.mean(x, torch.tensor(0.1))
     assert gap[:, mask == 0].abs().max() < 1e-9 < gap[:, mask > 0].abs().min()
-    flat = d.GaussianDenoiser(torch.zeros(4), torch.eye(4), d.VariancePreserving()).double()
-    fourier = d.MMPS(flat, torch.fft.fft(torch.ones(4)), lambda x: torch.fft.fft(x), 0.01)
+    flat = d.GaussianDenoiser(torch.zeros(4), torch.eye(4), d.VP()).double()
+    fourier = d.MMPS(flat, lambda x: torch.fft.fft(x), torch.fft.fft(torch.ones(4)), 0.01)
     x = d.DDIM(20).sample(fourier, torch.randn(5, 4))
     assert float((x - 1).abs().max()) < 0.05  # nearly noiseless, so the datum itself
 
 
 def test_a_guide_of_a_flow_of_contexts():
-    network = d.NetworkDenoiser(
-        lambda x, level, c: c.expand_as(x), d.VariancePreserving(), (2,), 1, "x_0"
-    )
+    network = d.NetworkDenoiser(lambda x, level, c: c.expand_as(x), d.VP(), (2,), 1, "x_0")
     free = d.ClassifierFree(network, weight=2.0, empty=torch.tensor([0.5]))
     c = torch.tensor([[1.0], [3.0]])
     out = free.mean(torch.zeros(2, 2), torch.tensor(0.5), c)
     torch.testing.assert_close(out, (0.5 + 2 * (c - 0.5)).expand(2, 2))
-    prior = mixture(d.VariancePreserving()).float()
+    prior = mixture(d.VP()).float()
     x, t = torch.zeros(3, 2), torch.tensor(0.5)
     with pytest.raises(ValueError, match="takes a context, got one without"):
         d.ClassifierFree(prior)
     with pytest.raises(ValueError, match="positive `noise`"):
-        d.MMPS(prior, torch.ones(2), lambda x: x, 0.0)
+        d.MMPS(prior, lambda x: x, torch.ones(2), 0.0)
     with pytest.raises(ValueError, match=r"shape \(3,\) with a gradient, got \(3,\) without"):
         d.DPS(prior, lambda x: x.detach().sum(-1)).mean(x, t)
     with pytest.raises(ValueError, match=r"shape \(3,\) with a gradient, got \(3, 2\)"):

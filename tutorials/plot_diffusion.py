@@ -174,7 +174,7 @@ for name in guides:
     found = []
     for y in (seen - shift) / scale:
         if name == guides[0]:
-            guided = d.MMPS(denoiser, y, lambda x: x[..., :32], sd, steps=5)
+            guided = d.MMPS(denoiser, lambda x: x[..., :32], y, sd, steps=5)
         else:
             law = torch.distributions.Independent(torch.distributions.Normal(y, sd), 1)
             guided = d.DPS(denoiser, lambda x, law=law: law.log_prob(x[..., :32]), weight=0.1)

@@ -185,8 +185,8 @@ class GaussianDenoiser(Denoiser):
         ValueError: If shapes do not fit.
 
     Example:
-        >>> from probgen.diffusion import VariancePreserving
-        >>> denoiser = GaussianDenoiser(torch.zeros(2), torch.eye(2), VariancePreserving())
+        >>> from probgen.diffusion import VP
+        >>> denoiser = GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())
         >>> x, t = torch.randn(5, 2), torch.tensor(0.5)
         >>> torch.allclose(denoiser.score(x, t), -x, atol=1e-5)  # data of variance 1 stay so
         True
@@ -245,9 +245,9 @@ class MixtureDenoiser(Denoiser):
         ValueError: If shapes do not fit, or numbers are not positive.
 
     Example:
-        >>> from probgen.diffusion import VarianceExploding
+        >>> from probgen.diffusion import VE
         >>> means = torch.tensor([[-1.0], [1.0]])
-        >>> denoiser = MixtureDenoiser(torch.ones(2), means, 0.1, VarianceExploding())
+        >>> denoiser = MixtureDenoiser(torch.ones(2), means, 0.1, VE())
         >>> abs(float(denoiser.mean(torch.zeros(1), torch.tensor(0.3)))) < 1e-6
         True
     """
@@ -322,10 +322,10 @@ class NetworkDenoiser(Denoiser):
     Example:
         A score of one's own:
 
-        >>> from probgen.diffusion import VarianceExploding
+        >>> from probgen.diffusion import VE
         >>> score = lambda x, t: -x / (1 + 0.01 ** 2 * 5000 ** (2 * t[..., None]))
         >>> denoiser = NetworkDenoiser(
-        ...     score, VarianceExploding(), (2,), predicts="score", plain=True
+        ...     score, VE(), (2,), predicts="score", plain=True
         ... )
         >>> x, t = torch.ones(3, 2), torch.tensor(0.5)
         >>> torch.allclose(denoiser.score(x, t), score(x, t.expand(3)), rtol=1e-4)

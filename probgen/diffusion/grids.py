@@ -64,8 +64,8 @@ class UniformGrid(Grid):
     r"""Evenly spaced times: :math:`k / N` if there is no noise at time 0, else from 1 to 0.
 
     Example:
-        >>> from probgen.diffusion import VariancePreserving
-        >>> UniformGrid().times(VariancePreserving(), 4)
+        >>> from probgen.diffusion import VP
+        >>> UniformGrid().times(VP(), 4)
         tensor([1.0000, 0.7500, 0.5000, 0.2500], dtype=torch.float64)
     """
 
@@ -79,8 +79,8 @@ class RatioGrid(Grid):
     r"""Times at which the log of the ratio of signal to noise is evenly spaced.
 
     Example:
-        >>> from probgen.diffusion import VariancePreserving
-        >>> schedule = VariancePreserving()
+        >>> from probgen.diffusion import VP
+        >>> schedule = VP()
         >>> ratios = schedule.log_snr(RatioGrid().times(schedule, 5))
         >>> torch.allclose(ratios.diff(), ratios.diff().mean(), rtol=1e-3)
         True
@@ -106,8 +106,8 @@ class RhoGrid(Grid):
         ValueError: If it is not positive.
 
     Example:
-        >>> from probgen.diffusion import VarianceExploding
-        >>> schedule = VarianceExploding(0.002, 80.0)
+        >>> from probgen.diffusion import VE
+        >>> schedule = VE(0.002, 80.0)
         >>> schedule(RhoGrid().times(schedule, 3))[1].round(decimals=3)
         tensor([8.0000e+01, 2.5150e+00, 2.0000e-03], dtype=torch.float64)
     """

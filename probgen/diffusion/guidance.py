@@ -87,8 +87,8 @@ class ClassifierGuided(Guided):
         weight: What it is multiplied by; 1 is Bayes' rule.
 
     Example:
-        >>> from probgen.diffusion import GaussianDenoiser, VariancePreserving
-        >>> prior = GaussianDenoiser(torch.zeros(2), torch.eye(2), VariancePreserving())
+        >>> from probgen.diffusion import GaussianDenoiser, VP
+        >>> prior = GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())
         >>> guided = ClassifierGuided(prior, lambda x, t: x.sum(-1))
         >>> x, t = torch.zeros(2), torch.tensor(0.5)
         >>> bool((guided.mean(x, t) > prior.mean(x, t)).all())
@@ -129,9 +129,9 @@ class ClassifierFree(Guided):
         ValueError: If the denoiser takes no context.
 
     Example:
-        >>> from probgen.diffusion import NetworkDenoiser, VariancePreserving
+        >>> from probgen.diffusion import NetworkDenoiser, VP
         >>> network = lambda x, level, c: c.expand_as(x)
-        >>> denoiser = NetworkDenoiser(network, VariancePreserving(), (2,), 1, "x_0")
+        >>> denoiser = NetworkDenoiser(network, VP(), (2,), 1, "x_0")
         >>> guided = ClassifierFree(denoiser, weight=3.0)
         >>> guided.mean(torch.zeros(2), torch.tensor(0.5), torch.ones(1))
         tensor([3., 3.])
@@ -173,8 +173,8 @@ class DPS(Guided):
         ValueError: When called, if the likelihood has no gradient or another shape.
 
     Example:
-        >>> from probgen.diffusion import GaussianDenoiser, VariancePreserving
-        >>> prior = GaussianDenoiser(torch.zeros(2), torch.eye(2), VariancePreserving())
+        >>> from probgen.diffusion import GaussianDenoiser, VP
+        >>> prior = GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())
         >>> guided = DPS(prior, dist.Normal(torch.ones(2), 1.0).to_event(1).log_prob)
         >>> bool((guided.mean(torch.zeros(2), torch.tensor(0.5)) > 0).all())
         True
@@ -205,8 +205,8 @@ class Linear(Guided):
 
     Arguments:
         denoiser: The denoiser to guide.
-        y: The measurement, with shape :math:`(*, M)`, or any that the operator gives.
         operator: The linear map :math:`A`, from :math:`(*, event)` to the shape of `y`.
+        y: The measurement, with shape :math:`(*, M)`, or any that the operator gives.
         noise: The standard deviation of the noise, a number or one for each entry of `y`.
     """
 
@@ -216,8 +216,8 @@ class Linear(Guided):
     def __init__(
         self,
         denoiser: Denoiser,
-        y: Tensor,
         operator: Callable[[Tensor], Tensor],
+        y: Tensor,
         noise: float | Tensor,
     ) -> None:
         super().__init__(denoiser)
@@ -271,15 +271,15 @@ class PiGDM(Linear):
 
     Arguments:
         denoiser: The denoiser to guide.
-        y: The measurement, with the shape that the operator gives.
         operator: The linear map :math:`A`, from :math:`(*, event)` to the shape of `y`.
+        y: The measurement, with the shape that the operator gives.
         noise: The standard deviation of the noise, a number or one for each entry of `y`.
         steps: The number of steps of conjugate gradients.
 
     Example:
-        >>> from probgen.diffusion import GaussianDenoiser, VariancePreserving
-        >>> prior = GaussianDenoiser(torch.zeros(2), torch.eye(2), VariancePreserving())
-        >>> guided = PiGDM(prior, torch.ones(1), lambda x: x[..., :1], 0.1)
+        >>> from probgen.diffusion import GaussianDenoiser, VP
+        >>> prior = GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())
+        >>> guided = PiGDM(prior, lambda x: x[..., :1], torch.ones(1), 0.1)
         >>> bool(guided.mean(torch.zeros(2), torch.tensor(0.5))[0] > 0.5)
         True
     """
@@ -287,12 +287,12 @@ class PiGDM(Linear):
     def __init__(
         self,
         denoiser: Denoiser,
-        y: Tensor,
         operator: Callable[[Tensor], Tensor],
+        y: Tensor,
         noise: float | Tensor,
         steps: int = 10,
     ) -> None:
-        super().__init__(denoiser, y, operator, noise)
+        super().__init__(denoiser, operator, y, noise)
         check_whole(1, steps=steps)
         self.steps = steps
 
@@ -318,15 +318,15 @@ class MMPS(Linear):
 
     Arguments:
         denoiser: The denoiser to guide.
-        y: The measurement, with the shape that the operator gives.
         operator: The linear map :math:`A`, from :math:`(*, event)` to the shape of `y`.
+        y: The measurement, with the shape that the operator gives.
         noise: The standard deviation of the noise, a number or one for each entry of `y`.
         steps: The number of steps of conjugate gradients.
 
     Example:
-        >>> from probgen.diffusion import DDIM, GaussianDenoiser, VariancePreserving
-        >>> prior = GaussianDenoiser(torch.zeros(2), torch.eye(2), VariancePreserving())
-        >>> guided = MMPS(prior, torch.ones(1), lambda x: x[..., :1], 1.0)
+        >>> from probgen.diffusion import DDIM, GaussianDenoiser, VP
+        >>> prior = GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())
+        >>> guided = MMPS(prior, lambda x: x[..., :1], torch.ones(1), 1.0)
         >>> x = DDIM(50, eta=1.0).sample(guided, torch.randn(2000, 2))
         >>> abs(float(x[:, 0].mean()) - 0.5) < 0.1, abs(float(x[:, 1].std()) - 1) < 0.1
         (True, True)
@@ -335,12 +335,12 @@ class MMPS(Linear):
     def __init__(
         self,
         denoiser: Denoiser,
-        y: Tensor,
         operator: Callable[[Tensor], Tensor],
+        y: Tensor,
         noise: float | Tensor,
         steps: int = 10,
     ) -> None:
-        super().__init__(denoiser, y, operator, noise)
+        super().__init__(denoiser, operator, y, noise)
         check_whole(1, steps=steps)
         self.steps = steps
 

@@ -130,9 +130,9 @@ class DDIM(Linear):
         ValueError: If a number is impossible.
 
     Example:
-        >>> from probgen.diffusion import GaussianDenoiser, VariancePreserving, noise
+        >>> from probgen.diffusion import GaussianDenoiser, VP, noise
         >>> _ = torch.manual_seed(0)
-        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VariancePreserving())
+        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VP())
         >>> x = DDIM(50).sample(denoiser, noise(denoiser, torch.Size([4000]), torch.ones(())))
         >>> abs(float(x.mean()) - 1) < 0.1, abs(float(x.std()) - 2) < 0.1
         (True, True)
@@ -187,9 +187,9 @@ class Ancestral(Linear):
         ValueError: If a number is impossible or the name unknown.
 
     Example:
-        >>> from probgen.diffusion import GaussianDenoiser, VariancePreserving, noise
+        >>> from probgen.diffusion import GaussianDenoiser, VP, noise
         >>> _ = torch.manual_seed(0)
-        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VariancePreserving())
+        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VP())
         >>> x = Ancestral(200).sample(denoiser, noise(denoiser, torch.Size([4000]), torch.ones(())))
         >>> abs(float(x.mean()) - 1) < 0.1, abs(float(x.std()) - 2) < 0.1
         (True, True)
@@ -232,9 +232,9 @@ class EulerMaruyama(Linear):
         grid: The grid of times.
 
     Example:
-        >>> from probgen.diffusion import GaussianDenoiser, VariancePreserving, noise
+        >>> from probgen.diffusion import GaussianDenoiser, VP, noise
         >>> _ = torch.manual_seed(0)
-        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VariancePreserving())
+        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VP())
         >>> start = noise(denoiser, torch.Size([4000]), torch.ones(()))
         >>> x = EulerMaruyama(500).sample(denoiser, start)
         >>> abs(float(x.mean()) - 1) < 0.1, abs(float(x.std()) - 2) < 0.1
@@ -278,9 +278,9 @@ class DPMSolver(Sampler):
         grid: The grid of times.
 
     Example:
-        >>> from probgen.diffusion import GaussianDenoiser, VariancePreserving, noise
+        >>> from probgen.diffusion import GaussianDenoiser, VP, noise
         >>> _ = torch.manual_seed(0)
-        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VariancePreserving())
+        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VP())
         >>> x = DPMSolver(20).sample(denoiser, noise(denoiser, torch.Size([4000]), torch.ones(())))
         >>> abs(float(x.mean()) - 1) < 0.1, abs(float(x.std()) - 2) < 0.1
         (True, True)
@@ -423,9 +423,9 @@ class PredictorCorrector(Sampler):
         TypeError: If the predictor is no linear sampler.
 
     Example:
-        >>> from probgen.diffusion import GaussianDenoiser, VariancePreserving, noise
+        >>> from probgen.diffusion import GaussianDenoiser, VP, noise
         >>> _ = torch.manual_seed(0)
-        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VariancePreserving())
+        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VP())
         >>> start = noise(denoiser, torch.Size([4000]), torch.ones(()))
         >>> x = PredictorCorrector(Ancestral(100)).sample(denoiser, start)
         >>> abs(float(x.mean()) - 1) < 0.1, abs(float(x.std()) - 2) < 0.15

@@ -25,15 +25,15 @@ from ..core import Recorded
 from ..core.checks import check_whole
 
 __all__ = [
+    "VE",
+    "VP",
     "Cosine",
     "CustomSchedule",
     "Karras",
     "Rectified",
     "Schedule",
-    "SubVariancePreserving",
+    "SubVP",
     "Tabulated",
-    "VarianceExploding",
-    "VariancePreserving",
     "linear_betas",
 ]
 
@@ -106,7 +106,7 @@ def slope(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     return torch.func.jvp(function, (u,), (torch.ones_like(u),))[1].squeeze(-t.ndim - 1)
 
 
-class VariancePreserving(Schedule):
+class VP(Schedule):
     r"""Noise at a rate that rises linearly, with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
 
     .. math:: \log \alpha_t = -\tfrac{1}{4} (\beta_1 - \beta_0) t^2 - \tfrac{1}{2} \beta_0 t
@@ -123,7 +123,7 @@ class VariancePreserving(Schedule):
         ValueError: If the rates are not positive, or fall.
 
     Example:
-        >>> alpha, sigma = VariancePreserving()(torch.tensor(0.5))
+        >>> alpha, sigma = VP()(torch.tensor(0.5))
         >>> round(float(alpha), 4), round(float(alpha**2 + sigma**2), 4)
         (0.2812, 1.0)
     """
@@ -142,8 +142,8 @@ class VariancePreserving(Schedule):
         return log_alpha, torch.log(-torch.expm1(2 * log_alpha)) / 2
 
 
-class SubVariancePreserving(VariancePreserving):
-    r"""The signal of :class:`VariancePreserving` with less noise, :math:`\sigma = 1 - \alpha^2`.
+class SubVP(VP):
+    r"""The signal of :class:`VP` with less noise, :math:`\sigma = 1 - \alpha^2`.
 
     References:
         | Score-Based Generative Modeling through Stochastic Differential Equations (Song et al.,
@@ -154,7 +154,7 @@ class SubVariancePreserving(VariancePreserving):
         high: The rate :math:`\beta_1` at the noise.
 
     Example:
-        >>> alpha, sigma = SubVariancePreserving()(torch.tensor(0.5))
+        >>> alpha, sigma = SubVP()(torch.tensor(0.5))
         >>> round(float(alpha**2 + sigma), 4)
         1.0
     """
@@ -203,7 +203,7 @@ class Cosine(Schedule):
         return torch.log(cos) - scale, torch.log(sin) / 2 - scale
 
 
-class VarianceExploding(Schedule):
+class VE(Schedule):
     r"""Noise that grows geometrically over data that stay, :math:`\sigma_t = a (b / a)^t`.
 
     References:
@@ -218,7 +218,7 @@ class VarianceExploding(Schedule):
         ValueError: If the noise does not grow.
 
     Example:
-        >>> round(float(VarianceExploding(0.01, 100.0)(torch.tensor(0.5))[1]), 4)
+        >>> round(float(VE(0.01, 100.0)(torch.tensor(0.5))[1]), 4)
         1.0
     """
 

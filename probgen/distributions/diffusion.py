@@ -55,9 +55,9 @@ class Diffusion(LazyDistribution):
         ValueError: If a number is impossible.
 
     Example:
-        >>> from probgen.diffusion import GaussianDenoiser, VariancePreserving
+        >>> from probgen.diffusion import GaussianDenoiser, VP
         >>> _ = torch.manual_seed(0)
-        >>> denoiser = GaussianDenoiser(torch.zeros(2), torch.eye(2), VariancePreserving())
+        >>> denoiser = GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())
         >>> d = Diffusion(denoiser)()
         >>> x = d.sample((5,))
         >>> exact = dist.Normal(torch.zeros(2), 1.0).to_event(1).log_prob(x)

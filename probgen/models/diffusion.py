@@ -8,6 +8,7 @@ from torch import nn
 
 from ..diffusion import (
     DDIM,
+    VP,
     Ancestral,
     Heun,
     Karras,
@@ -16,7 +17,6 @@ from ..diffusion import (
     Rectified,
     Sampler,
     Tabulated,
-    VariancePreserving,
     linear_betas,
 )
 from ..distributions import Diffusion, Flow, StandardNormal
@@ -112,7 +112,7 @@ class ScoreSDE(Diffusion):
     ) -> None:
         part = network_of(network, features, context, hidden_features)
         super().__init__(
-            NetworkDenoiser(part, VariancePreserving(), (features,), context, "eps"),
+            NetworkDenoiser(part, VP(), (features,), context, "eps"),
             PredictorCorrector(Ancestral(200)) if sampler is None else sampler,
             objective=Denoising("eps"),
         )
