@@ -135,7 +135,10 @@ class EnergyBased(LazyDistribution):
 
     def exact_log_partition(self) -> Tensor:
         r""":math:`\log Z` with its gradient, in float64, where the model is tractable."""
-        raise NotImplementedError
+        raise ValueError(
+            f"Expected a model whose partition function is known exactly, got a "
+            f"{type(self).__name__} that is not. Estimate it by .estimate()."
+        )
 
     def scale(self) -> Tensor | None:
         """The standard deviations of features, in units of which the kernel steps."""
