@@ -208,6 +208,7 @@ class Linear(Guided):
         operator: The linear map :math:`A`, from :math:`(*, event)` to the shape of `y`.
         y: The measurement, with shape :math:`(*, M)`, or any that the operator gives.
         noise: The standard deviation of the noise, a number or one for each entry of `y`.
+        steps: The number of steps of conjugate gradients.
     """
 
     y: Tensor
@@ -219,15 +220,17 @@ class Linear(Guided):
         operator: Callable[[Tensor], Tensor],
         y: Tensor,
         noise: float | Tensor,
+        steps: int = 10,
     ) -> None:
         super().__init__(denoiser)
-        self.operator = operator
+        check_whole(1, steps=steps)
+        self.operator, self.steps = operator, steps
         self.register_buffer("y", y)
         self.register_buffer("noise", torch.as_tensor(noise, dtype=y.real.dtype))
         if not bool((self.noise > 0).all()):
             raise ValueError("Expected positive `noise`, got some that is not.")
 
-    def gain(self, mean: Tensor, product: Callable[[Tensor], Tensor], steps: int) -> Tensor:
+    def gain(self, mean: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
         r"""What the mean gains, :math:`V A^\top (A V A^\top + \Gamma)^{-1} (y - A \hat x_0)`.
 
         The inverse is that of conjugate gradients, for each draw by itself, which end where the
@@ -251,7 +254,7 @@ class Linear(Guided):
         tiny = torch.finfo(self.noise.dtype).tiny
         v, r = torch.zeros_like(gap), gap
         p, size = r, dot(r, r)
-        for _ in range(steps):
+        for _ in range(self.steps):
             moved = forward(p)
             bend, least = dot(p, moved), dot(p, self.noise.square() * p)
             # a covariance of a network may be none in some direction, where a draw goes no further
@@ -284,24 +287,12 @@ class PiGDM(Linear):
         True
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        operator: Callable[[Tensor], Tensor],
-        y: Tensor,
-        noise: float | Tensor,
-        steps: int = 10,
-    ) -> None:
-        super().__init__(denoiser, operator, y, noise)
-        check_whole(1, steps=steps)
-        self.steps = steps
-
     def mean(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         alpha, sigma = self.signal(t)
         width = sigma.square() / (alpha.square() + sigma.square())
         mean, _, product, _ = self.pulled(x, t, context)
         # the gain in the measurement's space, carried back by the covariance
-        plain = self.gain(mean, lambda v: width * v, self.steps) / width
+        plain = self.gain(mean, lambda v: width * v) / width
         return (mean + product(plain)).detach()
 
 
@@ -332,18 +323,6 @@ class MMPS(Linear):
         (True, True)
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        operator: Callable[[Tensor], Tensor],
-        y: Tensor,
-        noise: float | Tensor,
-        steps: int = 10,
-    ) -> None:
-        super().__init__(denoiser, operator, y, noise)
-        check_whole(1, steps=steps)
-        self.steps = steps
-
     def mean(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         mean, _, product, _ = self.pulled(x, t, context)
-        return (mean + self.gain(mean, product, self.steps)).detach()
+        return (mean + self.gain(mean, product)).detach()
