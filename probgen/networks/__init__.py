@@ -6,6 +6,7 @@ from .energy import EnergyNetwork
 from .made import MADE
 from .residual import InvertedResidual, Pixels
 from .time import TimeEmbedding, TimeMLP
+from .unet import UNet
 
 __all__ = [
     "MADE",
@@ -18,4 +19,5 @@ __all__ = [
     "ResidualMLP",
     "TimeEmbedding",
     "TimeMLP",
+    "UNet",
 ]
