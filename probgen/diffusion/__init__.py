@@ -1,6 +1,7 @@
 """Diffusions: schedules of noise, denoisers, and samplers."""
 
 from .denoisers import Denoiser, GaussianDenoiser, MixtureDenoiser, NetworkDenoiser, convert
+from .discrete import Absorbing, Corruption, DiscretizedGaussian, Uniform
 from .grids import Grid, Path, RatioGrid, RhoGrid, UniformGrid
 from .guidance import DPS, MMPS, ClassifierFree, ClassifierGuided, Guided, PiGDM
 from .samplers import (
@@ -32,13 +33,16 @@ __all__ = [
     "MMPS",
     "VE",
     "VP",
+    "Absorbing",
     "Ancestral",
     "ClassifierFree",
     "ClassifierGuided",
+    "Corruption",
     "Cosine",
     "CustomSchedule",
     "DPMSolver",
     "Denoiser",
+    "DiscretizedGaussian",
     "EulerMaruyama",
     "GaussianDenoiser",
     "Grid",
@@ -57,6 +61,7 @@ __all__ = [
     "Schedule",
     "SubVP",
     "Tabulated",
+    "Uniform",
     "UniformGrid",
     "convert",
     "linear_betas",

@@ -6,6 +6,7 @@ from .composed import Energy, ProductOfExperts, Tilted
 from .dequantized import Dequantized, DequantizedDistribution
 from .diffusion import Diffusion
 from .diffusion_pair import DiffusionGuide, DiffusionModel
+from .discrete import DiscreteDiffusion, DiscreteDiffusionDistribution
 from .energy import EnergyBased, EnergyDistribution, Partition
 from .flow import Flow, FlowDistribution
 from .heads import (
@@ -47,6 +48,8 @@ __all__ = [
     "Diffusion",
     "DiffusionGuide",
     "DiffusionModel",
+    "DiscreteDiffusion",
+    "DiscreteDiffusionDistribution",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
     "Energy",

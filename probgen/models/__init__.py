@@ -6,6 +6,7 @@ from ..distributions.rbm import RBM
 from ..networks.hopfield import HopfieldNetwork, ModernHopfield
 from .convolutional import VQVAE, AutoencoderKL, ConvVAE
 from .diffusion import CNF, DDPM, EDM, FlowMatching, ScoreSDE
+from .discrete import D3PM
 from .energy import EnergyModel, JointEnergyModel
 from .flows import IAF, MAF, NICE, NSF, CircularNSF, RealNVP
 from .hierarchical import HierarchicalVAE, LadderVAE
@@ -14,6 +15,7 @@ from .vae import VAE, ConditionalVAE, SemiSupervisedVAE
 
 __all__ = [
     "CNF",
+    "D3PM",
     "DDPM",
     "EDM",
     "IAF",

@@ -3,6 +3,7 @@
 from .belief import Greedy, UpDown
 from .contrastive import ContrastiveDivergence, JointEnergy, NoiseContrastive
 from .denoising import Denoising
+from .discrete import DiscreteDenoising
 from .divergences import ChiSquare, ForwardKL, Renyi
 from .likelihood import MaximumLikelihood, ReverseKL
 from .pseudo import PseudoLikelihood, RatioMatching
@@ -33,6 +34,7 @@ __all__ = [
     "DReG",
     "Denoising",
     "DenoisingScoreMatching",
+    "DiscreteDenoising",
     "ExplicitScoreMatching",
     "ForwardKL",
     "Greedy",

@@ -1,0 +1,245 @@
+r"""Diffusions of discrete data as distributions.
+
+A denoiser :math:`p(x_0 \mid x_t)`, independent over sites, makes each step of a corruption
+reversible, and so a distribution of data, whose log-likelihood has the bound
+
+.. math:: \log p(x_0) \ge -\operatorname{KL}(q(x_T \mid x_0) \,|\, p(x_T)) - \sum_{t=1}^T
+    \mathbb{E}_{q(x_t \mid x_0)} \operatorname{KL}(q(x_{t-1} \mid x_t, x_0) \,|\,
+    p(x_{t-1} \mid x_t)).
+
+For one site it is tight if the denoiser is exact; sites that depend on one another are taken back
+independently within a step, which costs the less the more steps there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..core import Density, LazyDistribution, is_wrapped
+from ..core.checks import check_event, check_whole
+from ..diffusion.discrete import Corruption, draw
+from ..objectives import DiscreteDenoising
+from ..objectives.denoising import spread
+from .latent_variable import check_support
+from .parametric import shape_of
+
+__all__ = ["DiscreteDiffusion", "DiscreteDiffusionDistribution"]
+
+
+class DiscreteDiffusion(LazyDistribution):
+    r"""A diffusion of discrete data: a denoiser and a corruption.
+
+    Called, it is a distribution of Pyro: `sample` takes all steps back, and `log_prob` is a random
+    bound, whose expectation is the evidence lower bound.
+
+    References:
+        | Structured Denoising Diffusion Models in Discrete State-Spaces (Austin et al., 2021)
+        | https://arxiv.org/abs/2107.03006
+
+    Arguments:
+        network: The denoiser, a map from noisy values, whole numbers with shape
+            :math:`(*, event)`, and steps from 1 to :math:`T`, with shape :math:`(*)`, followed by
+            contexts, if it takes them, to the logits of :math:`x_0`, with shape
+            :math:`(*, event, K)`.
+        corruption: The corruption.
+        features: The number of features, or the shape of a datum.
+        context: The number of features :math:`C` of the context.
+        times: The number of steps that stand for all in `log_prob`.
+
+    Raises:
+        ValueError: If a size is impossible.
+        TypeError: If `corruption` is none.
+
+    Example:
+        >>> from probgen.diffusion import Absorbing
+        >>> class Independent(torch.nn.Module):
+        ...     def forward(self, x, t):
+        ...         return torch.tensor([0.3, 0.7]).log().expand(*x.shape, 2)
+        >>> d = DiscreteDiffusion(Independent(), Absorbing(2, steps=10), 4)()
+        >>> d.sample((3,)).shape, d.log_prob(torch.ones(3, 4)).shape
+        (torch.Size([3, 4]), torch.Size([3]))
+    """
+
+    density = Density.BOUND
+    like: Tensor
+
+    def __init__(
+        self,
+        network: Callable[..., Tensor],
+        corruption: Corruption,
+        features: int | Sequence[int],
+        context: int = 0,
+        times: int = 1,
+    ) -> None:
+        super().__init__()
+        if not isinstance(corruption, Corruption):
+            raise TypeError(
+                f"Expected a Corruption as `corruption`, got a {type(corruption).__name__}."
+            )
+        check_whole(0, context=context)
+        self.check_times(times, corruption.steps)
+        self.network, self.corruption = network, corruption
+        self.event_shape = torch.Size(shape_of(features))
+        self.context, self.times = context, times
+        self.register_buffer("like", torch.zeros(1))  # of the dtype and on the device of results
+
+    @staticmethod
+    def check_times(times: int, steps: int) -> None:
+        check_whole(1, times=times)
+        if times > steps:
+            raise ValueError(f"Expected `times` of at most {steps}, all steps, got {times}.")
+
+    @property
+    def objective(self) -> Callable[..., Tensor]:
+        return DiscreteDenoising()
+
+    def forward(self, context: Tensor | None = None) -> DiscreteDiffusionDistribution:
+        self.check_context(context)
+        batch = torch.Size() if context is None else context.shape[:-1]
+        return DiscreteDiffusionDistribution(self, context, batch)
+
+    def denoise(self, noisy: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""The logits of :math:`p(x_0 \mid x_t)`.
+
+        Arguments:
+            noisy: The noisy values :math:`x_t`, with shape :math:`(*, event)`.
+            t: The steps, with shape :math:`(*)`.
+            context: The contexts, with shape :math:`(*, C)`.
+
+        Returns:
+            Logits with shape :math:`(*, event, K)`.
+        """
+        given = () if context is None else (context,)
+        logits = self.network(noisy, t, *given)
+        wanted = (*noisy.shape, self.corruption.classes)
+        if logits.shape != wanted:
+            raise ValueError(
+                f"Expected a `network` to logits with shape {wanted}, got {tuple(logits.shape)}."
+            )
+        return logits
+
+    def elbo(self, x: Tensor, context: Tensor | None = None, times: int = 1) -> Tensor:
+        r"""An unbiased estimate of the evidence lower bound.
+
+        The steps are cut into as many stretches as there are `times`, and one of each is drawn,
+        with one noisy value; with as many as there are steps, each is taken.
+
+        Arguments:
+            x: The data, whole numbers with shape :math:`(*, event)`.
+            context: The contexts, with shape :math:`(*, C)`.
+            times: The number of steps that stand for all.
+
+        Returns:
+            Estimates with shape :math:`(*)`.
+        """
+        check_event(x, self.event_shape)
+        self.check_context(context)
+        steps = self.corruption.steps
+        self.check_times(times, steps)
+        x, dims = x.long(), len(self.event_shape)
+        batch = x.shape[: x.ndim - dims]
+        u = spread(math.prod(batch), self.like).reshape(batch)
+        each = self.corruption.end_divergence(x, self.like)
+        for low, high in pairwise([k * steps // times for k in range(times + 1)]):
+            width = high - low
+            t = 1 + low + (u * width).floor().long().clamp_max(width - 1)
+            noisy = self.corruption.noisy(x, t)
+            logits = self.denoise(noisy, t, context)
+            each = each + width * self.corruption.divergence(logits, x, noisy, t)
+        return -each.flatten(x.ndim - dims).sum(-1)
+
+    def walk(self, shape: Sequence[int], context: Tensor | None = None) -> Iterator[Tensor]:
+        """Draws the end and takes the steps back; yields values after each, data the last.
+
+        Arguments:
+            shape: The shape of the draws, that of the contexts if there are any.
+            context: The contexts, with shape :math:`(*, C)`.
+        """
+        corruption, shape = self.corruption, torch.Size(shape)
+        ends = corruption.log_end(self.like)
+        x = draw(ends.expand(*shape, *self.event_shape, corruption.states))
+        for k in range(corruption.steps, 0, -1):
+            yield x
+            t = torch.full(shape, k, device=x.device)
+            x = draw(corruption.reverse(self.denoise(x, t, context), x, t))
+        yield x
+
+
+class DiscreteDiffusionDistribution(TorchDistribution):
+    """The distribution of data under a discrete diffusion; its `log_prob` is a random bound.
+
+    Arguments:
+        module: The diffusion.
+        context: The contexts, with shape :math:`(*, C)`, if it takes them.
+        batch_shape: The batch shape, that of the contexts.
+        validate_args: Whether to check arguments; by default as Pyro is set.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    density = Density.BOUND
+
+    def __init__(
+        self,
+        module: DiscreteDiffusion,
+        context: Tensor | None,
+        batch_shape: torch.Size,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.module, self.context = module, context
+        super().__init__(batch_shape, module.event_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        levels = constraints.integer_interval(0, self.module.corruption.classes - 1)
+        return constraints.independent(levels, len(self.event_shape))
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: object = None
+    ) -> DiscreteDiffusionDistribution:
+        batch = torch.Size(batch_shape)
+        return DiscreteDiffusionDistribution(self.module, self.spread(batch), batch)
+
+    def spread(self, shape: torch.Size) -> Tensor | None:
+        """The contexts, one for each item."""
+        return None if self.context is None else self.context.expand(*shape, -1)
+
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        with torch.no_grad():
+            for x in self.module.walk(shape, self.spread(shape)):
+                last = x
+        return last
+
+    def elbo(self, value: Tensor, times: int | None = None) -> Tensor:
+        """An unbiased estimate of the bound, from so many steps, by default those of the module.
+
+        Arguments:
+            value: The data, whole numbers with shape :math:`(*, event)`.
+            times: The number of steps that stand for all; with all of them only the noisy values
+                are random.
+
+        Returns:
+            Estimates with shape :math:`(*)`; `-inf` out of the support.
+        """
+        check_event(value, self.event_shape)
+        if self._validate_args and value.device.type != "meta" and not is_wrapped(value):
+            check_support(value, self.support)
+        batch = value.shape[: value.ndim - len(self.event_shape)]
+        shape = torch.broadcast_shapes(batch, self.batch_shape)
+        value = value.expand(shape + self.event_shape)
+        inside = self.support.check(value)
+        ones = [1] * len(self.event_shape)
+        x = torch.where(inside.reshape(*inside.shape, *ones), value, 0)
+        times = self.module.times if times is None else times
+        bound = self.module.elbo(x, self.spread(shape), times)
+        return torch.where(inside, bound, -torch.inf)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.elbo(value)
