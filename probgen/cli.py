@@ -23,7 +23,7 @@ from .training import fit
 __all__ = ["main"]
 
 # Their contexts are labels, or they have no density to score rows by.
-OTHERS = ("EnergyModel", "JointEnergyModel", "SemiSupervisedVAE")
+OTHERS = ("ColdDiffusion", "EnergyModel", "JointEnergyModel", "SemiSupervisedVAE")
 RECIPES: dict[str, type[LazyDistribution]] = {  # those of rows of features
     name.lower(): recipe
     for name in models.__all__

@@ -127,7 +127,7 @@ def test_the_gap_of_two_sites_falls_with_the_steps(corruption, float64):
         bound = whole_bound(exact(table, corruption(3, steps)), x)
         gaps.append(float((table.flatten() * (log_p - bound)).sum()))
     assert all(a > b > 0 for a, b in pairwise(gaps)), gaps
-    assert gaps[-1] < 0.1 * gaps[0]
+    assert gaps[-1] < 0.2 * gaps[0]
 
 
 def test_draws_of_the_exact_denoiser(corruption, float64):

@@ -2,6 +2,7 @@
 
 from ..core import Density, Fixed, LazyDistribution
 from .codebook import Codebook, Quantization
+from .cold import ColdDiffusion, RestorerMLP
 from .composed import Energy, ProductOfExperts, Tilted
 from .dequantized import Dequantized, DequantizedDistribution
 from .diffusion import Diffusion
@@ -40,6 +41,7 @@ __all__ = [
     "Beta",
     "Categorical",
     "Codebook",
+    "ColdDiffusion",
     "ContinuousBernoulli",
     "Density",
     "Dequantized",
@@ -76,6 +78,7 @@ __all__ = [
     "Quantization",
     "Quantized",
     "Residual",
+    "RestorerMLP",
     "Rung",
     "SemiSupervised",
     "StandardNormal",

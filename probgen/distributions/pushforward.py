@@ -93,21 +93,28 @@ class Pushforward(LazyDistribution):
         self, name: str, context: Tensor | None, obs: Tensor | None, infer: dict[str, Any]
     ) -> Tensor:
         """States the base's site, named as the site with `_base`, and what follows from it."""
-        if obs is not None:
-            raise ValueError(
-                f"Expected no observed value at {name!r}, since a Pushforward has no density. "
-                f"Observe a site with noise, given its value."
-            )
-        self.check_context(context)
-        z = pyro.sample(f"{name}_base", self.base(), infer=infer)
-        return pyro.deterministic(name, self.push(z, context))
+        return state_pushed(self, name, context, obs, infer)
+
+
+def state_pushed(
+    module: Any, name: str, context: Tensor | None, obs: Tensor | None, infer: dict[str, Any]
+) -> Tensor:
+    """States the site of a base and what a map makes of it."""
+    if obs is not None:
+        raise ValueError(
+            f"Expected no observed value at {name!r}, since a {type(module).__name__} has no "
+            f"density. Observe a site with noise, given its value."
+        )
+    module.check_context(context)
+    z = pyro.sample(f"{name}_base", module.base(), infer=infer)
+    return pyro.deterministic(name, module.push(z, context))
 
 
 class PushforwardDistribution(TorchDistribution):
     """The distribution of a deterministic map of a base: it draws, and has no density.
 
     Arguments:
-        module: The map and its base.
+        module: The map and its base; if it says its `event_shape` and `support`, they are those.
         context: The contexts, with shape :math:`(*, C)`, if the map takes them.
         batch_shape: The batch shape; by default the contexts'.
         validate_args: Whether to check arguments; by default as Pyro is set.
@@ -115,11 +122,10 @@ class PushforwardDistribution(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
     density = Density.PUSHFORWARD
-    support = constraints.dependent(is_discrete=False, event_dim=1)
 
     def __init__(
         self,
-        module: Pushforward,
+        module: Any,
         context: Tensor | None,
         batch_shape: torch.Size | None = None,
         validate_args: bool | None = None,
@@ -129,10 +135,17 @@ class PushforwardDistribution(TorchDistribution):
         self.has_rsample = base.has_rsample
         if batch_shape is None:
             batch_shape = torch.Size() if context is None else context.shape[:-1]
-        with torch.no_grad():
-            one = None if context is None else context.reshape(-1, module.context)[:1]
-            event = module.push(base.sample(torch.Size([1])), one).shape[1:]
+        event = getattr(module, "event_shape", None)
+        if event is None:
+            with torch.no_grad():
+                one = None if context is None else context.reshape(-1, module.context)[:1]
+                event = module.push(base.sample(torch.Size([1])), one).shape[1:]
         super().__init__(batch_shape, event, validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        unknown = constraints.dependent(is_discrete=False, event_dim=1)
+        return getattr(self.module, "support", unknown)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> TorchDistribution:
         batch = torch.Size(batch_shape)

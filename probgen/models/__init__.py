@@ -2,6 +2,7 @@
 
 from ..distributions.belief import DeepBeliefNetwork
 from ..distributions.boltzmann import BoltzmannMachine, Ising
+from ..distributions.cold import ColdDiffusion
 from ..distributions.rbm import RBM
 from ..networks.hopfield import HopfieldNetwork, ModernHopfield
 from .convolutional import VQVAE, AutoencoderKL, ConvVAE
@@ -28,6 +29,7 @@ __all__ = [
     "AutoencoderKL",
     "BoltzmannMachine",
     "CircularNSF",
+    "ColdDiffusion",
     "ConditionalVAE",
     "ConvVAE",
     "DeepBeliefNetwork",

@@ -8,6 +8,7 @@ from .divergences import ChiSquare, ForwardKL, Renyi
 from .likelihood import MaximumLikelihood, ReverseKL
 from .pseudo import PseudoLikelihood, RatioMatching
 from .quantization import VectorQuantization
+from .restoration import Restoration
 from .score import (
     DenoisingScoreMatching,
     ExplicitScoreMatching,
@@ -45,6 +46,7 @@ __all__ = [
     "PseudoLikelihood",
     "RatioMatching",
     "Renyi",
+    "Restoration",
     "ReverseKL",
     "SlicedScoreMatching",
     "SpectralRegularized",

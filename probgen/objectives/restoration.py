@@ -1,0 +1,64 @@
+r"""Objectives of cold diffusions.
+
+.. math:: \mathbb{E}_s \, \| x - R(D(x, s), s) \|_1 \qquad \text{or} \qquad
+    \mathbb{E}_s \, \| x - R(D(x, s), s) \|_2^2,
+
+over levels :math:`s = 1, \dots, S`, one for each datum, those of a batch evenly spread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .denoising import spread
+
+__all__ = ["Restoration"]
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """The error of a restorer, at one level for each datum.
+
+    References:
+        | Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise (Bansal et al., 2022)
+        | https://arxiv.org/abs/2208.09392
+
+    Arguments:
+        error: Of what errors the sum is: `"absolute"`, which keeps edges, or `"square"`, whose best
+            restorer is the mean.
+
+    Raises:
+        ValueError: If the error is unknown.
+        TypeError: When called, if the model is no cold diffusion.
+
+    Example:
+        >>> import probgen as pg, torch
+        >>> model = pg.models.ColdDiffusion(64, pg.diffusion.Blur((8, 8)), hidden_features=(16,))
+        >>> Restoration()(model, torch.randn(5, 64)).shape
+        torch.Size([5])
+    """
+
+    error: str = "absolute"
+
+    def __post_init__(self) -> None:
+        if self.error not in ("absolute", "square"):
+            raise ValueError(f"Expected `error` 'absolute' or 'square', got {self.error!r:.80}.")
+
+    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
+        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+        if x is None:
+            raise ValueError("Expected data, since Restoration fits data, got None.")
+        degradation = getattr(module, "degradation", None)
+        if degradation is None:
+            raise TypeError(
+                f"Expected a cold diffusion, such as pg.models.ColdDiffusion, for Restoration, got "
+                f"a {type(module).__name__}."
+            )
+        module.check_context(context)
+        s = 1 + (spread(len(x), x) * degradation.levels).floor().long()
+        s = s.clamp_max(degradation.levels)
+        error = (x - module.restore(degradation(x, s), s, context)).flatten(1)
+        return (error.abs() if self.error == "absolute" else error.square()).sum(-1)
