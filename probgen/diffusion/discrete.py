@@ -103,8 +103,10 @@ class Corruption(Recorded):
         Returns:
             Log probabilities with shape :math:`(*, event, S)`.
         """
+        self.check_steps(t)
         like = torch.empty((), device=x.device) if like is None else like
-        return self.reverse(one_hot(x.long(), self.classes, like), noisy, t)
+        before = self.log_noisy(x.long(), t - 1, like)
+        return (before + self.log_step(noisy.long(), t, like)).log_softmax(-1)
 
     def reverse(self, logits: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         r""":math:`\log p(x_{t-1} \mid x_t)` for all :math:`x_{t-1}`.
@@ -120,11 +122,14 @@ class Corruption(Recorded):
             Log probabilities with shape :math:`(*, event, S)`.
         """
         self.check_steps(t)
-        noisy = noisy.long()
+        before = self.log_before(logits, noisy.long(), t)
+        return (before + self.log_step(noisy.long(), t, logits)).log_softmax(-1)
+
+    def log_before(self, logits: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        r"""The log of the sum over :math:`x_0`, in :math:`p(x_{t-1} \mid x_t)`."""
         seen = self.log_seen(noisy, t, logits)
         log_p = logits.log_softmax(-1).clamp_min(FLOOR)
-        log_w = torch.where(seen > FLOOR / 2, log_p - seen, FLOOR)
-        return (self.carry(log_w, t - 1) + self.log_step(noisy, t, logits)).log_softmax(-1)
+        return self.carry(torch.where(seen > FLOOR / 2, log_p - seen, FLOOR), t - 1)
 
     def divergence(self, logits: Tensor, x: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         r"""The divergence of :math:`p(x_{t-1} \mid x_t)` from :math:`q(x_{t-1} \mid x_t, x_0)`.
@@ -140,8 +145,12 @@ class Corruption(Recorded):
         Returns:
             One for each site, with shape :math:`(*, event)`.
         """
-        log_q = self.posterior(x, noisy, t, logits)
-        return (log_q.exp() * (log_q - self.reverse(logits, noisy, t))).sum(-1)
+        self.check_steps(t)
+        noisy = noisy.long()
+        step = self.log_step(noisy, t, logits)
+        log_q = (self.log_noisy(x.long(), t - 1, logits) + step).log_softmax(-1)
+        log_p = (self.log_before(logits, noisy, t) + step).log_softmax(-1)
+        return (log_q.exp() * (log_q - log_p)).sum(-1)
 
     def end_divergence(self, x: Tensor, like: Tensor) -> Tensor:
         r"""The divergence of :math:`p(x_T)` from :math:`q(x_T \mid x_0)`, one for each site."""
@@ -168,8 +177,12 @@ def draw(log_p: Tensor) -> Tensor:
 
 def one_hot(x: Tensor, count: int, like: Tensor) -> Tensor:
     """The log of a one at each number and zeros elsewhere, with shape `(*, count)`."""
-    there = x.unsqueeze(-1) == torch.arange(count, device=x.device)
-    return torch.where(there, like.new_zeros(()), like.new_full((), FLOOR))
+    return torch.where(equal(x, count), like.new_zeros(()), like.new_full((), FLOOR))
+
+
+def equal(x: Tensor, count: int) -> Tensor:
+    """Which of so many numbers each is, with shape `(*, count)`."""
+    return x.unsqueeze(-1) == torch.arange(count, device=x.device)
 
 
 def along(t: Tensor, x: Tensor) -> Tensor:
@@ -195,10 +208,7 @@ class Resampling(Corruption):
 
     def matrix(self, s: int, t: int) -> Tensor:
         like = torch.empty(())
-        x = torch.arange(self.states)
-        kept, lost = self.logs(torch.tensor(s), torch.tensor(t), like)
-        own = kept + one_hot(x, self.states, like)
-        return torch.logaddexp(own, lost + self.log_end(like)).exp()
+        return self.onward(torch.arange(self.states), torch.tensor(s), torch.tensor(t), like).exp()
 
     def step(self, t: int) -> Tensor:
         return self.matrix(t - 1, t)
@@ -206,15 +216,21 @@ class Resampling(Corruption):
     def cumulative(self, t: int) -> Tensor:
         return self.matrix(0, t)
 
-    def log_noisy(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        kept, lost = self.logs(torch.zeros_like(t), t, like)
-        own = along(kept, x).unsqueeze(-1) + one_hot(x, self.states, like)
-        return torch.logaddexp(own, along(lost, x).unsqueeze(-1) + self.log_end(like))
+    def onward(self, x: Tensor, s: Tensor, t: Tensor, like: Tensor) -> Tensor:
+        """The log of a row of the matrix, that of a state, with shape `(*, S)`."""
+        (kept, lost), end = self.logs(s, t, like), self.log_end(like)
+        own = torch.logaddexp(along(kept, x), along(lost, x) + end[x]).unsqueeze(-1)
+        return torch.where(equal(x, self.states), own, along(lost, x).unsqueeze(-1) + end)
 
     def back(self, x: Tensor, s: Tensor, t: Tensor, count: int, like: Tensor) -> Tensor:
+        """The log of a column of the matrix, that of a state, with shape `(*, count)`."""
         kept, lost = self.logs(s, t, like)
-        drawn = (along(lost, x) + self.log_end(like)[x]).unsqueeze(-1)
-        return torch.logaddexp(along(kept, x).unsqueeze(-1) + one_hot(x, count, like), drawn)
+        drawn = along(lost, x) + self.log_end(like)[x]
+        own = torch.logaddexp(along(kept, x), drawn).unsqueeze(-1)
+        return torch.where(equal(x, count), own, drawn.unsqueeze(-1))
+
+    def log_noisy(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
+        return self.onward(x, torch.zeros_like(t), t, like)
 
     def log_seen(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
         return self.back(x, torch.zeros_like(t), t, self.classes, like)

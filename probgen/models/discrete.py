@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core import Recorded
 from ..core.checks import check_whole
-from ..diffusion.discrete import Absorbing, Corruption, DiscretizedGaussian, Uniform, one_hot
+from ..diffusion.discrete import Absorbing, Corruption, DiscretizedGaussian, Uniform, equal
 from ..distributions import DiscreteDiffusion
 from ..networks import TimeMLP
 
@@ -78,7 +78,7 @@ class StateMLP(Recorded):
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Maps states with shape :math:`(*, D)` at steps with shape :math:`(*)` to logits."""
         like = self.body.last.bias
-        seen = one_hot(x, self.corruption.states, like).exp().flatten(-2)
+        seen = equal(x, self.corruption.states).to(like.dtype).flatten(-2)
         time = 20 * t.to(like.dtype) / self.corruption.steps - 10  # as wide as a log of ratios
         out = self.body(seen, time, context).unflatten(-1, (self.features, -1))
         return out[..., : self.corruption.classes] + self.corruption.log_seen(x, t, like)

@@ -38,7 +38,7 @@ class DiscreteDenoising:
         TypeError: When called, if the model is no discrete diffusion.
 
     Example:
-        >>> import probgen as pg
+        >>> import probgen as pg, torch
         >>> model = pg.models.D3PM(4, classes=3, hidden_features=(16,))
         >>> DiscreteDenoising()(model, torch.zeros(5, 4)).shape
         torch.Size([5])
