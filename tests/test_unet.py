@@ -45,6 +45,8 @@ def test_one_datum_never_depends_on_another(shape, float64):
     out = net(x, t, c)
     for k in range(4):
         torch.testing.assert_close(net(x[k], t[k], c[k]), out[k], rtol=1e-10, atol=1e-10)
+    once = net(x, t[0], c)
+    torch.testing.assert_close(once, net(x, t[:1].expand(4), c), rtol=1e-10, atol=1e-10)
     folded = net(x.reshape(2, 2, *shape), t.reshape(2, 2), c.reshape(2, 2, 2))
     torch.testing.assert_close(folded.reshape(x.shape), out, rtol=1e-10, atol=1e-10)
 

@@ -214,13 +214,13 @@ class UNet(Recorded):
 
         Arguments:
             x: The values.
-            t: Their times, with shape :math:`(*)`.
+            t: Their times, with shape :math:`(*)`, or one for all.
             context: Their contexts, with shape :math:`(*, K)`.
         """
         check_event(x, self.shape)
         batch = x.shape[: x.ndim - len(self.shape)]
         count = math.prod(batch)
-        e = self.time(t.expand(batch).reshape(count))
+        e = self.time(t.expand(batch).reshape(count) if t.ndim else t.reshape(1))
         if (context is None) != (self.given is None):
             wanted, got = ("no", "one") if self.given is None else ("a", "none")
             raise ValueError(
