@@ -344,7 +344,7 @@ def test_bad_input_is_named():
         (lambda: d.NetworkDenoiser(len, vp, (2,), predicts="noise"), "`predicts` among"),
         (lambda: d.DDIM(0), "`steps` to be a whole number >= 1"),
         (lambda: d.DDIM(5, 2.0), r"`eta` in \[0, 1\]"),
-        (lambda: d.Ancestral(5, "learned"), "'posterior' or 'step'"),
+        (lambda: d.Ancestral(5, "learned"), "'law', 'posterior' or 'step'"),
         (lambda: d.Heun(5, churn=-1.0), "`churn` >= 0"),
         (lambda: d.PredictorCorrector(ratio=0.0), "positive `ratio`"),
         (lambda: d.GaussianDenoiser(torch.zeros(2), torch.eye(3), vp), r"\(D,\) and \(D, D\)"),
@@ -465,6 +465,8 @@ RECIPES = {
     "DDPM": lambda c: pg.models.DDPM(2, c, (32, 32), steps=40),
     "EDM": lambda c: pg.models.EDM(2, c, (32, 32)),
     "FlowMatching": lambda c: pg.models.FlowMatching(2, c, (32, 32)),
+    "NCSN": lambda c: pg.models.NCSN(2, c, (32, 32), sampler=d.AnnealedLangevin(30, 10)),
+    "ODE": lambda c: pg.models.EDM(2, c, (32, 32), sampler=d.ODESolver(8)),
     "ScoreSDE": lambda c: pg.models.ScoreSDE(2, c, (32, 32), d.PredictorCorrector(d.Ancestral(40))),
     "CNF": lambda c: pg.models.CNF(2, c, (16,), steps=2),
 }
@@ -486,9 +488,12 @@ def test_recipes_train_draw_score_and_are_saved(name, tmp_path):
     assert y.shape == (200, 2, 2)
     if name != "CNF":
         assert float((y.mean(0) - torch.tensor([[-15.0, 25.0], [25.0, -15.0]])).abs().max()) < 5
-        assert module.elbo(x, c).shape == (400,)
+        assert module.elbo(x, c).shape == module(c).elbo(x).shape == (400,)
+        assert law.elbo(y).shape == (200, 2)
+        assert law.expand((3, 2)).elbo(y[:3]).shape == (3, 2)
         assert module.score(x, torch.tensor(0.5), c).shape == x.shape
     assert law.log_prob(y[0]).isfinite().all()
+    assert law.solver_error(y[0]).shape == (2,)
     assert law.density is module.density is pg.Density.ODE
     module.save(tmp_path)
     torch.testing.assert_close(
@@ -598,6 +603,174 @@ def test_plain_svi_trains_a_diffusion(times):
         guide()
 
 
+def test_every_draw_of_the_bound_is_the_density_where_all_is_known(float64):
+    """Full covariances, exact ends: the model is then the data's law under the chain."""
+    torch.manual_seed(0)
+    module, truth = gaussian(d.VP())
+    x = truth.sample((6,))
+    model, guide = module.pair(7, None, "law")
+    for _ in range(3):
+        for k in range(6):
+            loss = Trace_ELBO().loss(model, guide, x[k : k + 1])
+            assert abs(-loss - float(truth.log_prob(x[k]))) < 1e-10
+
+
+def test_even_and_weighted_times_spread_less(float64):
+    """The bound from even times, weighted by its own terms, and from one uniform time."""
+    torch.manual_seed(0)
+    schedule, steps = d.VP(), 1000
+    module, truth = gaussian(schedule)
+    x = truth.sample((512,))
+    even = torch.stack([module.elbo(x, steps=steps).mean() for _ in range(200)])
+
+    t = torch.arange(1, steps + 1) / steps
+    r = schedule.log_snr(t).exp()
+    uniform = []
+    for _ in range(200):  # by the textbook: one time of all for each datum, the first among them
+        k = torch.randint(1, steps + 1, (512,))
+        alpha, sigma = module.denoiser.signal(k / steps)
+        z = alpha * x + sigma * torch.randn_like(x)
+        law = module.denoiser(z, k / steps)
+        gap = (x - law.mean).square().sum(-1)
+        gain = torch.where(k > 1, (r[(k - 2).clamp_min(0)] - r[k - 1]) / 2 * gap, -law.log_prob(x))
+        uniform.append(-(steps * gain).mean())
+    uniform = torch.stack(uniform)
+    assert abs(float(even.mean() - uniform.mean())) < 4 * float(uniform.std()) / 200**0.5
+    assert float(even.std()) < float(uniform.std()) / 10
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_draws_of_the_law_are_exact_however_few_the_steps(steps, float64):
+    torch.manual_seed(0)
+    denoiser, n = mixture(d.Cosine()), 20_000
+    start = d.noise(denoiser, torch.Size([n]), torch.ones(()))
+    x = d.Ancestral(steps, "law").sample(denoiser, start)
+    share = torch.cdist(x, MEANS.double()).argmin(1).bincount(minlength=8) / n
+    p = WEIGHTS / 20
+    assert float(((share - p) / (p * (1 - p) / n).sqrt()).abs().max()) < 4
+    gap = (x[:, None] - MEANS.double()).norm(dim=-1).min(1).values
+    assert abs(float(gap.square().mean()) / (2 * 0.12**2) - 1) < 0.05
+
+
+def test_a_variance_is_learned():
+    """Of normal data the best one is known."""
+    torch.manual_seed(0)
+    lam = torch.tensor([0.2, 1.0])
+    mean = d.GaussianDenoiser(torch.zeros(2), lam.diag(), d.VP())
+    learned = d.LearnedVariance(mean, pg.networks.TimeMLP(2, hidden_features=(32, 32)))
+    module = pg.distributions.Diffusion(learned)
+    module.eval()  # in the units of the data
+    optimizer = torch.optim.Adam(module.parameters(), 5e-3)
+    for _ in range(400):
+        optimizer.zero_grad()
+        x = lam.sqrt() * torch.randn(256, 2)
+        module.objective(module, x).mean().backward()
+        optimizer.step()
+    z, t = torch.randn(2000, 2), torch.tensor(0.3)
+    found = learned(z, t).variance.mean(0).detach()
+    alpha, sigma = d.VP()(t)
+    exact = lam * sigma**2 / (alpha**2 * lam + sigma**2)
+    assert float((found / exact).log().abs().max()) < 0.15
+    drawn = d.Ancestral(20, "law").sample(learned, torch.randn(4000, 2))
+    assert float((drawn.var(0) / lam).log().abs().max()) < 0.15
+
+
+def test_optimal_pairs_are_nearer_and_all_there():
+    torch.manual_seed(0)
+    y, eps = torch.randn(64, 3), torch.randn(64, 3)
+    found = pg.objectives.denoising.paired(y, eps)
+    assert torch.equal(found.sort(0).values, eps.sort(0).values)
+    assert (y - found).square().sum() < 0.5 * (y - eps).square().sum()
+    module = pg.models.FlowMatching(3, hidden_features=(16,))
+    optimal = pg.objectives.Denoising("flow", pairing="optimal")
+    history = pg.fit(module, y, objective=optimal, steps=20, progress=False)
+    assert all(map(math.isfinite, history.losses))
+    module = pg.models.FlowMatching(3, 1, hidden_features=(16,))
+    with pytest.raises(ValueError, match="no context for optimal pairs"):
+        optimal(module, y, y[:, :1])
+
+
+def test_dropped_contexts_are_zeros():
+    torch.manual_seed(0)
+    seen = []
+
+    def network(x, level, c):
+        seen.append(c)
+        return x
+
+    module = pg.distributions.Diffusion(d.NetworkDenoiser(network, d.VP(), (2,), 1))
+    pg.objectives.Denoising(drop=0.3)(module, torch.randn(2000, 2), torch.ones(2000, 1))
+    assert abs(float((seen[-1] == 0).float().mean()) - 0.3) < 0.04
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_solvers_that_choose_their_steps(adjoint, float64):
+    torch.manual_seed(0)
+    fixed = pg.models.CNF(2, hidden_features=(16,), steps=64).double()
+    for p in fixed.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    free = pg.models.CNF(
+        2, hidden_features=(16,), method="dopri5", tolerance=1e-7, adjoint=adjoint
+    ).double()
+    free.load_state_dict(fixed.state_dict())
+    x = torch.randn(20, 2)
+    grads = []
+    for module in (fixed, free):
+        loss = module().log_prob(x).sum()
+        grads.append(torch.autograd.grad(loss, list(module.parameters())))
+    torch.testing.assert_close(free().log_prob(x), fixed().log_prob(x), rtol=1e-4, atol=1e-4)
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert float(free().solver_error(x).max()) < 1e-4
+    assert float(pg.models.CNF(2, steps=2)().solver_error(x).max()) < 1.0
+
+
+def test_what_the_solver_leaves_is_said(float64):
+    torch.manual_seed(0)
+    module, truth = gaussian(d.VP(), steps=64)
+    x = truth.sample((50,))
+    exact = gaussian(d.VP(), steps=512)[0]().log_prob(x)
+    error = (module().log_prob(x) - exact).abs().mean()
+    said = module().solver_error(x).mean() / 15  # of a method of order 4
+    assert 1 / 3 < float(said / error) < 3
+    module.probes = 2
+    assert float(module().solver_error(x).max()) < 1.0  # the same directions twice
+    with pytest.raises(TypeError, match="solves an equation"):
+        pg.models.MAF(2)().solver_error(torch.zeros(3, 2))
+
+
+def test_guided_denoisers_draw_and_have_no_density(float64):
+    prior, y, a, noise, _ = measured()
+    seen = pg.distributions.Diffusion(d.MMPS(prior, a, y, noise), d.ODESolver(4), steps=4).double()
+    assert seen.density is pg.Density.PUSHFORWARD
+    x = seen().sample((3,))
+    assert x.shape == (3, 8)
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context, pytest.raises(NotImplementedError, match="got MMPS, which guides draws"):
+            seen().log_prob(x)
+
+    def model():
+        x = pg.sample("x", seen)
+        pyro.factor("f", x.sum())
+
+    with pytest.raises(ValueError, match="a sampler without one"):
+        pg.mcmc.potential(model)
+
+
+def test_images_and_signals_have_recipes(tmp_path):
+    torch.manual_seed(0)
+    for shape in ((1, 8, 8), (2, 16)):
+        module = pg.models.EDM(shape, hidden_features=(8, 16), sampler=d.Heun(3))
+        pg.fit(module, torch.randn(32, *shape), steps=5, progress=False)
+        assert module.freeze()().sample((2,)).shape == (2, *shape)
+        assert module().elbo(torch.randn(3, *shape)).shape == (3,)
+        module.save(tmp_path / str(len(shape)))
+        again = pg.load(tmp_path / str(len(shape)))
+        x = torch.randn(2, *shape)
+        t = torch.tensor(0.5)
+        torch.testing.assert_close(again.score(x, t), module.score(x, t))
+
+
 # Guidance
 
 
@@ -618,7 +791,8 @@ def measured():
 GUIDES = {
     "mmps": lambda p, y, a, n: d.MMPS(p, a, y, n),
     "pigdm": lambda p, y, a, n: d.PiGDM(p, a, y, n),
-    "dps": lambda p, y, a, n: d.DPS(p, lambda x: dist.Normal(a(x), n).to_event(1).log_prob(y)),
+    "dps": lambda p, y, a, n: d.DPS(p, a, y, n),
+    "exact": lambda p, y, a, n: d.ExactMoment(p, a, y, n),
     "classifier": lambda p, y, a, n: d.ClassifierGuided(
         p, lambda x, t: dist.Normal(a(x), n + 1).to_event(1).log_prob(y)
     ),
@@ -635,11 +809,11 @@ def test_guidance_by_moments_is_exact_for_normal_data(float64):
     prior, y, a, noise, truth = measured()
     torch.manual_seed(0)
     kl = {}
-    for name in ("mmps", "pigdm", "dps"):
+    for name in ("mmps", "pigdm", "dps", "exact"):
         guided = GUIDES[name](prior, y, a, noise).double()
         x = d.DPMSolver(60).sample(guided, torch.randn(4000, 8))
         kl[name] = divergence(x, truth)
-    assert kl["mmps"] < 0.05
+    assert max(kl["mmps"], kl["exact"]) < 0.05
     assert kl["mmps"] < kl["pigdm"]
     assert kl["mmps"] < kl["dps"]
     # at one time, against the mean given both in closed form
@@ -651,6 +825,11 @@ def test_guidance_by_moments_is_exact_for_normal_data(float64):
     mean = torch.linalg.solve(post, (design.mT @ (y / noise**2) + alpha / sigma**2 * x).mT).mT
     found = GUIDES["mmps"](prior, y, a, noise).double().mean(x, t)
     torch.testing.assert_close(found, mean, rtol=1e-6, atol=1e-6)
+    law = GUIDES["exact"](prior, y, a, noise).double()(x, t)
+    torch.testing.assert_close(law.mean, mean, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        law.covariance_matrix[0], torch.linalg.inv(post), rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", GUIDES)
@@ -690,19 +869,29 @@ def test_operators_may_be_masks_of_images_or_complex(float64):
 
 def test_a_guide_of_a_flow_of_contexts():
     network = d.NetworkDenoiser(lambda x, level, c: c.expand_as(x), d.VP(), (2,), 1, "x_0")
-    free = d.ClassifierFree(network, weight=2.0, empty=torch.tensor([0.5]))
     c = torch.tensor([[1.0], [3.0]])
-    out = free.mean(torch.zeros(2, 2), torch.tensor(0.5), c)
-    torch.testing.assert_close(out, (0.5 + 2 * (c - 0.5)).expand(2, 2))
+    free = d.ClassifierFree(network, c, weight=2.0)
+    out = free.mean(torch.zeros(2, 2), torch.tensor(0.5))
+    torch.testing.assert_close(out, (2 * c).expand(2, 2))
     prior = mixture(d.VP()).float()
     x, t = torch.zeros(3, 2), torch.tensor(0.5)
-    with pytest.raises(ValueError, match="takes a context, got one without"):
-        d.ClassifierFree(prior)
-    with pytest.raises(ValueError, match="positive `noise`"):
+    with pytest.raises(ValueError, match=r"takes the `context`, with shape"):
+        d.ClassifierFree(prior, c)
+    with pytest.raises(ValueError, match="positive `scale`"):
         d.MMPS(prior, lambda x: x, torch.ones(2), 0.0)
-    with pytest.raises(ValueError, match=r"shape \(3,\) with a gradient, got \(3,\) without"):
+    with pytest.raises(ValueError, match="`operator` with a gradient"):
         d.DPS(prior, lambda x: x.detach().sum(-1)).mean(x, t)
-    with pytest.raises(ValueError, match=r"shape \(3,\) with a gradient, got \(3, 2\)"):
+    with pytest.raises(ValueError, match="`operator` with a gradient"):
+        d.MMPS(prior, lambda x: (x > 0).float(), torch.ones(2), 1.0).mean(x, t)
+    with pytest.raises(ValueError, match=r"shape \(3,\), got \(3, 2\)"):
         d.DPS(prior, lambda x: x).mean(x, t)
     with pytest.raises(TypeError, match="Expected a denoiser, got a int"):
         d.DPS(3, lambda x: x)
+    with pytest.raises(ValueError, match="a measurement `y`"):
+        d.DPS(prior, lambda x: x, scale=1.0)
+    with pytest.raises(TypeError, match="whose law is known"):
+        d.ExactMoment(network, lambda x: x, torch.ones(2), 1.0)
+    with pytest.raises(ValueError, match="a linear `operator`"):
+        d.ExactMoment(prior, lambda x: x.square(), torch.ones(2), 1.0)
+    with pytest.raises(ValueError, match="3 numbers for 2"):
+        d.ExactMoment(prior, lambda x: x, torch.ones(3), 1.0)

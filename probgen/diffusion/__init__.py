@@ -11,16 +11,16 @@ from .cold import (
     NaiveCold,
     Pixelate,
 )
-from .denoisers import Denoiser, GaussianDenoiser, MixtureDenoiser, NetworkDenoiser, convert
+from .denoisers import Denoiser, LearnedVariance, NetworkDenoiser, convert
 from .discrete import Absorbing, Corruption, DiscretizedGaussian, Uniform
-from .grids import Grid, Path, RatioGrid, RhoGrid, UniformGrid
+from .exact import ExactMoment, GaussianDenoiser, MixtureDenoiser, NormalDenoiser
+from .grids import AngleGrid, Grid, Path, RatioGrid, RhoGrid, UniformGrid
 from .guidance import DPS, MMPS, ClassifierFree, ClassifierGuided, Guided, PiGDM
 from .samplers import (
     DDIM,
     Ancestral,
-    DPMSolver,
+    AnnealedLangevin,
     EulerMaruyama,
-    Heun,
     PredictorCorrector,
     Sampler,
     noise,
@@ -37,6 +37,7 @@ from .schedules import (
     Tabulated,
     linear_betas,
 )
+from .solvers import DPMSolver, Heun, ODESolver
 
 __all__ = [
     "DDIM",
@@ -46,6 +47,8 @@ __all__ = [
     "VP",
     "Absorbing",
     "Ancestral",
+    "AngleGrid",
+    "AnnealedLangevin",
     "Blur",
     "ClassifierFree",
     "ClassifierGuided",
@@ -59,6 +62,7 @@ __all__ = [
     "Denoiser",
     "DiscretizedGaussian",
     "EulerMaruyama",
+    "ExactMoment",
     "Fade",
     "GaussianDenoiser",
     "Grid",
@@ -66,10 +70,13 @@ __all__ = [
     "Heun",
     "ImprovedCold",
     "Karras",
+    "LearnedVariance",
     "Mask",
     "MixtureDenoiser",
     "NaiveCold",
     "NetworkDenoiser",
+    "NormalDenoiser",
+    "ODESolver",
     "Path",
     "PiGDM",
     "Pixelate",

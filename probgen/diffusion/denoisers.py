@@ -17,7 +17,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
-import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -26,13 +25,7 @@ from ..core import Recorded, is_wrapped
 from ..core.checks import check_event, check_whole
 from .schedules import Schedule
 
-__all__ = [
-    "Denoiser",
-    "GaussianDenoiser",
-    "MixtureDenoiser",
-    "NetworkDenoiser",
-    "convert",
-]
+__all__ = ["Denoiser", "LearnedVariance", "NetworkDenoiser", "convert"]
 
 KINDS = ("eps", "flow", "score", "v", "x_0")
 
@@ -68,6 +61,7 @@ def convert(
         ValueError: If a name is unknown, or slopes are missing.
 
     Example:
+        >>> import torch
         >>> x_0, eps = torch.randn(5), torch.randn(5)
         >>> x = 0.8 * x_0 + 0.6 * eps
         >>> v = convert(eps, "eps", "v", x, torch.tensor(0.8), torch.tensor(0.6))
@@ -114,6 +108,9 @@ class Denoiser(Recorded):
         shape: The shape of a datum.
         context: The number of features of the context.
     """
+
+    #: Whether derivatives go through it, and so a density along its probability flow.
+    differentiable: bool = True
 
     def __init__(self, schedule: Schedule, shape: Sequence[int], context: int = 0) -> None:
         super().__init__()
@@ -170,124 +167,6 @@ def check_times(t: Tensor) -> None:
             raise ValueError(f"Expected times in [0, 1], got {float(t[wrong].flatten()[0]):g}.")
 
 
-class GaussianDenoiser(Denoiser):
-    r"""The denoiser of normal data, exactly.
-
-    .. math:: p(x_0 \mid x_t) = \mathcal{N} \bigl( m + \alpha S C^{-1} (x_t - \alpha m), \;
-        S - \alpha^2 S C^{-1} S \bigr), \qquad C = \alpha^2 S + \sigma^2 I
-
-    Arguments:
-        mean: The mean :math:`m` of data, with shape :math:`(D)`.
-        covariance: The covariance :math:`S`, with shape :math:`(D, D)`.
-        schedule: The schedule.
-
-    Raises:
-        ValueError: If shapes do not fit.
-
-    Example:
-        >>> from probgen.diffusion import VP
-        >>> denoiser = GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())
-        >>> x, t = torch.randn(5, 2), torch.tensor(0.5)
-        >>> torch.allclose(denoiser.score(x, t), -x, atol=1e-5)  # data of variance 1 stay so
-        True
-    """
-
-    location: Tensor
-    covariance: Tensor
-    values: Tensor
-    vectors: Tensor
-
-    def __init__(self, mean: Tensor, covariance: Tensor, schedule: Schedule) -> None:
-        super().__init__(schedule, tuple(mean.shape))
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise ValueError(
-                f"Expected `mean` and `covariance` with shapes (D,) and (D, D), got "
-                f"{tuple(mean.shape)} and {tuple(covariance.shape)}."
-            )
-        self.register_buffer("location", mean.detach().clone())
-        self.register_buffer("covariance", covariance.detach().clone())
-        values, vectors = torch.linalg.eigh(self.covariance)
-        self.register_buffer("values", values)
-        self.register_buffer("vectors", vectors)
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> TorchDistribution:
-        check_event(x, self.shape)
-        alpha, sigma = self.signal(t)
-        lam, q = self.values, self.vectors
-        total = alpha.square() * lam + sigma.square()
-        along = (x - alpha * self.location) @ q
-        mean = self.location + (alpha * lam / total * along) @ q.mT
-        spread = (lam * sigma.square() / total).sqrt()
-        return dist.MultivariateNormal(mean, scale_tril=triangle(q * spread.unsqueeze(-2)))
-
-
-def triangle(root: Tensor) -> Tensor:
-    """The Cholesky factor of :math:`R R^T`, by an orthogonal transformation."""
-    r = torch.linalg.qr(root.mT).R.mT
-    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r)
-    return r * sign.unsqueeze(-2)
-
-
-class MixtureDenoiser(Denoiser):
-    r"""The denoiser of a mixture of isotropic normal laws, exactly.
-
-    Given :math:`x_t` the component :math:`k` has the probability
-    :math:`\propto w_k \mathcal{N}(x_t; \alpha m_k, (\alpha^2 s_k^2 + \sigma^2) I)`, and given
-    it the datum is normal.
-
-    Arguments:
-        weights: The weights :math:`w_k`, with shape :math:`(K)`.
-        means: The means :math:`m_k`, with shape :math:`(K, D)`.
-        sds: The standard deviations :math:`s_k`, with shape :math:`(K)`, or one number.
-        schedule: The schedule.
-
-    Raises:
-        ValueError: If shapes do not fit, or numbers are not positive.
-
-    Example:
-        >>> from probgen.diffusion import VE
-        >>> means = torch.tensor([[-1.0], [1.0]])
-        >>> denoiser = MixtureDenoiser(torch.ones(2), means, 0.1, VE())
-        >>> abs(float(denoiser.mean(torch.zeros(1), torch.tensor(0.3)))) < 1e-6
-        True
-    """
-
-    weights: Tensor
-    means: Tensor
-    sds: Tensor
-
-    def __init__(
-        self, weights: Tensor, means: Tensor, sds: Tensor | float, schedule: Schedule
-    ) -> None:
-        super().__init__(schedule, means.shape[1:])
-        k = len(weights)
-        s = torch.as_tensor(sds, dtype=means.dtype)
-        if weights.ndim != 1 or means.ndim != 2 or len(means) != k or s.shape not in ((), (k,)):
-            raise ValueError(
-                f"Expected `weights`, `means` and `sds` with shapes (K,), (K, D) and (K,), got "
-                f"{tuple(weights.shape)}, {tuple(means.shape)} and {tuple(s.shape)}."
-            )
-        if not bool((weights > 0).all()) or not bool((s > 0).all()):
-            raise ValueError("Expected positive `weights` and `sds`.")
-        self.register_buffer("weights", (weights / weights.sum()).detach().clone())
-        self.register_buffer("means", means.detach().clone())
-        self.register_buffer("sds", s.expand(k).detach().clone())
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> TorchDistribution:
-        check_event(x, self.shape)
-        alpha, sigma = (v.unsqueeze(-2) for v in self.signal(t))  # over components and features
-        var = self.sds.square().unsqueeze(-1)
-        total = alpha.square() * var + sigma.square()
-        away = x.unsqueeze(-2) - alpha * self.means
-        logits = (-(away.square() / total + total.log()) / 2).sum(-1) + self.weights.log()
-        means = self.means + alpha * var / total * away
-        sds = (var * sigma.square() / total).sqrt()
-        sds = sds.expand(means.shape)
-        return dist.MixtureSameFamily(
-            dist.Categorical(logits=logits), dist.Normal(means, sds).to_event(1)
-        )
-
-
 class NetworkDenoiser(Denoiser):
     r"""A denoiser of a network, one's own or one to train.
 
@@ -322,6 +201,7 @@ class NetworkDenoiser(Denoiser):
     Example:
         A score of one's own:
 
+        >>> import torch
         >>> from probgen.diffusion import VE
         >>> score = lambda x, t: -x / (1 + 0.01 ** 2 * 5000 ** (2 * t[..., None]))
         >>> denoiser = NetworkDenoiser(
@@ -385,3 +265,46 @@ class NetworkDenoiser(Denoiser):
         spread = sigma / (alpha.square() + sigma.square()).sqrt()  # of data of variance 1
         mean = self.mean(x, t, context)
         return dist.Normal(mean, spread.expand(mean.shape)).to_event(len(self.shape))
+
+
+class LearnedVariance(Denoiser):
+    r"""A denoiser with a variance that is learned beside its mean.
+
+    .. math:: p(x_0 \mid x_t) = \mathcal{N} \Bigl( \hat x_0(x_t), \;
+        \frac{\sigma^2}{\alpha^2 + \sigma^2} \, e^{h(x_t)} \Bigr)
+
+    :class:`~probgen.diffusion.Ancestral` with `variance="law"` draws from it.
+
+    References:
+        | Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021),
+          https://arxiv.org/abs/2102.09672
+        | Estimating the Optimal Covariance with Imperfect Mean in Diffusion Probabilistic Models
+          (Bao et al., 2022), https://arxiv.org/abs/2206.07309
+
+    Arguments:
+        denoiser: The denoiser of the mean.
+        network: The network :math:`h`, called as that of :class:`NetworkDenoiser`.
+
+    Example:
+        >>> import torch
+        >>> from probgen.diffusion import VP
+        >>> from probgen.networks import TimeMLP
+        >>> mean = NetworkDenoiser(TimeMLP(2), VP(), (2,))
+        >>> law = LearnedVariance(mean, TimeMLP(2))(torch.randn(5, 2), torch.tensor(0.5))
+        >>> law.variance.shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, denoiser: Denoiser, network: nn.Module | Callable[..., Tensor]) -> None:
+        super().__init__(denoiser.schedule, denoiser.shape, denoiser.context)
+        self.denoiser = denoiser
+        self.spread = NetworkDenoiser(network, denoiser.schedule, denoiser.shape, denoiser.context)
+
+    def mean(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.denoiser.mean(x, t, context)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> TorchDistribution:
+        alpha, sigma = self.signal(t)
+        mean, h = self.mean(x, t, context), self.spread.output(x, t, context)
+        scale = sigma / (alpha.square() + sigma.square()).sqrt() * (h / 2).exp()
+        return dist.Normal(mean, scale).to_event(len(self.shape))

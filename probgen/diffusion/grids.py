@@ -17,7 +17,7 @@ from ..core.checkpoint import RECORDS
 from ..core.checks import check_whole
 from .schedules import Schedule
 
-__all__ = ["Grid", "Path", "RatioGrid", "RhoGrid", "UniformGrid"]
+__all__ = ["AngleGrid", "Grid", "Path", "RatioGrid", "RhoGrid", "UniformGrid"]
 
 END = 1e-3  # where grids in the noise end if there is none at time 0
 
@@ -72,6 +72,39 @@ class UniformGrid(Grid):
     def times(self, schedule: Schedule, steps: int) -> Tensor:
         last = schedule.latest
         return even(last, last / steps if schedule.clean else 0.0, steps)
+
+
+@dataclass(frozen=True)
+class AngleGrid(Grid):
+    r"""Times at which the angle :math:`\arctan(\sigma / \alpha)` is evenly spaced.
+
+    The probability flow is smooth in it.
+
+    Arguments:
+        cut: The least time, where there is no noise at time 0.
+
+    Raises:
+        ValueError: If it is not in (0, 1).
+
+    Example:
+        >>> from probgen.diffusion import VP
+        >>> alpha, sigma = VP()(AngleGrid().times(VP(), 5))
+        >>> torch.atan2(sigma, alpha).diff().std() < 1e-6
+        tensor(True)
+    """
+
+    cut: float = END
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cut < 1:
+            raise ValueError(f"Expected `cut` in (0, 1), got {self.cut}.")
+
+    def times(self, schedule: Schedule, steps: int) -> Tensor:
+        ends = torch.tensor([schedule.latest, self.cut * schedule.clean], dtype=torch.double)
+        angles = (-schedule.log_snr(ends) / 2).exp().atan()
+        between = even(float(angles[0]), float(angles[1]), steps)[1:-1]
+        inner = schedule.time(-2 * between.tan().log())
+        return torch.cat([ends[:1], inner, ends[1:]])[:steps]
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,81 @@ takes, and no draw depends on the others of its batch.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.checks import check_whole
 from .denoisers import Denoiser
 
-__all__ = ["DPS", "MMPS", "ClassifierFree", "ClassifierGuided", "Guided", "PiGDM"]
+__all__ = [
+    "DPS",
+    "MMPS",
+    "ClassifierFree",
+    "ClassifierGuided",
+    "Guided",
+    "Likelihood",
+    "PiGDM",
+]
 
-LogLikelihood = Callable[[Tensor], Tensor]
+
+class Likelihood(nn.Module):
+    r""":math:`\log p(y \mid x_0)` in one of three forms, see :class:`DPS`."""
+
+    y: Tensor | None
+    scale: Tensor | None
+
+    def __init__(
+        self,
+        operator: Callable[[Tensor], Any],
+        y: Tensor | None,
+        scale: float | Tensor | None,
+        dims: int,
+    ) -> None:
+        super().__init__()
+        if y is None and scale is not None:
+            raise ValueError("Expected a measurement `y`, since there is a `scale`, got none.")
+        self.operator, self.dims = operator, dims
+        self.register_buffer("y", y)
+        self.register_buffer("scale", None if scale is None else positive(scale, y))  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, spread: Tensor | None = None) -> Tensor:
+        """Values with shape `(*)`, of a normal law widened by a spread if there is one."""
+        batch = x.shape[: x.ndim - self.dims]
+        seen = self.operator(x)
+        if self.y is None:
+            value = seen
+        elif self.scale is None:
+            value = seen.log_prob(self.y)
+        else:
+            s = self.scale
+            if spread is not None:
+                wide = spread.reshape(*spread.shape, *[1] * (seen.ndim - spread.ndim))
+                s = (s.square() + wide.square()).sqrt()
+            gap = (seen - self.y) / s
+            part = -gap.abs().square() / 2 - math.log(2 * math.pi) / 2 - s.log()
+            if gap.is_complex():
+                part = part - math.log(2 * math.pi) / 2 - s.log()
+            value = part.flatten(len(batch)).sum(-1)
+        if value.shape != batch:
+            raise ValueError(
+                f"Expected an `operator` that gives one log likelihood for each datum, with shape "
+                f"{tuple(batch)}, got {tuple(value.shape)}."
+            )
+        return value
+
+
+def positive(scale: float | Tensor, y: Tensor) -> Tensor:
+    s = torch.as_tensor(scale, dtype=y.real.dtype, device=y.device)
+    if not bool((s > 0).all()):
+        raise ValueError("Expected a positive `scale`, got one that is not.")
+    return s
 
 
 class Guided(Denoiser):
@@ -36,10 +97,13 @@ class Guided(Denoiser):
         denoiser: The denoiser to guide.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    differentiable = False
+
+    def __init__(self, denoiser: Denoiser, context: int | None = None) -> None:
         if not isinstance(denoiser, Denoiser):
             raise TypeError(f"Expected a denoiser, got a {type(denoiser).__name__}.")
-        super().__init__(denoiser.schedule, denoiser.shape, denoiser.context)
+        size = denoiser.context if context is None else context
+        super().__init__(denoiser.schedule, denoiser.shape, size)
         self.denoiser = denoiser
 
     @abstractmethod
@@ -113,7 +177,7 @@ class ClassifierGuided(Guided):
 
 
 class ClassifierFree(Guided):
-    r"""Guidance by the difference that the context makes.
+    r"""Guidance by the difference that a context makes.
 
     .. math:: \hat x_0 = \hat x_0(x_t) + w \, \bigl( \hat x_0(x_t, c) - \hat x_0(x_t) \bigr)
 
@@ -121,36 +185,39 @@ class ClassifierFree(Guided):
         | Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), https://arxiv.org/abs/2207.12598
 
     Arguments:
-        denoiser: A denoiser that takes a context, trained with the empty one on some data.
+        denoiser: A denoiser that takes a context, trained with zeros in its place on some data, as
+            :class:`~probgen.objectives.Denoising` with `drop` does.
+        context: The context :math:`c`, with shape :math:`(*, C)`.
         weight: The weight :math:`w`; 1 is the conditional denoiser.
-        empty: The context that says nothing, with shape :math:`(C)`; zeros by default.
 
     Raises:
-        ValueError: If the denoiser takes no context.
+        ValueError: If the denoiser takes no context, or one of another size.
 
     Example:
         >>> from probgen.diffusion import NetworkDenoiser, VP
         >>> network = lambda x, level, c: c.expand_as(x)
         >>> denoiser = NetworkDenoiser(network, VP(), (2,), 1, "x_0")
-        >>> guided = ClassifierFree(denoiser, weight=3.0)
-        >>> guided.mean(torch.zeros(2), torch.tensor(0.5), torch.ones(1))
+        >>> guided = ClassifierFree(denoiser, torch.ones(1), weight=3.0)
+        >>> guided.mean(torch.zeros(2), torch.tensor(0.5))
         tensor([3., 3.])
     """
 
-    empty: Tensor
+    differentiable = True
+    given: Tensor
 
-    def __init__(
-        self, denoiser: Denoiser, weight: float = 2.0, empty: Tensor | None = None
-    ) -> None:
-        super().__init__(denoiser)
-        if not denoiser.context:
-            raise ValueError("Expected a denoiser that takes a context, got one without.")
+    def __init__(self, denoiser: Denoiser, context: Tensor, weight: float = 2.0) -> None:
+        super().__init__(denoiser, 0)
+        if not denoiser.context or context.ndim < 1 or context.shape[-1] != denoiser.context:
+            raise ValueError(
+                f"Expected a denoiser that takes the `context`, with shape (*, {denoiser.context})"
+                f", got {tuple(context.shape)}."
+            )
         self.weight = weight
-        self.register_buffer("empty", torch.zeros(denoiser.context) if empty is None else empty)
+        self.register_buffer("given", context.detach().clone())
 
     def mean(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        alone = self.denoiser.mean(x, t, self.empty)
-        return alone + self.weight * (self.denoiser.mean(x, t, context) - alone)
+        alone = self.denoiser.mean(x, t, torch.zeros_like(self.given))
+        return alone + self.weight * (self.denoiser.mean(x, t, self.given) - alone)
 
 
 class DPS(Guided):
@@ -165,9 +232,12 @@ class DPS(Guided):
 
     Arguments:
         denoiser: The denoiser to guide.
-        log_likelihood: Maps data with shape :math:`(*, event)` to :math:`\log p(y \mid x_0)`, with
-            shape :math:`(*)`.
-        weight: What its gradient is multiplied by.
+        operator: Maps data with shape :math:`(*, event)` to the mean of a normal law of :math:`y`
+            if there is a `scale`, else to a distribution of :math:`y`, or without `y` to
+            :math:`\log p(y \mid x_0)` itself, with shape :math:`(*)`.
+        y: The measurement.
+        scale: The standard deviation of its noise, a number or one for each entry of `y`.
+        weight: What the gradient is multiplied by.
 
     Raises:
         ValueError: When called, if the likelihood has no gradient or another shape.
@@ -175,26 +245,33 @@ class DPS(Guided):
     Example:
         >>> from probgen.diffusion import GaussianDenoiser, VP
         >>> prior = GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())
-        >>> guided = DPS(prior, dist.Normal(torch.ones(2), 1.0).to_event(1).log_prob)
-        >>> bool((guided.mean(torch.zeros(2), torch.tensor(0.5)) > 0).all())
+        >>> guided = DPS(prior, lambda x: x, torch.ones(2), 1.0)
+        >>> again = DPS(prior, lambda x: dist.Normal(x, 1.0).to_event(1), torch.ones(2))
+        >>> x, t = torch.zeros(2), torch.tensor(0.5)
+        >>> torch.allclose(guided.mean(x, t), again.mean(x, t))
         True
     """
 
     def __init__(
-        self, denoiser: Denoiser, log_likelihood: LogLikelihood, weight: float = 1.0
+        self,
+        denoiser: Denoiser,
+        operator: Callable[[Tensor], Any],
+        y: Tensor | None = None,
+        scale: float | Tensor | None = None,
+        weight: float = 1.0,
     ) -> None:
         super().__init__(denoiser)
-        self.log_likelihood, self.weight = log_likelihood, weight
+        self.likelihood = Likelihood(operator, y, scale, len(self.shape))
+        self.weight = weight
 
     def mean(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         mean, y, _, factor = self.pulled(x, t, context)
         with torch.enable_grad():
-            value = self.log_likelihood(mean)
-            batch = x.shape[: x.ndim - len(self.shape)]
-            if value.shape != batch or not value.requires_grad:
+            value = self.likelihood(mean)
+            if not value.requires_grad:
                 raise ValueError(
-                    f"Expected `log_likelihood` to return shape {tuple(batch)} with a gradient, "
-                    f"got {tuple(value.shape)}{'' if value.requires_grad else ' without'}."
+                    "Expected an `operator` with a gradient, got values without. TwistedSMC with "
+                    "gradient=False takes such a likelihood."
                 )
             (slope,) = torch.autograd.grad(value.sum(), y)
         return mean.detach() + self.weight * factor * slope
@@ -207,28 +284,28 @@ class Linear(Guided):
         denoiser: The denoiser to guide.
         operator: The linear map :math:`A`, from :math:`(*, event)` to the shape of `y`.
         y: The measurement, with shape :math:`(*, M)`, or any that the operator gives.
-        noise: The standard deviation of the noise, a number or one for each entry of `y`.
+        scale: The standard deviation of the noise, a number or one for each entry of `y`.
         steps: The number of steps of conjugate gradients.
+        adjoint: The map :math:`A^\top`; by default that of automatic derivatives.
     """
 
     y: Tensor
-    noise: Tensor
+    scale: Tensor
 
     def __init__(
         self,
         denoiser: Denoiser,
         operator: Callable[[Tensor], Tensor],
         y: Tensor,
-        noise: float | Tensor,
+        scale: float | Tensor,
         steps: int = 10,
+        adjoint: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(denoiser)
         check_whole(1, steps=steps)
-        self.operator, self.steps = operator, steps
+        self.operator, self.steps, self.transpose = operator, steps, adjoint
         self.register_buffer("y", y)
-        self.register_buffer("noise", torch.as_tensor(noise, dtype=y.real.dtype))
-        if not bool((self.noise > 0).all()):
-            raise ValueError("Expected positive `noise`, got some that is not.")
+        self.register_buffer("scale", positive(scale, y))
 
     def gain(self, mean: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
         r"""What the mean gains, :math:`V A^\top (A V A^\top + \Gamma)^{-1} (y - A \hat x_0)`.
@@ -239,24 +316,31 @@ class Linear(Guided):
         with torch.enable_grad():
             point = mean.detach().requires_grad_()
             seen = self.operator(point)
+        if self.transpose is None and not seen.requires_grad:
+            raise ValueError(
+                "Expected an `operator` with a gradient, or its `adjoint`, got neither. "
+                "TwistedSMC with gradient=False takes such an operator."
+            )
         gap = (self.y - seen).detach()
         dims = tuple(range(mean.ndim - len(self.shape), gap.ndim))
 
         def adjoint(v: Tensor) -> Tensor:
+            if self.transpose is not None:
+                return self.transpose(v)
             return torch.autograd.grad(seen, point, v, retain_graph=True)[0]
 
         def forward(v: Tensor) -> Tensor:
-            return self.operator(product(adjoint(v))).detach() + self.noise.square() * v
+            return self.operator(product(adjoint(v))).detach() + self.scale.square() * v
 
         def dot(a: Tensor, b: Tensor) -> Tensor:
             return (a.conj() * b).real.sum(dims, keepdim=True)
 
-        tiny = torch.finfo(self.noise.dtype).tiny
+        tiny = torch.finfo(self.scale.dtype).tiny
         v, r = torch.zeros_like(gap), gap
         p, size = r, dot(r, r)
         for _ in range(self.steps):
             moved = forward(p)
-            bend, least = dot(p, moved), dot(p, self.noise.square() * p)
+            bend, least = dot(p, moved), dot(p, self.scale.square() * p)
             # a covariance of a network may be none in some direction, where a draw goes no further
             step = torch.where(bend >= least * 0.999, size / bend.clamp_min(tiny), 0.0)
             v, r = v + step * p, r - step * moved
@@ -276,8 +360,13 @@ class PiGDM(Linear):
         denoiser: The denoiser to guide.
         operator: The linear map :math:`A`, from :math:`(*, event)` to the shape of `y`.
         y: The measurement, with the shape that the operator gives.
-        noise: The standard deviation of the noise, a number or one for each entry of `y`.
+        scale: The standard deviation of the noise, a number or one for each entry of `y`; of a
+            complex one, of its real and of its imaginary part.
         steps: The number of steps of conjugate gradients.
+        adjoint: The map :math:`A^\top`; by default that of automatic derivatives.
+
+    Raises:
+        ValueError: If a scale is not positive; when called, if the operator has no gradient.
 
     Example:
         >>> from probgen.diffusion import GaussianDenoiser, VP
@@ -311,8 +400,13 @@ class MMPS(Linear):
         denoiser: The denoiser to guide.
         operator: The linear map :math:`A`, from :math:`(*, event)` to the shape of `y`.
         y: The measurement, with the shape that the operator gives.
-        noise: The standard deviation of the noise, a number or one for each entry of `y`.
+        scale: The standard deviation of the noise, a number or one for each entry of `y`; of a
+            complex one, of its real and of its imaginary part.
         steps: The number of steps of conjugate gradients.
+        adjoint: The map :math:`A^\top`; by default that of automatic derivatives.
+
+    Raises:
+        ValueError: If a scale is not positive; when called, if the operator has no gradient.
 
     Example:
         >>> from probgen.diffusion import DDIM, GaussianDenoiser, VP

@@ -19,19 +19,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .. import mcmc
 from ..core.bijector import name_of
 from ..core.checkpoint import RECORDS
 from ..core.checks import check_whole
 from .denoisers import Denoiser
-from .grids import Grid, Path, RatioGrid, RhoGrid, UniformGrid
+from .grids import Grid, Path, RatioGrid, UniformGrid
 from .schedules import Schedule
 
 __all__ = [
     "DDIM",
     "Ancestral",
-    "DPMSolver",
+    "AnnealedLangevin",
     "EulerMaruyama",
-    "Heun",
     "PredictorCorrector",
     "Sampler",
     "noise",
@@ -103,11 +103,14 @@ class Linear(Sampler):
         path = self.grid.path(denoiser.schedule, self.steps)
         table = torch.stack(self.coefficients(denoiser.schedule, path), 1).tolist()
         for t, (a, b, c) in zip(path.times.to(x), table):
-            mean = denoiser.mean(x, t, context)
-            x = a * x + b * mean
+            x = a * x + b * self.datum(denoiser, x, t, context)
             if c:
                 x = x + c * torch.randn_like(x)
             yield x
+
+    def datum(self, denoiser: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        r"""What a step takes for :math:`\hat x_0`."""
+        return denoiser.mean(x, t, context)
 
 
 @dataclass(frozen=True)
@@ -178,9 +181,11 @@ class Ancestral(Linear):
 
     Arguments:
         steps: The number of steps.
-        variance: :math:`C^2`: `"posterior"`, which is right where data are one point, or
-            `"step"`, :math:`\sigma_{t \mid s}^2` itself, which is where they are normal of variance
-            1; the last step has none.
+        variance: :math:`C^2`: `"posterior"`, which is right where data are one point; `"step"`,
+            :math:`\sigma_{t \mid s}^2` itself, which is where they are normal of variance 1, the
+            last step having none; or `"law"`, that of the posterior, where :math:`\hat x_0` is
+            drawn from the denoiser's distribution, which is right for any that is exact, however
+            few the steps.
         grid: The grid of times.
 
     Raises:
@@ -201,10 +206,15 @@ class Ancestral(Linear):
 
     def __post_init__(self) -> None:
         check_whole(1, steps=self.steps)
-        if self.variance not in ("posterior", "step"):
+        if self.variance not in ("law", "posterior", "step"):
             raise ValueError(
-                f"Expected `variance` of 'posterior' or 'step', got {self.variance!r:.80}."
+                f"Expected `variance` of 'law', 'posterior' or 'step', got {self.variance!r:.80}."
             )
+
+    def datum(self, denoiser: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        if self.variance == "law":
+            return denoiser(x, t, context).sample()
+        return denoiser.mean(x, t, context)
 
     def coefficients(self, schedule: Schedule, path: Path) -> tuple[Tensor, Tensor, Tensor]:
         added, before, after = added_variance(path), path.sigma[:-1], path.sigma[1:]
@@ -255,147 +265,6 @@ class EulerMaruyama(Linear):
         a = torch.cat([1 - dt * (f + g2 / sigma.square()), none])
         b = torch.cat([dt * g2 * alpha / sigma.square(), one])
         return a, b, torch.cat([(g2 * dt).sqrt(), none])
-
-
-@dataclass(frozen=True)
-class DPMSolver(Sampler):
-    r"""DPM-Solver++(2M): the exact linear part and a line through what was denoised last.
-
-    With half the log ratio :math:`\ell = \lambda / 2`, :math:`h = \ell_s - \ell_t` and the ratio
-    :math:`r` of the step before to this one,
-
-    .. math:: x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s (1 - e^{-h}) D, \qquad
-        D = \Bigl( 1 + \frac{1}{2r} \Bigr) \hat x_0 - \frac{1}{2r} \hat x_0^{\text{before}}.
-
-    The first and the last step take :math:`D = \hat x_0`.
-
-    References:
-        | DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models
-        | (Lu et al., 2022), https://arxiv.org/abs/2211.01095
-
-    Arguments:
-        steps: The number of steps.
-        grid: The grid of times.
-
-    Example:
-        >>> from probgen.diffusion import GaussianDenoiser, VP, noise
-        >>> _ = torch.manual_seed(0)
-        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VP())
-        >>> x = DPMSolver(20).sample(denoiser, noise(denoiser, torch.Size([4000]), torch.ones(())))
-        >>> abs(float(x.mean()) - 1) < 0.1, abs(float(x.std()) - 2) < 0.1
-        (True, True)
-    """
-
-    steps: int = 20
-    grid: Grid = field(default_factory=RatioGrid)
-
-    def __post_init__(self) -> None:
-        check_whole(1, steps=self.steps)
-
-    def walk(self, denoiser: Denoiser, x: Tensor, context: Tensor | None) -> Iterator[Tensor]:
-        path = self.grid.path(denoiser.schedule, self.steps)
-        half = path.alpha.log() - path.sigma.log()
-        h = half.diff()
-        keep, gain = path.sigma[1:] / path.sigma[:-1], path.alpha[1:] * -torch.expm1(-h)
-        slope = torch.zeros_like(h)
-        slope[1:-1] = h[1:-1] / h[:-2] / 2  # 1 / (2 r)
-        table = torch.stack([keep, gain, slope], 1).tolist()
-        before: Any = None
-        for t, (a, b, c) in zip(path.times.to(x), table):
-            mean = denoiser.mean(x, t, context)
-            x = a * x + b * (mean + c * (mean - before) if c else mean)
-            before = mean
-            yield x
-
-
-@dataclass(frozen=True)
-class Heun(Sampler):
-    r"""The second-order method of EDM, with fresh noise on the way if asked.
-
-    In :math:`y = x / \alpha` and :math:`\varsigma = \sigma / \alpha` the flow is
-    :math:`dy / d\varsigma = (y - \hat x_0) / \varsigma`, which Heun's method follows. Before a step
-    the noise may be raised to :math:`(1 + \gamma) \varsigma`.
-
-    References:
-        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)
-        | https://arxiv.org/abs/2206.00364
-
-    Arguments:
-        steps: The number of steps, each of two evaluations but the last.
-        churn: The noise that all steps together add, :math:`\gamma = \min(S / N, \sqrt 2 - 1)`.
-        low: The least noise :math:`\varsigma` at which it is added.
-        high: The greatest.
-        inflate: What the added noise is multiplied by.
-        grid: The grid of times.
-
-    Raises:
-        ValueError: If a number is impossible.
-
-    Example:
-        >>> from probgen.diffusion import GaussianDenoiser, Karras, noise
-        >>> _ = torch.manual_seed(0)
-        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), Karras())
-        >>> x = Heun(18).sample(denoiser, noise(denoiser, torch.Size([4000]), torch.ones(())))
-        >>> abs(float(x.mean()) - 1) < 0.1, abs(float(x.std()) - 2) < 0.1
-        (True, True)
-    """
-
-    steps: int = 18
-    churn: float = 0.0
-    low: float = 0.0
-    high: float = torch.inf
-    inflate: float = 1.0
-    grid: Grid = field(default_factory=RhoGrid)
-
-    def __post_init__(self) -> None:
-        check_whole(1, steps=self.steps)
-        if not self.churn >= 0 or not self.inflate > 0:
-            raise ValueError(
-                f"Expected `churn` >= 0 and a positive `inflate`, got {self.churn} and "
-                f"{self.inflate}."
-            )
-
-    def raised(self, schedule: Schedule, path: Path) -> tuple[Path, Tensor]:
-        """The path with raised noise before each step, and what each step adds, in units of y."""
-        level = path.sigma[:-1] / path.alpha[:-1]
-        gamma = min(self.churn / self.steps, 2**0.5 - 1)
-        chosen = (level >= self.low) & (level <= self.high)
-        most = (-schedule.log_snr(torch.tensor(schedule.latest).double()) / 2).exp()
-        high = torch.where(chosen, (level * (1 + gamma)).clamp(max=float(most)), level)
-        if gamma == 0:
-            return path, torch.zeros_like(level)
-        t = torch.where(high > level, schedule.time(-2 * high.log()), path.times)
-        alpha, sigma = schedule(t)
-        added = (high.square() - level.square()).clamp_min(0).sqrt() * self.inflate
-        return Path(t, torch.cat([alpha, path.alpha[-1:]]), torch.cat([sigma, path.sigma[-1:]])), (
-            added
-        )
-
-    def walk(self, denoiser: Denoiser, x: Tensor, context: Tensor | None) -> Iterator[Tensor]:
-        path = self.grid.path(denoiser.schedule, self.steps)
-        start, added = self.raised(denoiser.schedule, path)
-        table = torch.stack(
-            [
-                path.alpha[:-1],
-                start.alpha[:-1],
-                start.sigma[:-1],
-                path.alpha[1:],
-                path.sigma[1:],
-                added,
-            ],
-            1,
-        ).tolist()
-        times = zip(start.times.to(x), torch.cat([path.times[1:], path.times[-1:]]).to(x))
-        for (t, s), (old, alpha, sigma, alpha_s, sigma_s, more) in zip(times, table):
-            if more:
-                x = alpha / old * x + alpha * more * torch.randn_like(x)
-            mean = denoiser.mean(x, t, context)
-            eps = (x - alpha * mean) / sigma
-            x = alpha_s * mean + sigma_s * eps
-            if sigma_s:
-                new = (x - alpha_s * denoiser.mean(x, s, context)) / sigma_s
-                x = x + (sigma_s - alpha_s * sigma / alpha) / 2 * (new - eps)
-            yield x
 
 
 @dataclass(frozen=True)
@@ -466,3 +335,63 @@ class PredictorCorrector(Sampler):
                 score, size = denoiser.score(x, times[k + 1], context), sizes[k + 1]
                 x = x + size * score + (2 * size) ** 0.5 * torch.randn_like(x)
             yield x
+
+
+@dataclass(frozen=True)
+class AnnealedLangevin(Sampler):
+    r"""Langevin steps at each of the levels of a grid, by :class:`probgen.mcmc.AnnealedLangevin`.
+
+    In :math:`y = x / \alpha` and :math:`\varsigma = \sigma / \alpha` a step at a level is
+
+    .. math:: y \leftarrow y + \epsilon \varsigma^2 \nabla \log p(y) + \sqrt{2 \epsilon} \,
+        \varsigma \xi.
+
+    After the last level the result is what is denoised.
+
+    References:
+        | Generative Modeling by Estimating Gradients of the Data Distribution (Song & Ermon, 2019)
+        | https://arxiv.org/abs/1907.05600
+
+    Arguments:
+        steps: The number of levels.
+        moves: The number of Langevin steps at each.
+        step_size: The step :math:`\epsilon`, in units of the variance of the level's noise.
+        grid: The grid of times.
+
+    Raises:
+        ValueError: If a number is impossible.
+
+    Example:
+        >>> from probgen.diffusion import VE, GaussianDenoiser, noise
+        >>> _ = torch.manual_seed(0)
+        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VE(0.01, 20.0))
+        >>> start = noise(denoiser, torch.Size([4000]), torch.ones(()))
+        >>> x = AnnealedLangevin(50, 20, 0.2).sample(denoiser, start)
+        >>> abs(float(x.mean()) - 1) < 0.1, abs(float(x.std()) - 2) < 0.1
+        (True, True)
+    """
+
+    steps: int = 100
+    moves: int = 5
+    step_size: float = 0.2
+    grid: Grid = field(default_factory=RatioGrid)
+
+    def __post_init__(self) -> None:
+        check_whole(1, steps=self.steps, moves=self.moves)
+        if not self.step_size > 0:
+            raise ValueError(f"Expected a positive `step_size`, got {self.step_size}.")
+
+    def walk(self, denoiser: Denoiser, x: Tensor, context: Tensor | None) -> Iterator[Tensor]:
+        path = self.grid.path(denoiser.schedule, self.steps)
+        times, alphas = path.times.to(x), path.alpha.tolist()
+        levels = (path.sigma / path.alpha).to(x)
+        for k, (t, a) in enumerate(zip(times, alphas)):
+            kernel = mcmc.AnnealedLangevin(levels[k : k + 1], self.moves, self.step_size)
+
+            def score(y: Tensor, sigma: Tensor, t: Tensor = t, a: float = a) -> Tensor:
+                return a * denoiser.score(a * y, t, context)
+
+            x = a * kernel.sample(x / a, score)
+            if k + 1 < len(times):
+                yield alphas[k + 1] / a * x
+        yield denoiser.mean(x, times[-1], context)

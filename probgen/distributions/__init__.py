@@ -5,7 +5,7 @@ from .codebook import Codebook, Quantization
 from .cold import ColdDiffusion, RestorerMLP
 from .composed import Energy, ProductOfExperts, Tilted
 from .dequantized import Dequantized, DequantizedDistribution
-from .diffusion import Diffusion
+from .diffusion import Diffusion, DiffusionDistribution
 from .diffusion_pair import DiffusionGuide, DiffusionModel
 from .discrete import DiscreteDiffusion, DiscreteDiffusionDistribution
 from .energy import EnergyBased, EnergyDistribution, Partition
@@ -48,6 +48,7 @@ __all__ = [
     "DequantizedDistribution",
     "DiagonalNormal",
     "Diffusion",
+    "DiffusionDistribution",
     "DiffusionGuide",
     "DiffusionModel",
     "DiscreteDiffusion",

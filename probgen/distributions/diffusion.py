@@ -10,24 +10,79 @@ maps noise to data one to one, which gives a density. The evidence lower bound i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import Transform
 from torch.distributions.transforms import AffineTransform
 
 from ..core import Density, LazyDistribution
 from ..core.checks import check_event, check_whole
 from ..diffusion import Denoiser, DPMSolver, Sampler, noise
+from ..diffusion.flow import flow_table, probability_flow
 from ..objectives import Denoising
 from ..objectives.denoising import spread
-from ..transforms import Continuous
 from ..transforms.linear import moments
 from .diffusion_pair import DiffusionGuide, DiffusionModel
 from .flow import FlowDistribution
 
-__all__ = ["Diffusion"]
+__all__ = ["Diffusion", "DiffusionDistribution"]
+
+
+class DiffusionDistribution(FlowDistribution):
+    """The Pyro distribution of a diffusion, for given contexts.
+
+    Arguments:
+        module: The diffusion.
+        context: The contexts, with shape :math:`(*, C)`, if it takes them.
+        base: Other parts than those of the diffusion: a base,
+        transforms: and transforms.
+        validate_args: Whether to check arguments; by default as Pyro is set.
+    """
+
+    def __init__(
+        self,
+        module: Diffusion,
+        context: Tensor | None = None,
+        base: TorchDistribution | None = None,
+        transforms: Sequence[Transform] | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.module, self.context = module, context
+        super().__init__(
+            module.noise(context) if base is None else base,
+            module.flow(context) if transforms is None else transforms,
+            module.parameters,
+            module.density,
+            validate_args,
+            self.draw,
+        )
+
+    def over(
+        self, base: TorchDistribution, transforms: Sequence[Transform]
+    ) -> DiffusionDistribution:
+        return DiffusionDistribution(self.module, self.context, base, transforms, False)
+
+    def draw(self, shape: torch.Size) -> Tensor:
+        module, context = self.module, self.context
+        given = None if context is None else context.expand(*shape, context.shape[-1])
+        start = noise(module.denoiser, shape, module.scale)
+        return module.shift + module.scale * module.sampler.sample(module.denoiser, start, given)
+
+    def elbo(self, value: Tensor, steps: int = 1000) -> Tensor:
+        r"""An unbiased estimate of the evidence lower bound, see :meth:`Diffusion.elbo`.
+
+        Arguments:
+            value: The data, with shape :math:`(*, event)`.
+            steps: The number of steps :math:`T`.
+
+        Returns:
+            Estimates with shape :math:`(*)`: bounds in expectation, not densities.
+        """
+        return self.module.elbo(value, self.context, steps)
 
 
 class Diffusion(LazyDistribution):
@@ -35,7 +90,8 @@ class Diffusion(LazyDistribution):
 
     Called, it is a distribution of Pyro: `sample` runs the sampler, `rsample` and `log_prob` follow
     the probability flow, from the least time on, so that the density is that of data with the noise
-    of that time. It is exact up to the solver's error.
+    of that time. It is exact up to the solver's error, which `solver_error` shows. The base is
+    standard normal under every schedule. A guided denoiser has no such flow: it draws only.
 
     References:
         | Score-Based Generative Modeling through Stochastic Differential Equations (Song et al.,
@@ -50,6 +106,7 @@ class Diffusion(LazyDistribution):
             many products as there are features.
         cut: The least time, where there is no noise at time 0.
         objective: The training objective, :class:`~probgen.objectives.Denoising` by default.
+        tolerance: The tolerance of a method that chooses its steps.
 
     Raises:
         ValueError: If a number is impossible.
@@ -63,12 +120,13 @@ class Diffusion(LazyDistribution):
         >>> exact = dist.Normal(torch.zeros(2), 1.0).to_event(1).log_prob(x)
         >>> torch.allclose(d.log_prob(x), exact, atol=1e-3)
         True
+        >>> float(d.solver_error(x).max()) < 1e-4, d.elbo(x).shape
+        (True, torch.Size([5]))
     """
 
-    density = Density.ODE
     shift: Tensor
     scale: Tensor
-    times: Tensor
+    table: Tensor
 
     def __init__(
         self,
@@ -79,45 +137,57 @@ class Diffusion(LazyDistribution):
         probes: int = 0,
         cut: float = 1e-3,
         objective: Callable[..., Tensor] | None = None,
+        tolerance: float = 1e-5,
     ) -> None:
         super().__init__()
+        if not isinstance(denoiser, Denoiser):
+            raise TypeError(f"Expected a denoiser, got a {type(denoiser).__name__}.")
         check_whole(1, steps=steps)
-        if not 0 < cut < 1:
-            raise ValueError(f"Expected `cut` in (0, 1), got {cut}.")
         self.denoiser, self.context = denoiser, denoiser.context
         self.sampler = DPMSolver() if sampler is None else sampler
-        self.method, self.probes, self.criterion = method, probes, objective
+        self.method, self.probes, self.tolerance = method, probes, tolerance
+        self.criterion = objective
         self.event_shape = torch.Size(denoiser.shape)
-        schedule = denoiser.schedule
-        self.cut = cut if schedule.clean else 0.0
         self.register_buffer("shift", torch.zeros(self.event_shape))
         self.register_buffer("scale", torch.ones(self.event_shape))
-        ends = schedule.log_snr(torch.tensor([schedule.latest, self.cut], dtype=torch.double))
-        angles = (-ends / 2).exp().atan()  # of signal and noise, in which the flow is smooth
-        even = torch.linspace(float(angles[0]), float(angles[1]), steps + 1, dtype=torch.double)
-        times = schedule.time(-2 * even.tan().log()).float()
-        self.register_buffer("times", times, persistent=False)
+        table = flow_table(denoiser.schedule, steps, cut)
+        self.register_buffer("table", table.float(), persistent=False)
+
+    @property
+    def density(self) -> Density:
+        return Density.ODE if self.denoiser.differentiable else Density.PUSHFORWARD
 
     @property
     def objective(self) -> Callable[..., Tensor]:
         return Denoising() if self.criterion is None else self.criterion
 
-    def pair(self, steps: int = 1000, times: int | None = 4) -> tuple[nn.Module, nn.Module]:
+    def pair(
+        self, steps: int = 1000, times: int | None = 4, variance: str = "posterior"
+    ) -> tuple[nn.Module, nn.Module]:
         """A model and its guide, which Pyro's `SVI` trains under its ELBOs.
 
         Arguments:
             steps: The number of steps of the chain.
             times: The number of times that stand for all, or none to run the whole chain, which is
                 for few steps.
+            variance: That of the model's steps: `"posterior"`, of the posterior given the datum, or
+                `"law"`, with the covariance of the denoiser's law too, which must be normal. With a
+                denoiser that is exact for normal data the bound then is the log density.
 
         Returns:
             Both, called as `(x=None, context=None, *, size=None, prefix="")`.
+
+        Raises:
+            ValueError: If a number is impossible or the variance unknown.
         """
         check_whole(2, steps=steps)
+        if variance not in ("law", "posterior"):
+            raise ValueError(f"Expected `variance` of 'law' or 'posterior', got {variance!r:.80}.")
         if times is not None:
             check_whole(1, times=times)
             times = min(times, steps - 1)
-        return DiffusionModel(self, steps, times), DiffusionGuide(self, steps, times)
+        model = DiffusionModel(self, steps, times, variance)
+        return model, DiffusionGuide(self, steps, times)
 
     @property
     def model(self) -> nn.Module:
@@ -139,29 +209,28 @@ class Diffusion(LazyDistribution):
         check_event(x, self.event_shape)
         return (x - self.shift) / self.scale
 
-    def forward(self, context: Tensor | None = None) -> FlowDistribution:
-        self.check_context(context)
-        schedule, event = self.denoiser.schedule, self.event_shape
-
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            return self.denoiser.say("flow", x, t, context)
-
+    def noise(self, context: Tensor | None = None) -> TorchDistribution:
+        """The base, standard normal."""
         batch = torch.Size() if context is None else context.shape[:-1]
-        alpha, sigma = schedule(torch.tensor(schedule.latest, dtype=torch.double))
-        width = float((alpha.square() + sigma.square()).sqrt())
-        base = dist.Normal(torch.zeros_like(self.scale), width * torch.ones_like(self.scale))
-        base = base.expand(batch + event).to_event(len(event))
-        times = self.times.to(self.scale.dtype)
-        flow = Continuous(velocity, times, self.method, self.probes, event)
-        scale = AffineTransform(self.shift, self.scale, event_dim=len(event))
+        base = dist.Normal(torch.zeros_like(self.scale), torch.ones_like(self.scale))
+        return base.expand(batch + self.event_shape).to_event(len(self.event_shape))
 
-        def draw(shape: torch.Size) -> Tensor:
-            given = None if context is None else context.expand(*shape, context.shape[-1])
-            start = noise(self.denoiser, shape, self.scale)
-            found = self.sampler.sample(self.denoiser, start, given)
-            return self.shift + self.scale * found
+    def flow(self, context: Tensor | None = None) -> list[Transform]:
+        """The transforms from noise to data."""
+        flow, size = probability_flow(
+            self.denoiser,
+            self.table.to(self.scale.dtype),
+            context,
+            self.method,
+            self.probes,
+            self.tolerance,
+        )
+        dims = len(self.event_shape)
+        return [flow, AffineTransform(self.shift, size * self.scale, event_dim=dims)]
 
-        return FlowDistribution(base, [flow, scale], self.parameters, self.density, sampler=draw)
+    def forward(self, context: Tensor | None = None) -> DiffusionDistribution:
+        self.check_context(context)
+        return DiffusionDistribution(self, context)
 
     def score(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         r"""The score of data with the noise of a time, in units of the data.
@@ -178,6 +247,8 @@ class Diffusion(LazyDistribution):
     def elbo(self, x: Tensor, context: Tensor | None = None, steps: int = 1000) -> Tensor:
         r"""An unbiased estimate of the evidence lower bound, from one step for each datum.
 
+        Steps are drawn as often as they would weigh for data of variance 1, evenly over the batch.
+
         With :math:`r_k` the ratio of signal to noise at :math:`t_k = k / T`, the bound is that of
         the chain :math:`z_T, \dots, z_1` and its posterior variances,
 
@@ -191,23 +262,32 @@ class Diffusion(LazyDistribution):
             | Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630
 
         Arguments:
-            x: The data, with shape :math:`(N, event)`.
-            context: The contexts, with shape :math:`(N, C)`.
+            x: The data, with shape :math:`(*, event)`.
+            context: The contexts, with shape :math:`(*, C)`.
             steps: The number of steps :math:`T`.
 
         Returns:
-            Estimates with shape :math:`(N)`: bounds in expectation, not densities.
+            Estimates with shape :math:`(*)`: bounds in expectation, not densities.
         """
         check_whole(2, steps=steps)
         y, schedule = self.standardized(x), self.denoiser.schedule
-        dims = tuple(range(1, y.ndim))
-        last, size = schedule.latest, y[0].numel()
-        k = 2 + (spread(len(y), y) * (steps - 1)).floor()
-        t = k / steps * last
-        ratio = [schedule.log_snr(v).exp() for v in (t - last / steps, t)]
+        batch = y.shape[: y.ndim - len(self.event_shape)]
+        if context is not None:
+            batch = torch.broadcast_shapes(batch, context.shape[:-1])
+            y = y.expand(*batch, *self.event_shape)
+        dims = tuple(range(len(batch), y.ndim))
+        last, size = schedule.latest, self.event_shape.numel()
+        times = torch.arange(1, steps + 1, dtype=y.dtype, device=y.device) / steps * last
+        ratio = schedule.log_snr(times).exp()
+        share = -ratio.diff() / (1 + ratio[1:])  # of data of variance 1
+        share = share / share.sum()
+        points = spread(batch.numel(), y).reshape(batch)
+        k = torch.searchsorted(share.cumsum(0), points).clamp(max=steps - 2)
+        t = times[k + 1]
         alpha, sigma = self.denoiser.signal(t)
         mean = self.denoiser.mean(alpha * y + sigma * torch.randn_like(y), t, context)
-        middle = (steps - 1) * (ratio[0] - ratio[1]) / 2 * (y - mean).square().sum(dims)
+        gain = -ratio.diff()[k] / (2 * share[k])
+        middle = gain * (y - mean).square().sum(dims)
         first = torch.full_like(t, last / steps)
         alpha, sigma = self.denoiser.signal(first)
         law = self.denoiser(alpha * y + sigma * torch.randn_like(y), first, context)

@@ -6,7 +6,8 @@ With :math:`z_k` at time :math:`k / T`, the model and the guide are
     q(z_T \mid x) \, \prod_{k=2}^T q(z_{k-1} \mid z_k, x),
 
 where :math:`p(z_{k-1} \mid z_k)` is :math:`q(z_{k-1} \mid z_k, x)` with :math:`\hat x_0(z_k)` in
-the place of :math:`x`. A long chain is not run: each divergence depends on
+the place of :math:`x`, or its mean over the normal law :math:`p(x \mid z_k)` of the denoiser, which
+adds that law's covariance to the variance. A long chain is not run: each divergence depends on
 :math:`z_k \sim q(z_k \mid x)` alone, so some of them, in a plate of times, stand for all.
 """
 
@@ -36,11 +37,14 @@ class Chain:
         module: The diffusion.
         steps: The number of steps.
         context: The contexts, with shape :math:`(N, C)`.
+        variance: That of a step back, `"posterior"` or `"law"`.
     """
 
-    def __init__(self, module: Diffusion, steps: int, context: Tensor | None) -> None:
+    def __init__(
+        self, module: Diffusion, steps: int, context: Tensor | None, variance: str = "posterior"
+    ) -> None:
         self.module, self.steps, self.context = module, steps, context
-        self.dims = len(module.event_shape)
+        self.dims, self.variance = len(module.event_shape), variance
 
     def time(self, k: int | Tensor) -> Tensor:
         like = self.module.scale
@@ -51,7 +55,10 @@ class Chain:
         return dist.Normal(mean, spread.expand(mean.shape)).to_event(self.dims)
 
     def start(self, shape: tuple[int, ...]) -> TorchDistribution:
-        r""":math:`p(z_T)`, of data of mean 0 and variance 1."""
+        r""":math:`p(z_T)`, of data of mean 0 and variance 1, or that of a law known exactly."""
+        known = getattr(self.module.denoiser, "marginal", None)
+        if self.variance == "law" and known is not None:
+            return known(self.time(self.steps)).expand(shape)
         alpha, sigma = self.module.denoiser.signal(self.time(self.steps))
         like = self.module.scale.expand(*shape, *self.module.event_shape)
         return self.normal(torch.zeros_like(like), (alpha.square() + sigma.square()).sqrt())
@@ -61,16 +68,32 @@ class Chain:
         alpha, sigma = self.module.denoiser.signal(self.time(k))
         return self.normal(alpha * y, sigma)
 
-    def back(self, k: int | Tensor, z: Tensor, y: Tensor) -> TorchDistribution:
-        r""":math:`q(z_{k-1} \mid z_k, x)`."""
+    def step(self, k: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""What :math:`q(z_{k-1} \mid z_k, x)` takes of both, and its standard deviation."""
         signal = self.module.denoiser.signal
         (a, s), (b, r) = signal(self.time(k)), signal(self.time(k - 1))
         added = s.square() - (a / b * r).square()
-        mean = a / b * (r / s).square() * z + b * added / s.square() * y
-        return self.normal(mean, added.clamp_min(0).sqrt() * r / s)
+        return a / b * (r / s).square(), b * added / s.square(), added.clamp_min(0).sqrt() * r / s
 
-    def denoised(self, k: int | Tensor, z: Tensor) -> Tensor:
-        return self.module.denoiser.mean(z, self.time(k), self.context)
+    def back(self, k: int | Tensor, z: Tensor, y: Tensor) -> TorchDistribution:
+        r""":math:`q(z_{k-1} \mid z_k, x)`."""
+        of_z, of_y, scale = self.step(k)
+        return self.normal(of_z * z + of_y * y, scale)
+
+    def reverse(self, k: int | Tensor, z: Tensor) -> TorchDistribution:
+        r""":math:`p(z_{k-1} \mid z_k)`."""
+        denoiser = self.module.denoiser
+        if self.variance == "posterior":
+            return self.back(k, z, denoiser.mean(z, self.time(k), self.context))
+        of_z, of_y, scale = self.step(k)
+        law: Any = denoiser(z, self.time(k), self.context)
+        mean = of_z * z + of_y * law.mean
+        if isinstance(law, dist.MultivariateNormal):
+            eye = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
+            part, own = (v.unsqueeze(-1).square() for v in (of_y, scale))
+            return dist.MultivariateNormal(mean, part * law.covariance_matrix + own * eye)
+        variance = scale.square() + of_y.square() * law.variance
+        return self.normal(mean, variance.sqrt())
 
     def datum(self, z: Tensor) -> TorchDistribution:
         r""":math:`p(x \mid z_1)`, in units of the data."""
@@ -86,16 +109,25 @@ class Half(Pair):
         distribution: The diffusion.
         steps: The number :math:`T` of steps of the chain.
         times: The number of times in the plate, none for the whole chain.
+        variance: That of the model's steps, see :meth:`Diffusion.pair`.
     """
 
-    def __init__(self, distribution: Diffusion, steps: int, times: int | None) -> None:
+    def __init__(
+        self,
+        distribution: Diffusion,
+        steps: int,
+        times: int | None,
+        variance: str = "posterior",
+    ) -> None:
         super().__init__(distribution)
-        self.steps, self.times = steps, times
+        self.steps, self.times, self.variance = steps, times, variance
 
     def begin(self, context: Tensor | None) -> tuple[Chain, dict[str, Any]]:
         trained = register(self.distribution)
         part: Any = self.distribution
-        return Chain(part, self.steps, context), {"learned": "trained" if trained else "frozen"}
+        return Chain(part, self.steps, context, self.variance), {
+            "learned": "trained" if trained else "frozen"
+        }
 
     def plate_of_times(self, prefix: str) -> pyro.plate:
         return pyro.plate(f"{prefix}time", self.steps - 1, subsample_size=self.times, dim=-2)
@@ -125,15 +157,13 @@ class DiffusionModel(Half):
             z = pyro.sample(f"{prefix}z_{self.steps}", chain.start((len(index),)), infer=infer)
             if x is None or self.times is None:
                 for k in range(self.steps, 1, -1):
-                    law = chain.back(k, z, chain.denoised(k, z))
-                    z = pyro.sample(f"{prefix}z_{k - 1}", law, infer=infer)
+                    z = pyro.sample(f"{prefix}z_{k - 1}", chain.reverse(k, z), infer=infer)
             else:
                 y = part.standardized(x)
                 with self.plate_of_times(prefix) as k:
                     k = k[:, None] + 2
                     z = pyro.sample(f"{prefix}z_t", chain.noisy(k, y), infer=infer)
-                    law = chain.back(k, z, chain.denoised(k, z))
-                    pyro.sample(f"{prefix}z_s", law, infer=infer)
+                    pyro.sample(f"{prefix}z_s", chain.reverse(k, z), infer=infer)
                 z = pyro.sample(f"{prefix}z_1", chain.noisy(1, y), infer=infer)
             return pyro.sample(f"{prefix}x", chain.datum(z), obs=x, infer=infer)
 

@@ -269,6 +269,8 @@ class ToBase:
             fn = fn.base_dist
         if msg["is_observed"] or not learned or not isinstance(fn, TransformedDistribution):
             return None
+        if getattr(fn, "density", None) is Density.PUSHFORWARD:  # refused where it stands
+            return None
         self.moved[msg["name"]] = None
         return TransformReparam()
 

@@ -6,7 +6,7 @@ from ..distributions.cold import ColdDiffusion
 from ..distributions.rbm import RBM
 from ..networks.hopfield import HopfieldNetwork, ModernHopfield
 from .convolutional import VQVAE, AutoencoderKL, ConvVAE
-from .diffusion import CNF, DDPM, EDM, FlowMatching, ScoreSDE
+from .diffusion import CNF, DDPM, EDM, NCSN, FlowMatching, ScoreSDE
 from .discrete import D3PM
 from .energy import EnergyModel, JointEnergyModel
 from .flows import IAF, MAF, NICE, NSF, CircularNSF, RealNVP
@@ -21,6 +21,7 @@ __all__ = [
     "EDM",
     "IAF",
     "MAF",
+    "NCSN",
     "NICE",
     "NSF",
     "RBM",

@@ -1,4 +1,4 @@
-"""Recipes of diffusions of vectors, each one call."""
+"""Recipes of diffusions, each one call; of vectors, or of signals and images by a U-Net."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from torch import nn
 
 from ..diffusion import (
     DDIM,
+    VE,
     VP,
     Ancestral,
+    AnnealedLangevin,
     Heun,
     Karras,
     NetworkDenoiser,
@@ -20,17 +22,27 @@ from ..diffusion import (
     linear_betas,
 )
 from ..distributions import Diffusion, Flow, StandardNormal
-from ..networks import TimeMLP
+from ..networks import TimeMLP, UNet
 from ..objectives import Denoising
 from ..transforms import ContinuousTransform, Standardize
 
-__all__ = ["CNF", "DDPM", "EDM", "FlowMatching", "ScoreSDE"]
+__all__ = ["CNF", "DDPM", "EDM", "NCSN", "FlowMatching", "ScoreSDE"]
 
 
-def network_of(
-    given: nn.Module | None, features: int, context: int, hidden_features: Sequence[int]
-) -> nn.Module:
-    return TimeMLP(features, context, hidden_features) if given is None else given
+def parts_of(
+    given: nn.Module | None,
+    features: int | Sequence[int],
+    context: int,
+    hidden_features: Sequence[int],
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """The network and the shape of a datum."""
+    shape = (features,) if isinstance(features, int) else tuple(features)
+    if given is not None:
+        return given, shape
+    if len(shape) == 1:
+        return TimeMLP(shape[0], context, hidden_features), shape
+    attention = [level > 0 for level in range(len(hidden_features))]
+    return UNet(shape, context, hidden_features, attention=attention), shape
 
 
 class DDPM(Diffusion):
@@ -41,9 +53,11 @@ class DDPM(Diffusion):
         | https://arxiv.org/abs/2006.11239
 
     Arguments:
-        features: The number of features :math:`D`.
+        features: The number of features :math:`D`; or the shape of a signal, (channels, length), or
+            an image, (channels, height, width), with sizes that the levels of the network halve.
         context: The number of features :math:`C` of the context.
-        hidden_features: The width of each block of the network.
+        hidden_features: The width of each block of the network, or the channels of each level of a
+            U-Net, which attends to all places in all levels but the first.
         steps: The number :math:`T` of steps of the chain, and of the sampler.
         sampler: Another sampler.
         network: Another network, from values, :math:`\lambda_t` and contexts to values.
@@ -63,18 +77,69 @@ class DDPM(Diffusion):
 
     def __init__(
         self,
-        features: int,
+        features: int | Sequence[int],
         context: int = 0,
-        hidden_features: Sequence[int] = (256, 256, 256),
+        hidden_features: Sequence[int] = (128, 128),
         steps: int = 1000,
         sampler: Sampler | None = None,
         network: nn.Module | None = None,
     ) -> None:
-        part = network_of(network, features, context, hidden_features)
+        part, shape = parts_of(network, features, context, hidden_features)
         schedule = Tabulated(linear_betas(steps, 0.1 / steps, min(20 / steps, 0.999)))
         super().__init__(
-            NetworkDenoiser(part, schedule, (features,), context, "eps"),
+            NetworkDenoiser(part, schedule, shape, context, "eps"),
             Ancestral(steps) if sampler is None else sampler,
+            objective=Denoising("eps"),
+        )
+
+
+class NCSN(Diffusion):
+    r"""The noise-conditional score network, drawn by annealed Langevin dynamics.
+
+    Noise grows geometrically over standardised data, and each level counts by its variance,
+    :math:`\lambda = \sigma^2`. Averaged parameters, as of ``pg.fit(..., ema=0.999)``, draw better
+    (Song & Ermon, 2020).
+
+    References:
+        | Generative Modeling by Estimating Gradients of the Data Distribution (Song & Ermon, 2019),
+          https://arxiv.org/abs/1907.05600
+        | Improved Techniques for Training Score-Based Generative Models (Song & Ermon, 2020),
+          https://arxiv.org/abs/2006.09011
+
+    Arguments:
+        features: The number of features :math:`D`; or the shape of a signal, (channels, length), or
+            an image, (channels, height, width), with sizes that the levels of the network halve.
+        context: The number of features :math:`C` of the context.
+        hidden_features: The width of each block of the network, or the channels of each level of a
+            U-Net, which attends to all places in all levels but the first.
+        low: The least noise, in standard deviations of the data.
+        high: The greatest.
+        sampler: Another sampler.
+        network: Another network, from values, :math:`\lambda_t` and contexts to values.
+
+    Raises:
+        ValueError: If a size is impossible.
+
+    Example:
+        >>> import torch
+        >>> NCSN(2, hidden_features=(16,))().sample((5,)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int | Sequence[int],
+        context: int = 0,
+        hidden_features: Sequence[int] = (128, 128),
+        low: float = 0.01,
+        high: float = 10.0,
+        sampler: Sampler | None = None,
+        network: nn.Module | None = None,
+    ) -> None:
+        part, shape = parts_of(network, features, context, hidden_features)
+        super().__init__(
+            NetworkDenoiser(part, VE(low, high), shape, context, "eps"),
+            AnnealedLangevin() if sampler is None else sampler,
             objective=Denoising("eps"),
         )
 
@@ -87,9 +152,11 @@ class ScoreSDE(Diffusion):
           2021), https://arxiv.org/abs/2011.13456
 
     Arguments:
-        features: The number of features :math:`D`.
+        features: The number of features :math:`D`; or the shape of a signal, (channels, length), or
+            an image, (channels, height, width), with sizes that the levels of the network halve.
         context: The number of features :math:`C` of the context.
-        hidden_features: The width of each block of the network.
+        hidden_features: The width of each block of the network, or the channels of each level of a
+            U-Net, which attends to all places in all levels but the first.
         sampler: Another sampler.
         network: Another network, from values, :math:`\lambda_t` and contexts to values.
 
@@ -104,15 +171,15 @@ class ScoreSDE(Diffusion):
 
     def __init__(
         self,
-        features: int,
+        features: int | Sequence[int],
         context: int = 0,
-        hidden_features: Sequence[int] = (256, 256, 256),
+        hidden_features: Sequence[int] = (128, 128),
         sampler: Sampler | None = None,
         network: nn.Module | None = None,
     ) -> None:
-        part = network_of(network, features, context, hidden_features)
+        part, shape = parts_of(network, features, context, hidden_features)
         super().__init__(
-            NetworkDenoiser(part, VP(), (features,), context, "eps"),
+            NetworkDenoiser(part, VP(), shape, context, "eps"),
             PredictorCorrector(Ancestral(200)) if sampler is None else sampler,
             objective=Denoising("eps"),
         )
@@ -126,9 +193,11 @@ class EDM(Diffusion):
         | https://arxiv.org/abs/2206.00364
 
     Arguments:
-        features: The number of features :math:`D`.
+        features: The number of features :math:`D`; or the shape of a signal, (channels, length), or
+            an image, (channels, height, width), with sizes that the levels of the network halve.
         context: The number of features :math:`C` of the context.
-        hidden_features: The width of each block of the network.
+        hidden_features: The width of each block of the network, or the channels of each level of a
+            U-Net, which attends to all places in all levels but the first.
         sampler: Another sampler.
         network: Another network, from values, :math:`\lambda_t` and contexts to values.
 
@@ -143,15 +212,15 @@ class EDM(Diffusion):
 
     def __init__(
         self,
-        features: int,
+        features: int | Sequence[int],
         context: int = 0,
-        hidden_features: Sequence[int] = (256, 256, 256),
+        hidden_features: Sequence[int] = (128, 128),
         sampler: Sampler | None = None,
         network: nn.Module | None = None,
     ) -> None:
-        part = network_of(network, features, context, hidden_features)
+        part, shape = parts_of(network, features, context, hidden_features)
         super().__init__(
-            NetworkDenoiser(part, Karras(), (features,), context, "edm"),
+            NetworkDenoiser(part, Karras(), shape, context, "edm"),
             Heun() if sampler is None else sampler,
         )
 
@@ -159,14 +228,18 @@ class EDM(Diffusion):
 class FlowMatching(Diffusion):
     r"""Straight lines from data to noise, whose network says the velocity.
 
+    With the objective ``pg.objectives.Denoising("flow", pairing="optimal")`` the lines cross less.
+
     References:
         | Flow Matching for Generative Modeling (Lipman et al., 2023)
         | https://arxiv.org/abs/2210.02747
 
     Arguments:
-        features: The number of features :math:`D`.
+        features: The number of features :math:`D`; or the shape of a signal, (channels, length), or
+            an image, (channels, height, width), with sizes that the levels of the network halve.
         context: The number of features :math:`C` of the context.
-        hidden_features: The width of each block of the network.
+        hidden_features: The width of each block of the network, or the channels of each level of a
+            U-Net, which attends to all places in all levels but the first.
         sampler: Another sampler; by default 50 steps of :class:`~probgen.diffusion.DDIM`, which on
             straight lines are Euler's.
         network: Another network, from values, :math:`\lambda_t` and contexts to values.
@@ -182,15 +255,15 @@ class FlowMatching(Diffusion):
 
     def __init__(
         self,
-        features: int,
+        features: int | Sequence[int],
         context: int = 0,
-        hidden_features: Sequence[int] = (256, 256, 256),
+        hidden_features: Sequence[int] = (128, 128),
         sampler: Sampler | None = None,
         network: nn.Module | None = None,
     ) -> None:
-        part = network_of(network, features, context, hidden_features)
+        part, shape = parts_of(network, features, context, hidden_features)
         super().__init__(
-            NetworkDenoiser(part, Rectified(), (features,), context, "flow"),
+            NetworkDenoiser(part, Rectified(), shape, context, "flow"),
             DDIM(50) if sampler is None else sampler,
             objective=Denoising("flow"),
         )
@@ -209,6 +282,9 @@ class CNF(Flow):
         hidden_features: The width of each block of the network.
         steps: The number of Runge-Kutta steps.
         probes: The number of random directions of the trace, 0 for the exact one.
+        method: The solver's method, see :class:`~probgen.transforms.Continuous`.
+        tolerance: The tolerance of a method that chooses its steps.
+        adjoint: Whether such a method finds gradients by the adjoint equation.
 
     Raises:
         ValueError: If a size is impossible.
@@ -226,7 +302,12 @@ class CNF(Flow):
         hidden_features: Sequence[int] = (64, 64),
         steps: int = 8,
         probes: int = 0,
+        method: str = "rk4",
+        tolerance: float = 1e-5,
+        adjoint: bool = False,
     ) -> None:
         network = TimeMLP(features, context, hidden_features)
-        flow = ContinuousTransform(network, features, context, steps, probes=probes)
+        flow = ContinuousTransform(
+            network, features, context, steps, method, probes, tolerance, adjoint
+        )
         super().__init__([flow, Standardize(features)], StandardNormal(features))

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..diffusion.schedules import Schedule
+from ..diffusion import LearnedVariance, Schedule
 
 __all__ = ["Denoising"]
 
@@ -44,6 +45,8 @@ class Denoising:
     r"""The squared error of a denoiser, at one time for each datum.
 
     Times are stratified: those of a batch of :math:`n` are spread evenly, with one common shift.
+    Of a :class:`~probgen.diffusion.LearnedVariance` the variance is learned too, by the log
+    likelihood of the datum around a mean that it does not move.
 
     References:
         | Denoising Diffusion Probabilistic Models (Ho et al., 2020),
@@ -51,14 +54,22 @@ class Denoising:
         | Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630
         | Efficient Diffusion Training via Min-SNR Weighting Strategy (Hang et al., 2023),
           https://arxiv.org/abs/2303.09556
+        | Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport
+          (Tong et al., 2024), https://arxiv.org/abs/2302.00482
+        | Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), https://arxiv.org/abs/2207.12598
 
     Arguments:
         weight: `"elbo"`, `"eps"`, `"flow"`, `"min-snr"` (:math:`\min(r_t, 5)`), `"v"` (which is
             also that of EDM) or `"x_0"`.
         cut: The least time.
+        pairing: Which noise a datum goes to: `"random"`, or `"optimal"`, that which makes the
+            squared distances of a batch least, on straight paths. The second needs scipy.
+        drop: The share of data whose context is put to zeros, for
+            :class:`~probgen.diffusion.ClassifierFree`.
 
     Raises:
-        ValueError: If the weight is unknown or the time not in [0, 1).
+        ValueError: If a name is unknown or a number impossible; when called, if pairs are optimal
+            and there are contexts, of which a batch has too few of each.
         TypeError: When called, if the model is no diffusion.
 
     Example:
@@ -70,12 +81,20 @@ class Denoising:
 
     weight: str = "v"
     cut: float = 1e-3
+    pairing: str = "random"
+    drop: float = 0.0
 
     def __post_init__(self) -> None:
         if self.weight not in WEIGHTS:
             raise ValueError(f"Expected `weight` among {sorted(WEIGHTS)}, got {self.weight!r:.80}.")
         if not 0 <= self.cut < 1:
             raise ValueError(f"Expected `cut` in [0, 1), got {self.cut}.")
+        if self.pairing not in ("optimal", "random"):
+            raise ValueError(
+                f"Expected `pairing` of 'optimal' or 'random', got {self.pairing!r:.80}."
+            )
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"Expected `drop` in [0, 1), got {self.drop}.")
 
     def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
@@ -90,9 +109,33 @@ class Denoising:
         y, schedule = module.standardized(x), denoiser.schedule
         t = spread(len(x), y) * (schedule.latest - self.cut) + self.cut
         alpha, sigma = denoiser.signal(t)
-        noisy = alpha * y + sigma * torch.randn_like(y)
-        error = (y - denoiser.mean(noisy, t, context)).flatten(1).square().sum(-1)
-        return WEIGHTS[self.weight](schedule, t) * error
+        eps = torch.randn_like(y)
+        if self.pairing == "optimal":
+            if context is not None:
+                raise ValueError("Expected no context for optimal pairs, got one.")
+            eps = paired(y, eps)
+        if self.drop and context is not None:
+            kept = torch.rand_like(context[..., :1]) >= self.drop
+            context = context * kept
+        noisy = alpha * y + sigma * eps
+        mean = denoiser.mean(noisy, t, context)
+        losses = WEIGHTS[self.weight](schedule, t) * (y - mean).flatten(1).square().sum(-1)
+        if isinstance(denoiser, LearnedVariance):
+            law: Any = denoiser(noisy, t, context)
+            around = dist.Normal(mean.detach(), law.variance.sqrt()).to_event(y.ndim - 1)
+            losses = losses - around.log_prob(y)
+        return losses
+
+
+def paired(y: Tensor, eps: Tensor) -> Tensor:
+    """The noise in the order in which its squared distances from data are least."""
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError:
+        raise ImportError("Expected scipy for optimal pairs: pip install probgen[ode].") from None
+    cost = torch.cdist(y.detach().flatten(1), eps.flatten(1)).square()
+    _, order = linear_sum_assignment(cost.cpu().numpy())
+    return eps[torch.as_tensor(order, device=eps.device)]
 
 
 def spread(count: int, like: Tensor) -> Tensor:

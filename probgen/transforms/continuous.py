@@ -5,15 +5,15 @@ the integral of the velocity's divergence along the way,
 
 .. math:: \log | \det J | = \int \operatorname{tr} \frac{\partial u}{\partial x} \, dt,
 
-each solved by a Runge-Kutta method on a fixed grid of times, so that the two ways are one grid. The
-inverse is that of the flow, up to the solver's error. The trace is exact, from one product per
-feature, or estimated without bias by random directions :math:`v`, as the mean of
-:math:`v^\top (\partial u / \partial x) \, v`.
+each solved by a Runge-Kutta method on a fixed grid of times, so that the two ways are one grid, or
+by one that chooses its steps. The inverse is that of the flow, up to the solver's error. The trace
+is exact, from one product per feature, or estimated without bias by random directions :math:`v`, as
+the mean of :math:`v^\top (\partial u / \partial x) \, v`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ METHODS: dict[str, tuple[list[list[float]], list[float]]] = {
     "rk4": ([[], [0.5], [0.0, 0.5], [0.0, 0.0, 1.0]], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
 }
 
+ADAPTIVE = ("adaptive_heun", "bosh3", "dopri5", "dopri8", "fehlberg2")  # of torchdiffeq
+
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -48,13 +50,18 @@ class Continuous(Bijector):
         velocity: Maps values with shape :math:`(*, event)` and a time, a number, to velocities of
             that shape.
         times: The grid, rising or falling, with shape :math:`(N + 1)`.
-        method: `"euler"`, `"heun"` or `"rk4"`, of order 1, 2 and 4.
+        method: `"euler"`, `"heun"` or `"rk4"`, of order 1, 2 and 4; or a method of torchdiffeq
+            that chooses its steps, for all values at once, such as `"dopri5"` or `"dopri8"`.
         probes: The number of random directions of the trace, 0 for the exact one.
         event: The shape of an event.
         shape: The shape that values broadcast with, that of contexts and an event.
+        tolerance: The relative and absolute tolerance of a method that chooses its steps.
+        adjoint: The parameters of the velocity, if such a method is to find gradients by solving
+            the adjoint equation backwards, in memory that does not grow with its steps.
 
     Raises:
         ValueError: If the method is unknown or the grid has less than two times.
+        ImportError: When called, if a method of torchdiffeq is asked for and that is missing.
 
     Example:
         >>> grow = Continuous(lambda x, t: x, torch.linspace(0, 1, 17), event=(2,))
@@ -71,15 +78,39 @@ class Continuous(Bijector):
         probes: int = 0,
         event: Sequence[int] = (1,),
         shape: tuple[int, ...] = (),
+        tolerance: float = 1e-5,
+        adjoint: Callable[[], Iterable[Tensor]] | None = None,
     ) -> None:
         super().__init__(shape)
-        if method not in METHODS:
-            raise ValueError(f"Expected `method` among {sorted(METHODS)}, got {method!r:.80}.")
+        if method not in METHODS and method not in ADAPTIVE:
+            raise ValueError(
+                f"Expected `method` among {sorted((*METHODS, *ADAPTIVE))}, got {method!r:.80}."
+            )
+        if not tolerance > 0:
+            raise ValueError(f"Expected a positive `tolerance`, got {tolerance}.")
         if times.ndim != 1 or len(times) < 2:
             raise ValueError(f"Expected `times` with shape (N + 1,), got {tuple(times.shape)}.")
         check_whole(0, probes=probes)
         self.velocity, self.times, self.method, self.probes = velocity, times, method, probes
-        self.event = tuple(event)
+        self.event, self.tolerance, self.adjoint = tuple(event), tolerance, adjoint
+
+    def coarser(self) -> Continuous:
+        """The same flow with half as many steps, or with ten times the tolerance."""
+        times, tolerance = self.times, self.tolerance
+        if self.method in METHODS:
+            times = torch.cat([times[:-1:2], times[-1:]])
+        else:
+            tolerance = 10 * tolerance
+        return Continuous(
+            self.velocity,
+            times,
+            self.method,
+            self.probes,
+            self.event,
+            self.shape,
+            tolerance,
+            self.adjoint,
+        )
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:
@@ -117,6 +148,8 @@ class Continuous(Bijector):
     def path(
         self, x: Tensor, times: Tensor, directions: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        if self.method not in METHODS:
+            return self.solve(x, times, directions)
         rows, weights = METHODS[self.method]
         total: Any = None if directions is None else x.flatten(x.ndim - len(self.event)).sum(-1) * 0
         for t, h in zip(times[:-1], times.diff()):
@@ -134,6 +167,31 @@ class Continuous(Bijector):
             for w, k in zip(weights, slopes):
                 x = x + (w * h) * k
         return x, total
+
+    def solve(
+        self, x: Tensor, times: Tensor, directions: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What a method of torchdiffeq finds between the ends of the grid."""
+        try:
+            from torchdiffeq import odeint, odeint_adjoint
+        except ImportError:
+            raise ImportError(
+                f"Expected torchdiffeq for the method {self.method!r}: pip install probgen[ode]."
+            ) from None
+        none = x.flatten(x.ndim - len(self.event)).sum(-1) * 0
+
+        def slope(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            velocity, divergence = self.slope(state[0], t, directions)
+            return velocity, none + divergence
+
+        options = {"rtol": self.tolerance, "atol": self.tolerance, "method": self.method}
+        ends = torch.stack([times[0], times[-1]])
+        if self.adjoint is None:
+            found = odeint(slope, (x, none), ends, **options)
+        else:
+            parameters = tuple(p for p in self.adjoint() if p.requires_grad)
+            found = odeint_adjoint(slope, (x, none), ends, adjoint_params=parameters, **options)
+        return found[0][-1], None if directions is None else found[1][-1]
 
     def slope(
         self, x: Tensor, t: Tensor, directions: Tensor | None
@@ -167,6 +225,8 @@ class ContinuousTransform(LazyTransform):
         steps: The number of steps of the solver.
         method: Its method, see :class:`Continuous`.
         probes: The number of random directions of the trace, 0 for the exact one.
+        tolerance: The tolerance of a method that chooses its steps.
+        adjoint: Whether such a method finds gradients by the adjoint equation.
 
     Raises:
         ValueError: If a number is impossible.
@@ -189,13 +249,15 @@ class ContinuousTransform(LazyTransform):
         steps: int = 8,
         method: str = "rk4",
         probes: int = 0,
+        tolerance: float = 1e-5,
+        adjoint: bool = False,
     ) -> None:
         super().__init__()
         check_whole(1, steps=steps)
         check_whole(0, context=context)
         self.event = (features,) if isinstance(features, int) else tuple(features)
         self.network, self.context, self.steps = network, context, steps
-        self.method, self.probes = method, probes
+        self.method, self.probes, self.tolerance, self.adjoint = method, probes, tolerance, adjoint
 
     def forward(self, context: Tensor | None = None) -> Continuous:
         self.check_context(context)
@@ -208,4 +270,13 @@ class ContinuousTransform(LazyTransform):
 
         shape = () if context is None else (*context.shape[:-1], *self.event)
         times = torch.linspace(0, 1, self.steps + 1, dtype=p.dtype, device=p.device)
-        return Continuous(velocity, times, self.method, self.probes, self.event, shape)
+        return Continuous(
+            velocity,
+            times,
+            self.method,
+            self.probes,
+            self.event,
+            shape,
+            self.tolerance,
+            self.parameters if self.adjoint else None,
+        )
