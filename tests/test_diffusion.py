@@ -895,3 +895,214 @@ def test_a_guide_of_a_flow_of_contexts():
         d.ExactMoment(prior, lambda x: x.square(), torch.ones(2), 1.0)
     with pytest.raises(ValueError, match="3 numbers for 2"):
         d.ExactMoment(prior, lambda x: x, torch.ones(3), 1.0)
+
+
+# Posteriors
+
+
+def evidence(prior, y, a, noise):
+    design = a(torch.eye(8)).mT
+    cov = design @ prior.covariance @ design.mT + torch.diag(noise**2)
+    return float(torch.distributions.MultivariateNormal(torch.zeros(3), cov).log_prob(y))
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_twisted_particles_have_the_exact_posterior(gradient, float64):
+    prior, y, a, noise, truth = measured()
+    torch.manual_seed(0)
+    smc = d.TwistedSMC(d.Ancestral(400, "step"), gradient=gradient, islands=20)
+    found = smc.sample(prior.double(), 8000, a, y, noise)
+    assert abs(found.log_z - evidence(prior, y, a, noise)) < 4 * found.se + 0.04
+    p = found.log_weights.softmax(0)
+    mean = p @ found.position
+    gap = found.position - mean
+    cov = (p[:, None] * gap).mT @ gap
+    law = torch.distributions.MultivariateNormal(mean, cov)
+    assert float(torch.distributions.kl_divergence(law, truth)) < 0.05
+
+
+def test_likelihoods_without_a_gradient_are_taken_or_refused(float64):
+    """Of a sign the posterior is half a normal law."""
+    torch.manual_seed(0)
+    prior = d.GaussianDenoiser(torch.zeros(1), torch.eye(1), d.VP()).double()
+
+    def sign(x):
+        return torch.where(x[..., 0] > 0, 0.0, -50.0)
+
+    found = d.TwistedSMC(d.Ancestral(200), gradient=False).sample(prior, 4000, sign)
+    x = found.position[:, 0]
+    assert bool((x[found.log_weights > found.log_weights.max() - 20] > 0).all())
+    mean = float(found.log_weights.softmax(0) @ x)
+    assert abs(mean - (2 / math.pi) ** 0.5) < 0.05
+    assert abs(found.log_z - math.log(0.5)) < 4 * found.se + 0.02
+    with pytest.raises(ValueError, match="gradient=False"):
+        d.TwistedSMC(d.Ancestral(5)).sample(prior, 16, lambda x: sign(x).detach())
+    with pytest.raises(ValueError, match="the 8 islands divide, got 12"):
+        d.TwistedSMC().sample(prior, 12, sign)
+    for wrong in (d.Heun(), d.Ancestral(5, "law")):
+        with pytest.raises(TypeError, match="linear steps"):
+            d.TwistedSMC(wrong)
+
+
+def stated(module, a, noise, mask=None):
+    """A Pyro model of measurements in two sites, one in a plate."""
+
+    def model(y):
+        x = pg.sample("x", module)
+        seen = a(x)
+        with pyro.plate("data", 2):
+            pyro.sample("first", dist.Normal(seen[:2], noise[:2]), obs=y[:2])
+        law = dist.Normal(seen[2:], noise[2:]).to_event(1)
+        pyro.sample("last", law if mask is None else law.mask(mask), obs=y[2:])
+
+    return model
+
+
+METHODS = {
+    "exact": d.ExactMoment,
+    "mmps": d.MMPS,
+    "dps": d.DPS,
+    "smc": d.TwistedSMC(d.Ancestral(100)),
+    "hmc": None,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_posteriors_of_a_pyro_model(name, float64):
+    prior, y, a, noise, truth = measured()
+    module = pg.distributions.Diffusion(prior, d.DPMSolver(100), steps=8).double().freeze()
+    module.shift.fill_(0.5)
+    module.scale.fill_(2.0)
+    shifted = torch.distributions.AffineTransform(torch.tensor(0.5), torch.tensor(2.0))
+    y = a(shifted(torch.zeros(8))) + 2 * y
+    model = stated(module, a, 2 * noise)
+    state = torch.random.get_rng_state()
+    found = pg.inference.posterior(
+        model,
+        y,
+        method=METHODS[name],
+        draws=400 if name == "hmc" else 2000,
+        kernel=pg.mcmc.HMC(0.5, 3),
+        steps=2,
+        seed=0,
+        progress=False,
+    )
+    assert torch.equal(state, torch.random.get_rng_state())
+    x = shifted.inv(found.draws["x"])
+    p = found.log_weights.softmax(0)
+    mean = p @ x
+    gap = (mean - truth.mean).abs() / truth.variance.sqrt()
+    ratio = (p @ (x - mean).square()) / truth.variance
+    if name == "dps":
+        assert float(gap.max()) < 4
+    else:
+        assert float(gap.max()) < 0.25
+        assert float(ratio.log().abs().max()) < 0.3
+    exact = evidence(prior, (y - a(shifted(torch.zeros(8)))) / 2, a, noise) - 3 * math.log(2)
+    if name in ("smc", "hmc"):
+        assert abs(found.log_evidence - exact) < 4 * found.se + 0.05
+    else:
+        assert math.isnan(found.log_evidence)
+    assert found.resampled(5)["x"].shape == (5, 8)
+
+
+def test_masked_data_say_nothing(float64):
+    prior, y, a, noise, _ = measured()
+    module = pg.distributions.Diffusion(prior, steps=8).double().freeze()
+    found = [
+        pg.mcmc.likelihood(stated(module, a, noise, mask), data)
+        for mask, data in ((None, y), (False, y), (False, y + torch.tensor([0.0, 0.0, 9.0])))
+    ]
+    x = torch.randn(4, 8)
+    assert not torch.equal(found[0](x), found[1](x))
+    torch.testing.assert_close(found[1](x), found[2](x))
+    torch.testing.assert_close(found[1].means(x)[:, 2], torch.zeros(4))
+    torch.testing.assert_close(found[1].normal()[0], torch.cat([y[:2], torch.zeros(1)]))
+    rows = dist.Normal(a(x), noise).log_prob(y)
+    torch.testing.assert_close(found[0](x), rows.sum(-1))
+    torch.testing.assert_close(found[1](x), rows[:, :2].sum(-1))
+
+
+def test_what_posteriors_of_models_refuse(float64):
+    prior, y, a, noise, _ = measured()
+    module = pg.distributions.Diffusion(prior, d.DDIM(5), steps=4).double().freeze()
+
+    def two(y):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        stated(module, a, noise)(y)
+
+    def plain(y):
+        x = pyro.sample("x", dist.Normal(torch.zeros(8), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(a(x), noise).to_event(1), obs=y)
+
+    def counts(y):
+        x = pg.sample("x", module)
+        pyro.sample("y", dist.Poisson(a(x).exp()).to_event(1), obs=y)
+
+    def growing(y):
+        x = pg.sample("x", module)
+        pyro.sample("y", dist.Normal(a(x), a(x).exp()).to_event(1), obs=y)
+
+    def unseen(y):
+        pg.sample("x", module)
+
+    def many(y):
+        with pyro.plate("n", 2):
+            x = pg.sample("x", module)
+            pyro.sample("y", dist.Normal(a(x), noise).to_event(1), obs=y.expand(2, 3))
+
+    cases = [
+        (two, "one latent site, got 2: z, x"),
+        (plain, "a diffusion at site 'x'"),
+        (counts, "normal data at site 'y', got a Poisson"),
+        (growing, "noise that does not depend on site 'x'"),
+        (unseen, "with observed sites, got none"),
+        (many, r"one value at site 'x', got the batch shape \(2,\)"),
+    ]
+    for model, message in cases:
+        with pytest.raises(ValueError, match=message):
+            pg.inference.posterior(model, y.abs().round(), method=d.MMPS, draws=8)
+    with pytest.raises(ValueError, match="a Pyro model for a `method`"):
+        pg.inference.posterior(module, lambda x: x.sum(), method=d.MMPS)
+    counted = y.abs().round()
+    for method in (d.DPS, d.TwistedSMC(d.Ancestral(5))):  # take any likelihood
+        found = pg.inference.posterior(counts, counted, method=method, draws=16, seed=0)
+        assert found.draws["x"].shape == (16, 8)
+
+
+class ScoreOnly:
+    """The rule of other packages: a prior of value 0 whose gradient is the score."""
+
+    def __call__(self, x):
+        return -(1 - x).square().sum(-1) / 8
+
+    def value_and_gradient(self, x):
+        return self(x), (1 - x) / 4 - x
+
+
+def test_why_priors_with_a_score_alone_are_refused(float64):
+    """Prior N(0, 1) and a datum 1 of standard deviation 2: the posterior is N(0.2, 0.8)."""
+    torch.manual_seed(0)
+    kernel, target = pg.mcmc.HMC(0.5, 6), ScoreOnly()
+    state = kernel.init(torch.zeros(4000, 1), target)
+    for _ in range(60):
+        state, _ = kernel.step(state, target)
+    wrong = state.position
+    assert abs(float(wrong.mean()) - 0.2) > 0.2 or abs(float(wrong.var()) - 0.8) > 0.4
+    score = pg.mcmc.Score(lambda x: (1 - x) / 4 - x)
+    with pytest.raises(TypeError, match="Expected a log density, because HMC tests"):
+        kernel.init(torch.zeros(4, 1), score)
+    exact = pg.distributions.Diffusion(
+        d.GaussianDenoiser(torch.zeros(1), torch.eye(1), d.VP()), steps=8
+    ).freeze()
+
+    def model():
+        x = pg.sample("x", exact.double())
+        pyro.sample("y", dist.Normal(x, 2.0).to_event(1), obs=torch.ones(1))
+
+    draws = pg.mcmc.run(
+        model, kernel=kernel, chains=200, warmup=10, draws=10, seed=0, progress=False
+    )
+    x = draws.samples["x"]
+    assert abs(float(x.mean()) - 0.2) < 0.1
+    assert abs(float(x.var()) - 0.8) < 0.15

@@ -38,6 +38,7 @@ from .schedules import (
     linear_betas,
 )
 from .solvers import DPMSolver, Heun, ODESolver
+from .twisted import TwistedSMC
 
 __all__ = [
     "DDIM",
@@ -88,6 +89,7 @@ __all__ = [
     "Schedule",
     "SubVP",
     "Tabulated",
+    "TwistedSMC",
     "Uniform",
     "UniformGrid",
     "convert",

@@ -42,6 +42,7 @@ class Likelihood(nn.Module):
 
     y: Tensor | None
     scale: Tensor | None
+    width: Tensor
 
     def __init__(
         self,
@@ -57,8 +58,15 @@ class Likelihood(nn.Module):
         self.register_buffer("y", y)
         self.register_buffer("scale", None if scale is None else positive(scale, y))  # type: ignore[arg-type]
 
+    def widen(self, x: Tensor) -> None:
+        """Notes how an operator spreads standard normal draws, with shape :math:`(N, event)`."""
+        if self.scale is not None:
+            with torch.no_grad():
+                seen = self.operator(x) - self.operator(torch.zeros_like(x))
+                self.width = seen.abs().square().mean(0).sqrt()
+
     def forward(self, x: Tensor, spread: Tensor | None = None) -> Tensor:
-        """Values with shape `(*)`, of a normal law widened by a spread if there is one."""
+        """Values with shape `(*)`, of a normal law widened for data of a spread, a number."""
         batch = x.shape[: x.ndim - self.dims]
         seen = self.operator(x)
         if self.y is None:
@@ -68,8 +76,7 @@ class Likelihood(nn.Module):
         else:
             s = self.scale
             if spread is not None:
-                wide = spread.reshape(*spread.shape, *[1] * (seen.ndim - spread.ndim))
-                s = (s.square() + wide.square()).sqrt()
+                s = (s.square() + (spread * self.width).square()).sqrt()
             gap = (seen - self.y) / s
             part = -gap.abs().square() / 2 - math.log(2 * math.pi) / 2 - s.log()
             if gap.is_complex():
@@ -282,7 +289,7 @@ class Linear(Guided):
 
     Arguments:
         denoiser: The denoiser to guide.
-        operator: The linear map :math:`A`, from :math:`(*, event)` to the shape of `y`.
+        operator: The linear (or affine) map :math:`A`, from :math:`(*, event)` to the shape of `y`.
         y: The measurement, with shape :math:`(*, M)`, or any that the operator gives.
         scale: The standard deviation of the noise, a number or one for each entry of `y`.
         steps: The number of steps of conjugate gradients.
@@ -329,8 +336,12 @@ class Linear(Guided):
                 return self.transpose(v)
             return torch.autograd.grad(seen, point, v, retain_graph=True)[0]
 
+        with torch.no_grad():
+            origin = self.operator(torch.zeros_like(mean))  # 0, or what an affine map adds
+
         def forward(v: Tensor) -> Tensor:
-            return self.operator(product(adjoint(v))).detach() + self.scale.square() * v
+            moved = self.operator(product(adjoint(v))).detach() - origin
+            return moved + self.scale.square() * v
 
         def dot(a: Tensor, b: Tensor) -> Tensor:
             return (a.conj() * b).real.sum(dims, keepdim=True)
@@ -358,7 +369,7 @@ class PiGDM(Linear):
 
     Arguments:
         denoiser: The denoiser to guide.
-        operator: The linear map :math:`A`, from :math:`(*, event)` to the shape of `y`.
+        operator: The linear (or affine) map :math:`A`, from :math:`(*, event)` to the shape of `y`.
         y: The measurement, with the shape that the operator gives.
         scale: The standard deviation of the noise, a number or one for each entry of `y`; of a
             complex one, of its real and of its imaginary part.
@@ -398,7 +409,7 @@ class MMPS(Linear):
 
     Arguments:
         denoiser: The denoiser to guide.
-        operator: The linear map :math:`A`, from :math:`(*, event)` to the shape of `y`.
+        operator: The linear (or affine) map :math:`A`, from :math:`(*, event)` to the shape of `y`.
         y: The measurement, with the shape that the operator gives.
         scale: The standard deviation of the noise, a number or one for each entry of `y`; of a
             complex one, of its real and of its imaginary part.

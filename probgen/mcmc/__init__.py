@@ -10,6 +10,7 @@ from .hmc import HMC, ChEES, ChEESState, Trajectory
 from .kernel import GradientState, Info, Kernel, LogDensity, PositionState, Score
 from .langevin import MALA, SGLD, ULA, SGLDState, minibatch
 from .lattice import Checkerboard
+from .likelihood import Likelihood, likelihood
 from .metropolis import Metropolis
 from .potential import Potential, potential
 from .pyro_kernel import BatchedMCMC, PyroKernel
@@ -44,6 +45,7 @@ __all__ = [
     "GraphGibbs",
     "Info",
     "Kernel",
+    "Likelihood",
     "LogDensity",
     "Metropolis",
     "Moments",
@@ -63,6 +65,7 @@ __all__ = [
     "colours",
     "ess",
     "ess_tail",
+    "likelihood",
     "mcse",
     "minibatch",
     "nested_rhat",

@@ -1,6 +1,6 @@
 """One run of a Pyro model, for one chain: where its numbers go and what its sites weigh.
 
-This file, `potential` and `pyro_kernel` alone know Pyro's internals.
+This file, `likelihood`, `potential` and `pyro_kernel` alone know Pyro's internals.
 """
 
 from __future__ import annotations
