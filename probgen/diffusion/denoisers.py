@@ -186,7 +186,8 @@ class NetworkDenoiser(Denoiser):
 
     Arguments:
         network: Maps values with shape :math:`(*, event)` and :math:`\lambda_t` with shape
-            :math:`(*)`, and contexts third if there are any, to the shape of the values.
+            :math:`(*)`, or :math:`()` where all have one time, and contexts third if there are any,
+            to the shape of the values.
         schedule: The schedule.
         shape: The shape of a datum.
         context: The number of features of the context.
@@ -232,13 +233,13 @@ class NetworkDenoiser(Denoiser):
         """What the network says."""
         check_event(x, self.shape)
         batch = x.shape[: x.ndim - len(self.shape)]
-        t = t.expand(batch)
         if self.plain:
-            given, level = x, t
+            given, level = x, t.expand(batch)
         else:
             alpha, sigma = self.signal(t)
             given = x / (alpha.square() + sigma.square()).sqrt()
             level = self.schedule.log_snr(t)
+            level = level.expand(batch) if level.ndim else level  # one time is seen once
         extra = () if context is None else (context.expand(*batch, context.shape[-1]),)
         out = self.network(given, level, *extra)
         if out.shape != x.shape:

@@ -201,13 +201,13 @@ class Continuous(Bijector):
             return self.velocity(x, t), 0.0
         event = len(self.event)
 
-        def along(v: Tensor) -> Tensor:
+        def along(v: Tensor) -> tuple[Tensor, Tensor]:
             v = v.expand_as(x)
-            change = torch.func.jvp(lambda y: self.velocity(y, t), (x,), (v,))[1]
-            return (change * v).flatten(x.ndim - event).sum(-1)
+            value, change = torch.func.jvp(lambda y: self.velocity(y, t), (x,), (v,))
+            return value, (change * v).flatten(x.ndim - event).sum(-1)
 
-        parts = torch.func.vmap(along)(directions)
-        return self.velocity(x, t), parts.mean(0) if self.probes else parts.sum(0)
+        value, parts = torch.func.vmap(along, out_dims=(None, 0))(directions)
+        return value, parts.mean(0) if self.probes else parts.sum(0)
 
 
 class ContinuousTransform(LazyTransform):
