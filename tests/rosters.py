@@ -268,3 +268,39 @@ UNADJUSTED = {
     "ula, dense": lambda: mcmc.ULA(0.02, FACTOR),
     "sgld": lambda: mcmc.SGLD(0.02, decay=0.3),
 }
+
+
+def diffusion(denoiser, sampler):
+    return pg.distributions.Diffusion(denoiser, sampler, steps=1)
+
+
+DIFFUSIONS = {  # constructors of (context): diffusions, of D features or sites
+    "ddpm": lambda c: pg.models.DDPM(D, c, (16,), steps=8, solver_steps=1),
+    "score sde": lambda c: pg.models.ScoreSDE(
+        D, c, (16,), pg.diffusion.PredictorCorrector(pg.diffusion.Ancestral(6)), solver_steps=1
+    ),
+    "edm": lambda c: pg.models.EDM(D, c, (16, 16), pg.diffusion.Heun(4), solver_steps=1),
+    "flow matching": lambda c: pg.models.FlowMatching(
+        D, c, (16,), pg.diffusion.DDIM(5), solver_steps=1
+    ),
+    "ncsn": lambda c: pg.models.NCSN(
+        D, c, (16,), sampler=pg.diffusion.AnnealedLangevin(5, 2), solver_steps=1
+    ),
+    "cnf": lambda c: pg.models.CNF(D, c, (16,), steps=2),
+    "image": lambda c: pg.models.EDM(
+        (1, 2, 2), c, (4,), pg.diffusion.ODESolver(2, "heun"), solver_steps=1
+    ),
+    "learned variance": lambda c: diffusion(
+        pg.diffusion.LearnedVariance(
+            pg.diffusion.NetworkDenoiser(
+                pg.networks.TimeMLP(D, c, (16,)), pg.diffusion.Cosine(), (D,), c
+            ),
+            pg.networks.TimeMLP(D, c, (16,)),
+        ),
+        pg.diffusion.Ancestral(4, "law"),
+    ),
+    "d3pm": lambda c: pg.models.D3PM(D, 3, c, (16, 16), steps=6),
+    "d3pm, uniform": lambda c: pg.models.D3PM(D, 3, c, (16, 16), 6, "uniform"),
+    "d3pm, gaussian": lambda c: pg.models.D3PM(D, 5, c, (16, 16), 6, "gaussian"),
+    "cold": lambda c: pg.models.ColdDiffusion(D, pg.diffusion.Fade(D, 4), c, (16, 16)),
+}

@@ -384,14 +384,14 @@ class AnnealedLangevin(Sampler):
     def walk(self, denoiser: Denoiser, x: Tensor, context: Tensor | None) -> Iterator[Tensor]:
         path = self.grid.path(denoiser.schedule, self.steps)
         times, alphas = path.times.to(x), path.alpha.tolist()
-        levels = (path.sigma / path.alpha).to(x)
+        levels, shape = (path.sigma / path.alpha).to(x), x.shape
         for k, (t, a) in enumerate(zip(times, alphas)):
             kernel = mcmc.AnnealedLangevin(levels[k : k + 1], self.moves, self.step_size)
 
             def score(y: Tensor, sigma: Tensor, t: Tensor = t, a: float = a) -> Tensor:
-                return a * denoiser.score(a * y, t, context)
+                return a * denoiser.score(a * y.reshape(shape), t, context).reshape(y.shape)
 
-            x = a * kernel.sample(x / a, score)
+            x = a * kernel.sample((x / a).reshape(-1, *denoiser.shape), score).reshape(shape)
             if k + 1 < len(times):
                 yield alphas[k + 1] / a * x
         yield denoiser.mean(x, times[-1], context)

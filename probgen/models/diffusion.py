@@ -61,6 +61,9 @@ class DDPM(Diffusion):
         steps: The number :math:`T` of steps of the chain, and of the sampler.
         sampler: Another sampler.
         network: Another network, from values, :math:`\lambda_t` and contexts to values.
+        solver_steps: The number of steps by which the density is found.
+        probes: The number of random directions of its trace, 0 for the exact one, which costs as
+            many products as there are features.
 
     Raises:
         ValueError: If a size is impossible.
@@ -83,6 +86,8 @@ class DDPM(Diffusion):
         steps: int = 1000,
         sampler: Sampler | None = None,
         network: nn.Module | None = None,
+        solver_steps: int = 32,
+        probes: int = 0,
     ) -> None:
         part, shape = parts_of(network, features, context, hidden_features)
         schedule = Tabulated(linear_betas(steps, 0.1 / steps, min(20 / steps, 0.999)))
@@ -90,6 +95,8 @@ class DDPM(Diffusion):
             NetworkDenoiser(part, schedule, shape, context, "eps"),
             Ancestral(steps) if sampler is None else sampler,
             objective=Denoising("eps"),
+            steps=solver_steps,
+            probes=probes,
         )
 
 
@@ -116,6 +123,9 @@ class NCSN(Diffusion):
         high: The greatest.
         sampler: Another sampler.
         network: Another network, from values, :math:`\lambda_t` and contexts to values.
+        solver_steps: The number of steps by which the density is found.
+        probes: The number of random directions of its trace, 0 for the exact one, which costs as
+            many products as there are features.
 
     Raises:
         ValueError: If a size is impossible.
@@ -135,12 +145,16 @@ class NCSN(Diffusion):
         high: float = 10.0,
         sampler: Sampler | None = None,
         network: nn.Module | None = None,
+        solver_steps: int = 32,
+        probes: int = 0,
     ) -> None:
         part, shape = parts_of(network, features, context, hidden_features)
         super().__init__(
             NetworkDenoiser(part, VE(low, high), shape, context, "eps"),
             AnnealedLangevin() if sampler is None else sampler,
             objective=Denoising("eps"),
+            steps=solver_steps,
+            probes=probes,
         )
 
 
@@ -159,6 +173,9 @@ class ScoreSDE(Diffusion):
             U-Net, which attends to all places in all levels but the first.
         sampler: Another sampler.
         network: Another network, from values, :math:`\lambda_t` and contexts to values.
+        solver_steps: The number of steps by which the density is found.
+        probes: The number of random directions of its trace, 0 for the exact one, which costs as
+            many products as there are features.
 
     Raises:
         ValueError: If a size is impossible.
@@ -176,12 +193,16 @@ class ScoreSDE(Diffusion):
         hidden_features: Sequence[int] = (128, 128),
         sampler: Sampler | None = None,
         network: nn.Module | None = None,
+        solver_steps: int = 32,
+        probes: int = 0,
     ) -> None:
         part, shape = parts_of(network, features, context, hidden_features)
         super().__init__(
             NetworkDenoiser(part, VP(), shape, context, "eps"),
             PredictorCorrector(Ancestral(200)) if sampler is None else sampler,
             objective=Denoising("eps"),
+            steps=solver_steps,
+            probes=probes,
         )
 
 
@@ -200,6 +221,9 @@ class EDM(Diffusion):
             U-Net, which attends to all places in all levels but the first.
         sampler: Another sampler.
         network: Another network, from values, :math:`\lambda_t` and contexts to values.
+        solver_steps: The number of steps by which the density is found.
+        probes: The number of random directions of its trace, 0 for the exact one, which costs as
+            many products as there are features.
 
     Raises:
         ValueError: If a size is impossible.
@@ -217,11 +241,15 @@ class EDM(Diffusion):
         hidden_features: Sequence[int] = (128, 128),
         sampler: Sampler | None = None,
         network: nn.Module | None = None,
+        solver_steps: int = 32,
+        probes: int = 0,
     ) -> None:
         part, shape = parts_of(network, features, context, hidden_features)
         super().__init__(
             NetworkDenoiser(part, Karras(), shape, context, "edm"),
             Heun() if sampler is None else sampler,
+            steps=solver_steps,
+            probes=probes,
         )
 
 
@@ -243,6 +271,9 @@ class FlowMatching(Diffusion):
         sampler: Another sampler; by default 50 steps of :class:`~probgen.diffusion.DDIM`, which on
             straight lines are Euler's.
         network: Another network, from values, :math:`\lambda_t` and contexts to values.
+        solver_steps: The number of steps by which the density is found.
+        probes: The number of random directions of its trace, 0 for the exact one, which costs as
+            many products as there are features.
 
     Raises:
         ValueError: If a size is impossible.
@@ -260,12 +291,16 @@ class FlowMatching(Diffusion):
         hidden_features: Sequence[int] = (128, 128),
         sampler: Sampler | None = None,
         network: nn.Module | None = None,
+        solver_steps: int = 32,
+        probes: int = 0,
     ) -> None:
         part, shape = parts_of(network, features, context, hidden_features)
         super().__init__(
             NetworkDenoiser(part, Rectified(), shape, context, "flow"),
             DDIM(50) if sampler is None else sampler,
             objective=Denoising("flow"),
+            steps=solver_steps,
+            probes=probes,
         )
 
 

@@ -203,10 +203,11 @@ class Continuous(Bijector):
 
         def along(v: Tensor) -> tuple[Tensor, Tensor]:
             v = v.expand_as(x)
-            value, change = torch.func.jvp(lambda y: self.velocity(y, t), (x,), (v,))
-            return value, (change * v).flatten(x.ndim - event).sum(-1)
+            found: Any = torch.func.jvp(lambda y: self.velocity(y, t), (x,), (v,))
+            return found[0], (found[1] * v).flatten(x.ndim - event).sum(-1)
 
-        value, parts = torch.func.vmap(along, out_dims=(None, 0))(directions)
+        sides: Any = (None, 0)  # the velocity is one for all directions
+        value, parts = torch.func.vmap(along, out_dims=sides)(directions)
         return value, parts.mean(0) if self.probes else parts.sum(0)
 
 
