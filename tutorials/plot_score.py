@@ -147,10 +147,10 @@ fig.supylabel("redness", fontsize=10)
 
 # %%
 # Petals are 0.24 of the photograph. The annealed chain gives them 0.26, with an energy distance to
-# held-out pixels of 0.02. At one level there is no such choice. With a noise of 0.01, the last level
-# of the others, particles have not even arrived after 500 steps; with 0.1 each goes to the mode that
-# is near, so that petals get 0.61, as they have 0.61 of the frame; with 0.3 the modes exchange
-# particles, 0.34 of them petals, but draws are blurred, and with 1 they are one cloud.
+# held-out pixels of 0.02. With one noise of 0.01, the last level of the others, particles have not
+# even arrived after 500 steps. With 0.1 each goes to the mode that is near, so that petals get
+# 0.61, as they have 0.61 of the frame. With 0.3 the modes exchange particles, and petals have
+# 0.34, but draws are blurred, and with 1 they are one cloud.
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
 for ax, k, name in ((left, 0, "total variation of mode weights"), (right, 1, "energy distance")):
@@ -260,16 +260,16 @@ left.set(ylabel="sliced Wasserstein distance", title="samplers, schedule of trai
 right.set(title="DPM-Solver++, schedules after training")
 
 # %%
-# Solvers of the flow of the probability need few evaluations: measured, 0.41 with 8 of DPM-Solver++
-# and 9 of Runge-Kutta, and 0.39 with 128, where the floor is 0.35. Heun's method is useless with 7
-# and has 0.38 with 31. DDIM, of first order, has 0.50 with 32. What adds noise needs more: 0.48 with
-# 128 for the ancestral sampler, which is DDIM with :math:`\eta = 1`, number for number, and 0.51 with
-# 127 for predictor and corrector. The annealed chain has 0.50 with 129; longer at each level, it gets
-# worse, 0.58 with 513, and 0.46 with as many steps of half the size. So errors of the score add up
-# with the time that a chain runs.
+# Solvers of the flow of the probability need few evaluations: measured, 0.41 with 8 of
+# DPM-Solver++ and 9 of Runge-Kutta, and 0.39 with 128, where the floor is 0.35. Heun's method is
+# useless with 7 and has 0.38 with 31. DDIM, of first order, has 0.50 with 32. What adds noise
+# needs more: 0.48 with 128 for the ancestral sampler, which is DDIM with :math:`\eta = 1`, number
+# for number, and 0.51 with 127 for predictor and corrector. The annealed chain has 0.50 with 129.
+# With four times as many levels it gets worse, 0.58, but with steps of half the size it has 0.46:
+# it seems that errors of the score add up with the time that a chain runs.
 #
-# Even in time, grids differ with 8 evaluations, from 0.47 for the rectified schedule to 0.61 for that
-# of Karras et al., by 0.02 with 32, and with 128 no more.
+# Even in time, grids differ with 8 evaluations, from 0.47 for the rectified schedule to 0.61 for
+# that of Karras et al., by 0.02 with 32, and with 128 no more.
 #
 # One noise, one digit
 # --------------------
@@ -288,9 +288,9 @@ rows = {
     "ancestral again": (d.Ancestral(32, grid=rho), "Karras"),
 }
 fig, axes = plt.subplots(len(rows), 12, figsize=(9, 5), layout="constrained")
-for line, (name, (sampler, schedule)) in zip(axes, rows.items()):
-    alpha, sigma = schedules[schedule](torch.tensor(schedules[schedule].latest))
-    x = sampler.sample(others[schedule], (alpha.square() + sigma.square()).sqrt() * start)
+for line, (name, (sampler, key)) in zip(axes, rows.items()):
+    alpha, sigma = schedules[key](torch.tensor(schedules[key].latest))
+    x = sampler.sample(others[key], (alpha.square() + sigma.square()).sqrt() * start)
     for ax, picture in zip(line, model.shift + model.scale * x):
         ax.imshow(picture.reshape(8, 8), cmap="gray_r", vmin=0, vmax=16)
         ax.set(xticks=[], yticks=[])
