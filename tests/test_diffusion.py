@@ -299,6 +299,25 @@ def test_samplers_of_a_mixture(name, float64):
         assert float((share - WEIGHTS / 20).abs().sum() / 2) < 0.025, sampler
 
 
+@pytest.mark.parametrize("name", ["vp", "ve", "cosine"])
+def test_annealed_langevin_draws_under_every_schedule(name, float64):
+    torch.manual_seed(0)
+    schedule, n = SCHEDULES[name](), 4000
+    denoiser = d.GaussianDenoiser(torch.zeros(1), torch.tensor([[0.5]]), schedule).double()
+    seen = []
+    x = d.AnnealedLangevin(60, 20).sample(
+        denoiser,
+        d.noise(denoiser, torch.Size([n]), torch.zeros(())),
+        callback=lambda k, y: seen.append(float(y.var())),
+    )
+    assert abs(float(x.var()) / 0.5 - 1) < 0.1
+    path = d.RatioGrid().path(schedule, 60)
+    levels = path.alpha[20:60] ** 2 * 0.5 + path.sigma[20:60] ** 2
+    after = levels * (path.alpha[21:61] / path.alpha[20:60]) ** 2  # carried to the next level
+    ratio = torch.tensor(seen[20:59]) / after[:-1]
+    assert float((ratio - 1).abs().max()) < 0.35
+
+
 def test_what_samplers_show_on_the_way():
     denoiser = mixture(d.VP()).float()
     seen = []
@@ -673,6 +692,22 @@ def test_a_variance_is_learned():
     assert float((found / exact).log().abs().max()) < 0.15
     drawn = d.Ancestral(20, "law").sample(learned, torch.randn(4000, 2))
     assert float((drawn.var(0) / lam).log().abs().max()) < 0.15
+
+
+def test_times_may_be_spread_over_angles():
+    """Evenly, and so alike for every schedule."""
+    torch.manual_seed(0)
+    found = []
+    for name in ("vp", "karras", "rectified"):
+        schedule, seen = SCHEDULES[name](), []
+        network = lambda x, level, seen=seen: seen.append(level) or x
+        module = pg.distributions.Diffusion(d.NetworkDenoiser(network, schedule, (1,)))
+        pg.objectives.Denoising(times="angle")(module, torch.randn(2000, 1))
+        found.append((-seen[-1] / 2).exp().atan().sort().values)
+    for angles in found:
+        gaps = angles.diff()
+        assert float(gaps.max()) < 2 * float(gaps.mean())
+    assert float((found[1] - found[2]).abs().max()) < 0.05
 
 
 def test_optimal_pairs_are_nearer_and_all_there():

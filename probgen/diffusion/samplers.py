@@ -393,5 +393,6 @@ class AnnealedLangevin(Sampler):
 
             x = a * kernel.sample((x / a).reshape(-1, *denoiser.shape), score).reshape(shape)
             if k + 1 < len(times):
-                yield alphas[k + 1] / a * x
+                x = alphas[k + 1] / a * x
+                yield x
         yield denoiser.mean(x, times[-1], context)

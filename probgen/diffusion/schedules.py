@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from ..core import Recorded
 from ..core.checks import check_whole
@@ -78,7 +79,7 @@ class Schedule(Recorded):
         return -(2 * self.logs(t)[1]).exp() * self.log_snr_slope(t)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        r"""The times at which :math:`\lambda_t` has given values, by bisection."""
+        r"""The times at which :math:`\lambda_t` has given values; by bisection where need be."""
         low, high = torch.zeros_like(log_snr), torch.full_like(log_snr, self.latest)
         for _ in range(torch.finfo(log_snr.dtype).bits):
             middle = (low + high) / 2
@@ -141,6 +142,11 @@ class VP(Schedule):
         log_alpha = self.log_alpha(t)
         return log_alpha, torch.log(-torch.expm1(2 * log_alpha)) / 2
 
+    def time(self, log_snr: Tensor) -> Tensor:
+        twice = 4 * softplus(-log_snr) / 2  # -4 log alpha, a square of t and t itself
+        slope = self.high - self.low
+        return 2 * twice / (2 * self.low + (4 * self.low**2 + 4 * slope * twice).sqrt())
+
 
 class SubVP(VP):
     r"""The signal of :class:`VP` with less noise, :math:`\sigma = 1 - \alpha^2`.
@@ -162,6 +168,11 @@ class SubVP(VP):
     def logs(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_alpha = self.log_alpha(t)
         return log_alpha, torch.log(-torch.expm1(2 * log_alpha))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        half = (-log_snr / 2).exp()  # (1 - alpha^2) / alpha
+        log_alpha = torch.log(2 / (half + (half.square() + 4).sqrt()))
+        return super().time(2 * log_alpha - torch.log(-torch.expm1(2 * log_alpha)))
 
 
 class Cosine(Schedule):
@@ -202,6 +213,13 @@ class Cosine(Schedule):
         scale = math.log(math.cos(start))  # cos(a)^2 - cos(b)^2 = sin(b - a) sin(a + b)
         return torch.log(cos) - scale, torch.log(sin) / 2 - scale
 
+    def time(self, log_snr: Tensor) -> Tensor:
+        start = self.offset / (1 + self.offset) * math.pi / 2
+        sigma = torch.sigmoid(-log_snr).sqrt()  # and sin^2 = sin(start)^2 + (sigma cos(start))^2
+        sin = (math.sin(start) ** 2 + (math.cos(start) * sigma).square()).sqrt()
+        cos = math.cos(start) * torch.sigmoid(log_snr).sqrt()
+        return (torch.atan2(sin, cos) - start) / (math.pi / 2 / (1 + self.offset))
+
 
 class VE(Schedule):
     r"""Noise that grows geometrically over data that stay, :math:`\sigma_t = a (b / a)^t`.
@@ -233,6 +251,10 @@ class VE(Schedule):
     def logs(self, t: Tensor) -> tuple[Tensor, Tensor]:
         slope = math.log(self.high / self.low)
         return torch.zeros_like(t), math.log(self.low) + t * slope
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        slope = math.log(self.high / self.low)
+        return (-log_snr / 2 - math.log(self.low)) / slope
 
 
 class Karras(Schedule):
@@ -273,6 +295,10 @@ class Karras(Schedule):
         a, b = self.low ** (1 / self.rho), self.high ** (1 / self.rho)
         return torch.zeros_like(t), torch.log(a + t * (b - a)) * self.rho
 
+    def time(self, log_snr: Tensor) -> Tensor:
+        a, b = self.low ** (1 / self.rho), self.high ** (1 / self.rho)
+        return ((-log_snr / (2 * self.rho)).exp() - a) / (b - a)
+
 
 class Rectified(Schedule):
     r"""Straight lines from data to noise, :math:`\alpha_t = 1 - t, \sigma_t = t`.
@@ -294,6 +320,9 @@ class Rectified(Schedule):
 
     def logs(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.log1p(-t), torch.log(t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-log_snr / 2)
 
 
 class Tabulated(Schedule):
@@ -337,6 +366,12 @@ class Tabulated(Schedule):
         low, high = torch.take(table, index), torch.take(table, index + 1)
         log_alpha = low + (place - before) * (high - low)
         return log_alpha, torch.log(-torch.expm1(2 * log_alpha)) / 2
+
+    def log_snr_slope(self, t: Tensor) -> Tensor:
+        steps = len(self.table) - 1
+        rises = self.table.diff().to(device=t.device, dtype=t.dtype) * steps
+        rise = torch.take(rises, (t * steps).floor().clamp(0, steps - 1).long())
+        return 2 * rise / -torch.expm1(2 * self.logs(t)[0])
 
 
 def linear_betas(steps: int = 1000, low: float = 1e-4, high: float = 0.02) -> Tensor:

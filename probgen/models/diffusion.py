@@ -209,6 +209,8 @@ class ScoreSDE(Diffusion):
 class EDM(Diffusion):
     r"""The preconditioned model of Karras et al., drawn by Heun's method.
 
+    Noise in training is spread evenly in its angle, with the half of it above the data's size.
+
     References:
         | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)
         | https://arxiv.org/abs/2206.00364
@@ -248,6 +250,7 @@ class EDM(Diffusion):
         super().__init__(
             NetworkDenoiser(part, Karras(), shape, context, "edm"),
             Heun() if sampler is None else sampler,
+            objective=Denoising("v", times="angle"),
             steps=solver_steps,
             probes=probes,
         )

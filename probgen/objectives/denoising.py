@@ -45,6 +45,8 @@ class Denoising:
     r"""The squared error of a denoiser, at one time for each datum.
 
     Times are stratified: those of a batch of :math:`n` are spread evenly, with one common shift.
+    A network that says the noise needs a weight that ends with the signal, as `"eps"` does: at much
+    noise its :math:`\hat x_0` is wrong by a multiple of :math:`1 / \alpha_t`.
     Of a :class:`~probgen.diffusion.LearnedVariance` the variance is learned too, by the log
     likelihood of the datum around a mean that it does not move.
 
@@ -64,6 +66,8 @@ class Denoising:
         cut: The least time.
         pairing: Which noise a datum goes to: `"random"`, or `"optimal"`, that which makes the
             squared distances of a batch least, on straight paths. The second needs scipy.
+        times: How times are spread: `"uniform"`, or `"angle"`, evenly in the angle
+            :math:`\arctan(\sigma_t / \alpha_t)`, which is the same for every schedule.
         drop: The share of data whose context is put to zeros, for
             :class:`~probgen.diffusion.ClassifierFree`.
 
@@ -83,6 +87,7 @@ class Denoising:
     cut: float = 1e-3
     pairing: str = "random"
     drop: float = 0.0
+    times: str = "uniform"
 
     def __post_init__(self) -> None:
         if self.weight not in WEIGHTS:
@@ -93,6 +98,8 @@ class Denoising:
             raise ValueError(
                 f"Expected `pairing` of 'optimal' or 'random', got {self.pairing!r:.80}."
             )
+        if self.times not in ("angle", "uniform"):
+            raise ValueError(f"Expected `times` of 'angle' or 'uniform', got {self.times!r:.80}.")
         if not 0 <= self.drop < 1:
             raise ValueError(f"Expected `drop` in [0, 1), got {self.drop}.")
 
@@ -107,7 +114,14 @@ class Denoising:
                 f"{type(module).__name__}."
             )
         y, schedule = module.standardized(x), denoiser.schedule
-        t = spread(len(x), y) * (schedule.latest - self.cut) + self.cut
+        part = spread(len(x), y)
+        if self.times == "angle":
+            ends = part.new_tensor([self.cut if schedule.clean else 0.0, schedule.latest])
+            first, last = (-schedule.log_snr(ends) / 2).exp().atan()
+            t = schedule.time(-2 * (first + part * (last - first)).tan().log())
+            t = t.clamp(0, schedule.latest)  # of rounding
+        else:
+            t = part * (schedule.latest - self.cut) + self.cut
         alpha, sigma = denoiser.signal(t)
         eps = torch.randn_like(y)
         if self.pairing == "optimal":
