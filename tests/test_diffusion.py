@@ -562,6 +562,44 @@ def test_a_diffusion_is_a_prior_of_chains(float64):
     assert float((torch.cov(x.mT) - cov).abs().max()) < 0.25 * float(cov.diagonal().max())
 
 
+def test_a_trained_mixture_is_that_of_the_data():
+    """In a third of the 120 CPU seconds that it may take."""
+    torch.manual_seed(0)
+    truth = dist.MixtureSameFamily(dist.Categorical(WEIGHTS), dist.Normal(MEANS, 0.12).to_event(1))
+    module, n = pg.models.EDM(2, hidden_features=(128, 128, 128), solver_steps=64), 10_000
+    pg.fit(
+        module,
+        truth.sample((100_000,)),
+        steps=4000,
+        batch_size=512,
+        lr=2e-3,
+        schedule="cosine",
+        ema=0.999,
+        seed=0,
+        progress=False,
+    )
+    module.freeze()
+    x, again = module().sample((n,)), truth.sample((n,))
+    angle = torch.nn.functional.normalize(torch.randn(200, 2), dim=1)
+    far = ((x @ angle.T).sort(0).values - (again @ angle.T).sort(0).values).abs().mean()
+    share = torch.cdist(x, MEANS).argmin(1).bincount(minlength=8) / n
+    assert float(far) < 0.08
+    assert float((share - WEIGHTS / 20).abs().sum() / 2) < 0.03
+    y = truth.sample((4000,))
+    gap = truth.log_prob(y) - module().log_prob(y)
+    assert abs(float(gap.mean())) < 0.05
+    exact = d.MixtureDenoiser(
+        WEIGHTS,
+        (MEANS - module.shift) / module.scale,
+        (0.12 / module.scale).expand(8, 2),
+        d.Karras(),
+    )
+    control = pg.distributions.Diffusion(exact, steps=64)
+    control.shift.copy_(module.shift)
+    control.scale.copy_(module.scale)
+    assert abs(float((truth.log_prob(y) - control().log_prob(y)).mean())) < 0.005
+
+
 def test_what_diffusions_refuse():
     vp = d.VP()
     with pytest.raises(ValueError, match=r"`cut` in \(0, 1\)"):
