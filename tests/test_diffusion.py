@@ -20,6 +20,7 @@ SCHEDULES = {
     "karras": lambda: d.Karras(),
     "rectified": lambda: d.Rectified(),
     "table": lambda: d.Tabulated(),
+    "own equation": lambda: d.LinearSDE(lambda t: -0.1 - 3 * t, lambda t: 1 + t.square()),
     "custom": lambda: d.CustomSchedule(lambda t: (-t.square(), torch.log(t) + 1)),
 }
 T = torch.tensor([0.01, 0.2, 0.5, 0.77, 0.99])
@@ -77,6 +78,17 @@ def test_constants_are_those_of_the_papers(float64):
     i = torch.arange(18) / 17
     edm = (80 ** (1 / 7) + i * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     torch.testing.assert_close(levels, torch.cat([edm, torch.zeros(1)]))
+
+
+def test_an_equation_of_ones_own_is_solved(float64):
+    t = torch.linspace(0, 1, 21)
+    own = d.LinearSDE(lambda t: -(0.1 + 19.9 * t) / 2, lambda t: 0.1 + 19.9 * t)
+    for a, b in zip(own(t), d.VP()(t)):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(own.drift(t), -(0.1 + 19.9 * t) / 2)
+    torch.testing.assert_close(own.diffusion(t[1:]), 0.1 + 19.9 * t[1:])
+    with pytest.raises(ValueError, match="a positive diffusion"):
+        d.LinearSDE(lambda t: -t, lambda t: 1 - 2 * t)
 
 
 def test_conversions_agree(schedule):
@@ -938,6 +950,21 @@ def test_operators_may_be_masks_of_images_or_complex(float64):
     fourier = d.MMPS(flat, lambda x: torch.fft.fft(x), torch.fft.fft(torch.ones(4)), 0.01)
     x = d.DDIM(20).sample(fourier, torch.randn(5, 4))
     assert float((x - 1).abs().max()) < 0.05  # nearly noiseless, so the datum itself
+
+
+def test_an_operator_without_derivatives_may_bring_its_adjoint(float64):
+    prior, y, a, noise, _ = measured()
+    matrix = a(torch.eye(8)).mT
+
+    def outside(x):  # as a call of another library
+        return torch.from_numpy(x.detach().numpy() @ matrix.numpy().T)
+
+    x, t = torch.randn(6, 8), torch.tensor(0.4)
+    for kind in (d.MMPS, d.PiGDM):
+        own = kind(prior.double(), outside, y, noise, adjoint=lambda v: v @ matrix)
+        torch.testing.assert_close(own.mean(x, t), kind(prior, a, y, noise).mean(x, t))
+        with pytest.raises(ValueError, match="or its `adjoint`"):
+            kind(prior, outside, y, noise).mean(x, t)
 
 
 def test_a_guide_of_a_flow_of_contexts():
