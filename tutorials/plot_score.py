@@ -260,16 +260,15 @@ left.set(ylabel="sliced Wasserstein distance", title="samplers, schedule of trai
 right.set(title="DPM-Solver++, schedules after training")
 
 # %%
-# Solvers of the flow of the probability need few evaluations: measured, 0.41 with 8 of
-# DPM-Solver++ and 9 of Runge-Kutta, and 0.39 with 128, where the floor is 0.35. Heun's method is
-# useless with 7 and has 0.38 with 31. DDIM, of first order, has 0.50 with 32. What adds noise
-# needs more: 0.48 with 128 for the ancestral sampler, which is DDIM with :math:`\eta = 1`, number
-# for number, and 0.51 with 127 for predictor and corrector. The annealed chain has 0.50 with 129.
-# With four times as many levels it gets worse, 0.58, but with steps of half the size it has 0.46:
-# it seems that errors of the score add up with the time that a chain runs.
+# Solvers of the flow of the probability need few evaluations: measured, 0.38 with 8 of
+# DPM-Solver++, 0.36 with 9 of Runge-Kutta, and 0.37 with 128, where the floor is 0.35. Heun's method
+# is useless with 7 and has 0.34 with 31. DDIM, of first order, has 0.46 with 32. What adds noise
+# needs more: 0.45 with 128 for the ancestral sampler, which is DDIM with :math:`\eta = 1`, number
+# for number, and 0.47 with 127 for predictor and corrector. The annealed chain has 0.43 with 129
+# and 0.39 with four times as many levels.
 #
-# Even in time, grids differ with 8 evaluations, from 0.47 for the rectified schedule to 0.61 for
-# that of Karras et al., by 0.02 with 32, and with 128 no more.
+# Even in time, grids differ with 8 evaluations, from 0.42 for the rectified schedule to 0.56 for
+# that of Karras et al., by 0.04 with 16, and with 32 no more.
 #
 # One noise, one digit
 # --------------------
