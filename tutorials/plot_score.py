@@ -263,9 +263,9 @@ right.set(title="DPM-Solver++, schedules after training")
 # Solvers of the flow of the probability need few evaluations: measured, 0.38 with 8 of
 # DPM-Solver++, 0.36 with 9 of Runge-Kutta, and 0.37 with 128, where the floor is 0.35. Heun's
 # method is useless with 7 and has 0.34 with 31. DDIM, of first order, has 0.46 with 32. What adds
-# noise needs more: 0.45 with 128 for the ancestral sampler, which is DDIM with :math:`\eta = 1`, number
-# for number, and 0.47 with 127 for predictor and corrector. The annealed chain has 0.43 with 129
-# and 0.39 with four times as many levels.
+# noise needs more: 0.45 with 128 for the ancestral sampler, which is DDIM with
+# :math:`\eta = 1`, number for number, and 0.47 with 127 for predictor and corrector. The annealed
+# chain has 0.43 with 129 and 0.39 with four times as many levels.
 #
 # Even in time, grids differ with 8 evaluations, from 0.42 for the rectified schedule to 0.56 for
 # that of Karras et al., by 0.04 with 16, and with 32 no more.
