@@ -34,7 +34,7 @@ denoiser, schedule, grid and number of steps; its rows are left out, and said to
 not installed.
 
     pip install azula==0.11.1 scikit-learn
-    OMP_NUM_THREADS=1 python benchmarks/posterior.py             # some ten minutes of one core
+    OMP_NUM_THREADS=1 python benchmarks/posterior.py             # a quarter of an hour of one core
     OMP_NUM_THREADS=1 python benchmarks/posterior.py --methods MMPS DPS --problems 4
 """
 
