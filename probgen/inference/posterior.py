@@ -73,7 +73,8 @@ def posterior(
     By default sequential Monte Carlo draws from it exactly, up to the error of its draws. For a
     model whose one latent site is a diffusion, a `method` guides the diffusion's sampler by the
     likelihood, which is found in the model: faster, and biased but for
-    :class:`~probgen.diffusion.TwistedSMC`.
+    :class:`~probgen.diffusion.TwistedSMC`, which is also the better choice where the data of the
+    diffusion are of separate modes, since kernels mix badly in its base space then.
 
     Arguments:
         prior: The prior, a lazy distribution or one of Pyro, for one value; or a Pyro model.
