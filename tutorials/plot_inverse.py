@@ -209,7 +209,8 @@ for name in operators:
 # mean square of the residual over the noise, which is near 1 where draws fit the data as well as
 # they can. Under the same diffusion moment matching and particles differ on the hidden half: the
 # former keeps digits that the seen half excludes, which its residual shows. Half a thousand
-# particles and short chains are few, so that intervals are somewhat narrow, and R-hat is above 1.
+# particles are few, so that their intervals are somewhat narrow; and by R-hat the chains have not
+# all met: theirs are the ones to run longer.
 
 print(f"{'':12}{'':20}   RMSE  in 90 %  residual  CPU s")
 for (name, label), x in found.items():
