@@ -329,13 +329,14 @@ def azula_mmps(denoiser: Any, y: Tensor, a: Tensor) -> Any:
 CG = 5  # steps of conjugate gradients, for all
 SOLVER, STEPWISE = d.DPMSolver(STEPS), d.Ancestral(STEPS)
 TWISTED = d.TwistedSMC(d.Ancestral(2 * STEPS, "step"))
+NARROW = d.TwistedSMC(d.Ancestral(STEPS, "posterior"))
 
 # The name, the way to draw, and how many problems it takes.
 METHODS: list[tuple[str, Callable[[Problem], Tensor], int]] = [
     ("exact posterior", exactly, 16),
     ("ExactMoment", partial(guided, method=d.ExactMoment, sampler=SOLVER), 16),
     ("TwistedSMC", partial(guided, method=TWISTED, draws=2048), 5),
-    ("TwistedSMC, default", partial(guided, method=d.TwistedSMC(), draws=2048), 2),
+    ("TwistedSMC, posterior", partial(guided, method=NARROW, draws=2048), 2),
     ("SMC in base space", tempered, 1),
     ("HMC in base space", base_space, 1),
     ("MMPS", partial(guided, method=partial(d.MMPS, steps=CG), sampler=SOLVER), 6),

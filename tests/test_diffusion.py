@@ -612,6 +612,24 @@ def test_a_trained_mixture_is_that_of_the_data():
     assert abs(float((truth.log_prob(y) - control().log_prob(y)).mean())) < 0.005
 
 
+def test_a_diffusion_stated_by_pyro_is_a_prior_too(float64):
+    """In the space of the data, with the trace of every chain."""
+    module, _ = gaussian(d.VP(), steps=8)
+    for denoiser in (module.denoiser, mixture(d.VP()).double()):
+        law = pg.distributions.Diffusion(denoiser, steps=8).double()
+
+        def model(law=law):
+            x = pyro.sample("x", law())
+            pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=torch.zeros_like(x))
+
+        target = pg.mcmc.potential(model)
+        u = torch.randn(3, target.size)
+        value, gradient = target.value_and_gradient(u)
+        exact = law().log_prob(u) + dist.Normal(u, 0.5).log_prob(torch.zeros(())).sum(-1)
+        torch.testing.assert_close(value, exact, rtol=1e-6, atol=1e-6)
+        assert gradient.isfinite().all()
+
+
 def test_what_diffusions_refuse():
     vp = d.VP()
     with pytest.raises(ValueError, match=r"`cut` in \(0, 1\)"):

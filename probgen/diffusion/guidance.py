@@ -231,7 +231,8 @@ class DPS(Guided):
     r"""Diffusion posterior sampling: :math:`p(y \mid x_t) \approx p(y \mid \hat x_0(x_t))`.
 
     It takes any likelihood that has a gradient. It treats :math:`x_0` as known, and so trusts
-    precise measurements too much while there is much noise.
+    precise measurements too much while there is much noise: steps that are too few for that run
+    away, and a smaller weight tames them at the price of draws that fit the data less.
 
     References:
         | Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2023)

@@ -49,7 +49,8 @@ class TwistedSMC:
         | (Wu et al., 2023), https://arxiv.org/abs/2306.17775
 
     Arguments:
-        sampler: The sampler, a linear one with noise in its steps.
+        sampler: The sampler, a linear one with noise in its steps; by default
+            `Ancestral(200, "step")`, whose draws without a measurement are not too narrow.
         gradient: Whether particles follow the gradient of the twist. Without it any likelihood will
             do, at the price of more particles.
         guesses: The number of guesses of :math:`x_0` where a likelihood is not normal.
@@ -76,7 +77,7 @@ class TwistedSMC:
         True
     """
 
-    sampler: Linear = field(default_factory=lambda: Ancestral(100))
+    sampler: Linear = field(default_factory=lambda: Ancestral(200, "step"))
     gradient: bool = True
     guesses: int = 16
     threshold: float = 0.5

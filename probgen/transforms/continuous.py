@@ -206,9 +206,8 @@ class Continuous(Bijector):
             found: Any = torch.func.jvp(lambda y: self.velocity(y, t), (x,), (v,))
             return found[0], (found[1] * v).flatten(x.ndim - event).sum(-1)
 
-        sides: Any = (None, 0)  # the velocity is one for all directions
-        value, parts = torch.func.vmap(along, out_dims=sides)(directions)
-        return value, parts.mean(0) if self.probes else parts.sum(0)
+        values, parts = torch.func.vmap(along)(directions)  # the velocity, once for all of them
+        return values[0], parts.mean(0) if self.probes else parts.sum(0)
 
 
 class ContinuousTransform(LazyTransform):
