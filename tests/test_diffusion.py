@@ -987,10 +987,12 @@ def test_an_operator_without_derivatives_may_bring_its_adjoint(float64):
 
 def test_a_guide_of_a_flow_of_contexts():
     network = d.NetworkDenoiser(lambda x, level, c: c.expand_as(x), d.VP(), (2,), 1, "x_0")
-    c = torch.tensor([[1.0], [3.0]])
+    c = torch.tensor([3.0])
     free = d.ClassifierFree(network, c, weight=2.0)
     out = free.mean(torch.zeros(2, 2), torch.tensor(0.5))
     torch.testing.assert_close(out, (2 * c).expand(2, 2))
+    with pytest.raises(ValueError, match=r"shape \(1,\), got \(2, 1\)"):
+        d.ClassifierFree(network, torch.ones(2, 1))
     prior = mixture(d.VP()).float()
     x, t = torch.zeros(3, 2), torch.tensor(0.5)
     with pytest.raises(ValueError, match=r"takes the `context`, with shape"):
@@ -1011,6 +1013,15 @@ def test_a_guide_of_a_flow_of_contexts():
         d.ExactMoment(network, lambda x: x, torch.ones(2), 1.0)
     with pytest.raises(ValueError, match="a linear `operator`"):
         d.ExactMoment(prior, lambda x: x.square(), torch.ones(2), 1.0)
+    with pytest.raises(ValueError, match="a linear `operator`"):
+        d.ExactMoment(prior, torch.relu, torch.ones(2), 1.0)
+    inner = d.MMPS(prior, lambda x: x, torch.ones(2), 1.0)
+    with pytest.raises(TypeError, match="derivatives to guide, got MMPS"):
+        d.DPS(inner, lambda x: x, torch.ones(2), 1.0).mean(x, t)
+    with pytest.raises(TypeError, match="derivatives to guide, got MMPS"):
+        d.TwistedSMC(d.Ancestral(3)).sample(inner, 8, lambda x: x, torch.ones(2), 1.0)
+    assert not d.ClassifierFree(network, c).denoiser.context == 0
+    assert not d.LearnedVariance(inner, lambda x, level: x).differentiable
     with pytest.raises(ValueError, match="3 numbers for 2"):
         d.ExactMoment(prior, lambda x: x, torch.ones(3), 1.0)
 
@@ -1122,6 +1133,111 @@ def test_posteriors_of_a_pyro_model(name, float64):
     else:
         assert math.isnan(found.log_evidence)
     assert found.resampled(5)["x"].shape == (5, 8)
+
+
+def test_masks_and_scales_of_a_model_count_in_its_evidence(float64):
+    torch.manual_seed(0)
+    prior = d.GaussianDenoiser(torch.zeros(2), torch.eye(2), d.VP())
+    module = pg.distributions.Diffusion(prior).double().freeze()
+    y = torch.tensor([1.0, math.nan])  # a datum that is missing
+
+    def masked(y):
+        x = pg.sample("x", module)
+        with pyro.plate("data", 2), pyro.poutine.mask(mask=~y.isnan()):
+            pyro.sample("y", dist.Normal(x, 0.1), obs=y)
+
+    smc = d.TwistedSMC(d.Ancestral(100, "step"))
+    found = pg.inference.posterior(masked, y, method=smc, draws=2048, seed=0)
+    assert found.draws["x"].isfinite().all()
+    exact = float(dist.Normal(0.0, math.sqrt(1.01)).log_prob(torch.tensor(1.0)))
+    assert abs(found.log_evidence - exact) < 4 * found.se + 0.05
+    assert pg.inference.posterior(masked, y, method=d.MMPS, draws=8).draws["x"].isfinite().all()
+
+    def weighted(y):
+        x = pg.sample("x", module)
+        with pyro.poutine.scale(scale=0.25):
+            pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
+
+    y = torch.tensor([1.0, -0.5])
+    found = pg.inference.posterior(weighted, y, method=smc, draws=2048, seed=0)
+    rows = dist.Normal(0.0, math.sqrt(2.0)).log_prob(y)  # a quarter of it is of variance 1
+    change = math.log(2 * math.pi) / 2 - (math.log(0.5) + math.log(2 * math.pi) / 2) / 4
+    exact = float(rows.sum()) + 2 * change
+    assert abs(found.log_evidence - exact) < 4 * found.se + 0.05
+
+
+def test_a_guide_of_a_guide_by_a_classifier(float64):
+    """Two measurements of normal data: the first by its exact noisy likelihood."""
+    torch.manual_seed(0)
+    prior = d.GaussianDenoiser(torch.zeros(1), torch.eye(1), d.VP()).double()
+
+    def first(x, t):
+        alpha, sigma = prior.signal(t)
+        width = (0.5**2 + sigma.square()).sqrt()
+        return dist.Normal(alpha * x, width).to_event(1).log_prob(torch.ones(1))
+
+    both = d.MMPS(d.ClassifierGuided(prior, first), lambda x: x, -torch.ones(1), 0.5)
+    x = d.DPMSolver(60).sample(both, torch.randn(4000, 1))
+    precision = 1 + 2 / 0.5**2
+    assert abs(float(x.mean())) < 0.03
+    assert abs(float(x.std()) * precision**0.5 - 1) < 0.05
+
+
+@pytest.mark.parametrize("name", ["vp", "cosine", "karras", "rectified", "table"])
+def test_densities_by_solvers_that_choose_their_steps(name, float64):
+    denoiser = d.GaussianDenoiser(torch.zeros(2), 0.5 * torch.eye(2), SCHEDULES[name]())
+    free = pg.distributions.Diffusion(denoiser, method="dopri5", tolerance=1e-6).double()
+    fixed = pg.distributions.Diffusion(denoiser, steps=64).double()
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(free().log_prob(x), fixed().log_prob(x), rtol=1e-4, atol=1e-4)
+    assert free().rsample((3,)).shape == (3, 2)
+    start = torch.randn(4, 2)
+    drawn = [d.ODESolver(8, m).sample(denoiser, start) for m in ("dopri5", "rk4")]
+    torch.testing.assert_close(*drawn, rtol=1e-3, atol=1e-3)
+
+
+def test_contexts_have_gradients_through_the_adjoint(float64):
+    torch.manual_seed(0)
+    c, x = torch.randn(5, 2), torch.randn(5, 2)
+    found = []
+    for adjoint in (False, True):
+        torch.manual_seed(1)
+        flow = pg.models.CNF(2, 2, (8,), method="dopri5", tolerance=1e-7, adjoint=adjoint).double()
+        for p in flow.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+        given = c.clone().requires_grad_()
+        found.append(torch.autograd.grad(flow(given).log_prob(x).sum(), given)[0])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    law = pg.models.EDM(2, 3, (8,), solver_steps=2).double()(torch.randn(4, 3))
+    assert law.log_prob(torch.zeros(2)).shape == law.log_prob(torch.zeros(1, 2)).shape == (4,)
+
+
+def test_a_guided_diffusion_draws_in_a_model(float64):
+    prior, y, a, noise, _ = measured()
+    seen = pg.distributions.Diffusion(d.MMPS(prior, a, y, noise), d.DDIM(4)).double()
+    assert not seen().has_rsample
+    with pyro.plate("data", 3):
+        assert pyro.sample("x", seen()).shape == (3, 8)
+    assert pg.sample("x", seen).shape == (8,)
+
+
+def test_the_corrector_keeps_what_its_predictor_draws(float64):
+    torch.manual_seed(0)
+    denoiser = d.GaussianDenoiser(torch.zeros(1), 9 * torch.eye(1), d.VP()).double()
+    x = d.PredictorCorrector(d.Ancestral(5, "law"), ratio=1e-6).sample(
+        denoiser, torch.randn(20_000, 1)
+    )
+    assert abs(float(x.std()) / 3 - 1) < 0.03
+
+
+def test_diffusions_are_saved_with_their_objective(tmp_path):
+    network = pg.networks.TimeMLP(2, hidden_features=(8,))
+    objective = pg.objectives.Denoising("eps", drop=0.1)
+    module = pg.distributions.Diffusion(
+        d.NetworkDenoiser(network, d.VP(), (2,), predicts="eps"), objective=objective
+    )
+    module.save(tmp_path)
+    assert pg.load(tmp_path).objective == objective
 
 
 def test_masked_data_say_nothing(float64):

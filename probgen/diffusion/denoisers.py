@@ -171,7 +171,8 @@ class NetworkDenoiser(Denoiser):
     r"""A denoiser of a network, one's own or one to train.
 
     The network sees :math:`x_t` divided by :math:`\sqrt{\alpha^2 + \sigma^2}` and the log of signal
-    over noise, so that the schedule can be changed after training. With the preconditioning of EDM,
+    over noise, so that after training it may go into another denoiser, of another schedule. With
+    the preconditioning of EDM,
     :math:`\hat x_0 = c_\text{skip} \, y + c_\text{out} \, F` for
     :math:`y = x_t / \alpha`, noise :math:`\varsigma = \sigma / \alpha` and data of variance 1,
 
@@ -298,7 +299,7 @@ class LearnedVariance(Denoiser):
 
     def __init__(self, denoiser: Denoiser, network: nn.Module | Callable[..., Tensor]) -> None:
         super().__init__(denoiser.schedule, denoiser.shape, denoiser.context)
-        self.denoiser = denoiser
+        self.denoiser, self.differentiable = denoiser, denoiser.differentiable
         self.spread = NetworkDenoiser(network, denoiser.schedule, denoiser.shape, denoiser.context)
 
     def mean(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:

@@ -75,13 +75,14 @@ def probability_flow(
             place = (2 * k).round().long()
             t, angle = torch.take(times, place), torch.take(angles, place)
         else:
-            angle = angles[0] + turn * k
-            t = denoiser.schedule.time(-2 * angle.tan().log())
+            angle = (angles[0] + turn * k).clamp(angles[-1], angles[0])  # solvers look beyond
+            t = denoiser.schedule.time(-2 * angle.tan().log()).clamp(times[-1], times[0])
         alpha, sigma = denoiser.signal(t)
         mean = denoiser.mean((alpha.square() + sigma.square()).sqrt() * u, t, context)
         return (angle.cos() * u - mean) * (turn / angle.sin())
 
     alpha, sigma = denoiser.schedule(times[-1])
     grid = torch.arange(steps + 1, dtype=table.dtype, device=table.device)
-    flow = Continuous(velocity, grid, method, probes, denoiser.shape, tolerance=tolerance)
+    shape = () if context is None else (*context.shape[:-1], *denoiser.shape)
+    flow = Continuous(velocity, grid, method, probes, denoiser.shape, shape, tolerance)
     return flow, (alpha.square() + sigma.square()).sqrt()

@@ -90,6 +90,14 @@ class Likelihood(nn.Module):
         return value
 
 
+def check_graph(mean: Tensor, denoiser: Denoiser) -> None:
+    if not mean.requires_grad:
+        raise TypeError(
+            f"Expected a denoiser with derivatives to guide, got {type(denoiser).__name__}, whose "
+            f"own are spent. State all measurements in one operator."
+        )
+
+
 def positive(scale: float | Tensor, y: Tensor) -> Tensor:
     s = torch.as_tensor(scale, dtype=y.real.dtype, device=y.device)
     if not bool((s > 0).all()):
@@ -136,6 +144,7 @@ class Guided(Denoiser):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             mean = self.denoiser.mean(x, t, context)
+        check_graph(mean, self.denoiser)
 
         def product(v: Tensor) -> Tensor:
             (out,) = torch.autograd.grad(mean, x, v, retain_graph=True)
@@ -177,9 +186,11 @@ class ClassifierGuided(Guided):
 
     def mean(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         alpha, sigma = self.signal(t)
+        whole = torch.is_grad_enabled() and x.requires_grad  # for a guide of this guide
         with torch.enable_grad():
-            y = x.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.log_likelihood(y, t).sum(), y)
+            y = x if whole else x.detach().requires_grad_()
+            value = self.log_likelihood(y, t).sum()
+            (slope,) = torch.autograd.grad(value, y, create_graph=whole)
         return self.denoiser.mean(x, t, context) + self.weight * sigma.square() / alpha * slope
 
 
@@ -194,7 +205,7 @@ class ClassifierFree(Guided):
     Arguments:
         denoiser: A denoiser that takes a context, trained with zeros in its place on some data, as
             :class:`~probgen.objectives.Denoising` with `drop` does.
-        context: The context :math:`c`, with shape :math:`(*, C)`.
+        context: The context :math:`c`, with shape :math:`(C)`.
         weight: The weight :math:`w`; 1 is the conditional denoiser.
 
     Raises:
@@ -209,16 +220,16 @@ class ClassifierFree(Guided):
         tensor([3., 3.])
     """
 
-    differentiable = True
     given: Tensor
 
     def __init__(self, denoiser: Denoiser, context: Tensor, weight: float = 2.0) -> None:
         super().__init__(denoiser, 0)
-        if not denoiser.context or context.ndim < 1 or context.shape[-1] != denoiser.context:
+        if not denoiser.context or context.shape != (denoiser.context,):
             raise ValueError(
-                f"Expected a denoiser that takes the `context`, with shape (*, {denoiser.context})"
-                f", got {tuple(context.shape)}."
+                f"Expected a denoiser that takes the `context`, with shape ({denoiser.context},), "
+                f"got {tuple(context.shape)}."
             )
+        self.differentiable = denoiser.differentiable
         self.weight = weight
         self.register_buffer("given", context.detach().clone())
 

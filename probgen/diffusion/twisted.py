@@ -27,7 +27,7 @@ from torch import Tensor
 from ..core.checks import check_whole
 from ..mcmc.tempering import Annealed, finish, resample
 from .denoisers import Denoiser
-from .guidance import Likelihood
+from .guidance import Likelihood, check_graph
 from .samplers import Ancestral, Linear, noise
 
 __all__ = ["TwistedSMC"]
@@ -131,9 +131,9 @@ class TwistedSMC:
                 f"Expected `particles` that the {self.islands} islands divide, got {particles}."
             )
         likelihood = Likelihood(operator, y, scale, len(denoiser.shape))
-        like = next((b for b in denoiser.buffers()), None)
-        like = next(denoiser.parameters(), like)
-        x = noise(denoiser, torch.Size([particles]), torch.zeros(()) if like is None else like)
+        tensors = (*denoiser.parameters(), *denoiser.buffers(), *(() if y is None else (y.real,)))
+        like = next((v for v in tensors if v.is_floating_point()), torch.zeros(()))
+        x = noise(denoiser, torch.Size([particles]), like)
         likelihood.to(x.device)
         path = self.sampler.grid.path(denoiser.schedule, self.sampler.steps)
         table = torch.stack(self.sampler.coefficients(denoiser.schedule, path), 1).tolist()
@@ -184,6 +184,8 @@ class TwistedSMC:
         with torch.set_grad_enabled(self.gradient):
             x = x.detach().requires_grad_(self.gradient)
             mean = denoiser.mean(x, t, context)
+            if self.gradient:
+                check_graph(mean, denoiser)
             if likelihood.scale is not None:
                 value = likelihood(mean, spread)
             else:

@@ -61,6 +61,10 @@ class DiffusionDistribution(FlowDistribution):
             self.draw,
         )
 
+    @property
+    def has_rsample(self) -> bool:
+        return self.module.denoiser.differentiable
+
     def over(
         self, base: TorchDistribution, transforms: Sequence[Transform]
     ) -> DiffusionDistribution:

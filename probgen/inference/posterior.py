@@ -196,9 +196,11 @@ def guided(found: Likelihood, method: Method, sampler: Sampler | None, draws: in
         return means, y, noises
 
     if isinstance(method, TwistedSMC):
-        result = method.sample(module.denoiser, draws, *measured(), context=context)
+        parts = measured()
+        result = method.sample(module.denoiser, draws, *parts, context=context)
         x = {found.name: shift + scale * result.position}
-        return Posterior(x, result.log_weights, result.ess, result.log_z, result.se)
+        constant = left_out(found, parts)
+        return Posterior(x, result.log_weights, result.ess, result.log_z + constant, result.se)
     any_law = getattr(method, "func", method) is DPS
     guide = method(module.denoiser, *((log_likelihood,) if any_law else measured()))
     start = noise(guide, torch.Size([draws]), module.scale)
@@ -206,3 +208,14 @@ def guided(found: Likelihood, method: Method, sampler: Sampler | None, draws: in
     u = (module.sampler if sampler is None else sampler).sample(guide, start, given)
     x = {found.name: shift + scale * u}
     return Posterior(x, u.new_zeros(draws), float(draws), math.nan, math.nan)
+
+
+def left_out(found: Likelihood, parts: tuple[Any, Tensor | None, Tensor | None]) -> float:
+    """What masks and scales of a model add to the log likelihood of its rows, a constant."""
+    _, y, scale = parts
+    if y is None or scale is None:
+        return 0.0
+    with torch.no_grad():
+        zero: Any = found.zero
+        rows = torch.distributions.Normal(found.means(zero), scale, validate_args=False)
+        return float(found(zero) - rows.log_prob(y).sum())

@@ -135,13 +135,13 @@ def normal_of(msg: dict[str, Any], like: Tensor) -> tuple[Tensor, Tensor, Tensor
         )
     y: Tensor = msg["value"]
     shape = torch.broadcast_shapes(fn.batch_shape, y.shape)
-    kept = torch.ones(shape, dtype=like.dtype, device=like.device)
+    kept = torch.ones(shape, dtype=torch.bool, device=like.device)
     for mask, dims in masks:
         if mask is not None:
             part = torch.as_tensor(mask, device=like.device)
-            kept = kept * part.reshape(*part.shape, *[1] * dims)
+            kept = kept & part.reshape(*part.shape, *[1] * dims)
     weight = torch.as_tensor(msg["scale"], dtype=like.dtype, device=like.device)
-    rows = (fn.loc * kept, y * kept, fn.scale / weight.sqrt())
+    rows = (torch.where(kept, fn.loc, 0), torch.where(kept, y, 0), fn.scale / weight.sqrt())
     return tuple(row.expand(shape).reshape(-1) for row in rows)  # type: ignore[return-value]
 
 

@@ -20,6 +20,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..core.bijector import name_of
+from ..core.checkpoint import RECORDS
 from ..diffusion import LearnedVariance, Schedule
 
 __all__ = ["Denoising"]
@@ -139,6 +141,9 @@ class Denoising:
             around = dist.Normal(mean.detach(), law.variance.sqrt()).to_event(y.ndim - 1)
             losses = losses - around.log_prob(y)
         return losses
+
+
+RECORDS[name_of(Denoising)] = Denoising  # so that a diffusion that is given one can be saved
 
 
 def paired(y: Tensor, eps: Tensor) -> Tensor:

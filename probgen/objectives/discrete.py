@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.bijector import name_of
+from ..core.checkpoint import RECORDS
 from .denoising import spread
 
 __all__ = ["DiscreteDenoising"]
@@ -74,3 +76,6 @@ class DiscreteDenoising:
             each = each - self.cross_entropy * log_p
         ends = corruption.end_divergence(x, module.like)
         return (corruption.steps * each + ends).flatten(1).sum(-1)
+
+
+RECORDS[name_of(DiscreteDenoising)] = DiscreteDenoising

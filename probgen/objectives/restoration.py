@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.bijector import name_of
+from ..core.checkpoint import RECORDS
 from .denoising import spread
 
 __all__ = ["Restoration"]
@@ -62,3 +64,6 @@ class Restoration:
         s = s.clamp_max(degradation.levels)
         error = (x - module.restore(degradation(x, s), s, context)).flatten(1)
         return (error.abs() if self.error == "absolute" else error.square()).sum(-1)
+
+
+RECORDS[name_of(Restoration)] = Restoration  # so that a diffusion that is given one can be saved

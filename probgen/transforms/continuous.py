@@ -56,8 +56,9 @@ class Continuous(Bijector):
         event: The shape of an event.
         shape: The shape that values broadcast with, that of contexts and an event.
         tolerance: The relative and absolute tolerance of a method that chooses its steps.
-        adjoint: The parameters of the velocity, if such a method is to find gradients by solving
-            the adjoint equation backwards, in memory that does not grow with its steps.
+        adjoint: Gives the parameters of the velocity, and contexts, if such a method is to find
+            gradients by solving the adjoint equation backwards, in memory that does not grow with
+            its steps.
 
     Raises:
         ValueError: If the method is unknown or the grid has less than two times.
@@ -268,6 +269,9 @@ class ContinuousTransform(LazyTransform):
             given = () if context is None else (context.expand(*batch, context.shape[-1]),)
             return self.network(x, t.expand(batch), *given)
 
+        def inputs() -> tuple[Tensor, ...]:
+            return (*self.parameters(), *(() if context is None else (context,)))
+
         shape = () if context is None else (*context.shape[:-1], *self.event)
         times = torch.linspace(0, 1, self.steps + 1, dtype=p.dtype, device=p.device)
         return Continuous(
@@ -278,5 +282,5 @@ class ContinuousTransform(LazyTransform):
             self.event,
             shape,
             self.tolerance,
-            self.parameters if self.adjoint else None,
+            inputs if self.adjoint else None,
         )
