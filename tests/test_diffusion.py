@@ -614,9 +614,9 @@ def test_a_trained_mixture_is_that_of_the_data():
 
 def test_a_diffusion_stated_by_pyro_is_a_prior_too(float64):
     """In the space of the data, with the trace of every chain."""
-    module, _ = gaussian(d.VP(), steps=8)
+    module, _ = gaussian(d.VP(), steps=1)
     for denoiser in (module.denoiser, mixture(d.VP()).double()):
-        law = pg.distributions.Diffusion(denoiser, steps=8).double()
+        law = pg.distributions.Diffusion(denoiser, steps=1).double()
 
         def model(law=law):
             x = pyro.sample("x", law())
