@@ -196,12 +196,12 @@ print(f"held-out digits: sure of {sure(test):.2f}")
 print(f"training digits: energy distance {energy(train[:1437], test):.2f}")
 
 # %%
-# The bound's own weight has not the best bound: measured, 3.66 bits per pixel where the network
-# says noise and 3.69 where it says v, against 3.46 and 3.38 of :math:`L_\text{simple}`. It spans
+# The bound's own weight has not the best bound: measured, 3.69 bits per pixel where the network
+# says noise and 3.68 where it says v, against 3.47 and 3.38 of :math:`L_\text{simple}`. It spans
 # six decades, so that with one time for each datum a few data make the gradient. Its pictures are
 # worse too: where the network says noise, some are torn, at an energy distance of 2.86 against
 # 0.08; where it says v, a classifier is sure of 0.22 of them, against 0.37, and 0.45 under the
-# even weight of v. Min-SNR leaves out where the bits are, and pays: 5.06 and 3.63.
+# even weight of v. Min-SNR leaves out where the bits are, and pays: 5.07 and 3.63.
 #
 # A weight belongs to what the network says. On the error of the noise that of v is :math:`1 + 1/r`,
 # up to 25 thousand at the end, and a network that says the noise learns nothing else. Energy
@@ -241,7 +241,7 @@ for some, repeats in ((None, 20), (10, 150)):
 
 # %%
 # Measured, the whole chain has 3.727 +- 0.004 bits per pixel and 10 times of 19 have 3.65 +- 0.12,
-# against 3.721 +- 0.007; so few steps cost 0.3 bits. The plate draws its times evenly and for all
+# against 3.723 +- 0.002; so few steps cost 0.3 bits. The plate draws its times evenly and for all
 # data at once: one estimate, with 10 evaluations of each datum, has a spread of 1.4 bits per
 # pixel. `elbo` draws times as often as they would weigh for data of variance 1, evenly over the
-# data: with two evaluations it has 0.1.
+# data, a tenth of them uniformly: with two evaluations it has 0.03.
