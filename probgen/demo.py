@@ -134,14 +134,7 @@ def run(folder: str | Path, settings: Settings | None = None, seed: int = 0) -> 
     rows.append(score("flow prior, SVI", bits, x[..., missing], truth[:, missing], seconds))
 
     start = time.perf_counter()
-    kernel = NUTS(
-        model,
-        max_tree_depth=6,
-        init_strategy=init_to_value(values={"x_base": base.mean(0)}),
-    )
-    mcmc = MCMC(kernel, settings.draws, settings.warmup)
-    mcmc.run(y)
-    x = continuous().push(mcmc.get_samples()["x_base"])
+    x = continuous().push(infer_by_nuts(model, y, base.mean(0), settings))
     seconds = time.perf_counter() - start
     ess = float(diagnostics.ess(x[None, ..., missing]).median())
     rows.append(score("flow prior, NUTS", bits, x[..., missing], truth[:, missing], seconds, ess))
@@ -165,6 +158,15 @@ def run(folder: str | Path, settings: Settings | None = None, seed: int = 0) -> 
     picture(folder / "posterior.png", truth, y, x, data.shape, data.levels)
     report(rows, settings, learning, folder)
     return rows
+
+
+def infer_by_nuts(model: Callable, y: Tensor, first: Tensor, settings: Settings) -> Tensor:
+    """Draws of one chain of Pyro's NUTS in the base space, from a first value."""
+    start = init_to_value(values={"x_base": first})
+    kernel = NUTS(model, max_tree_depth=6, init_strategy=start)
+    mcmc = MCMC(kernel, settings.draws, settings.warmup)
+    mcmc.run(y)
+    return mcmc.get_samples()["x_base"]
 
 
 def learn(train: Tensor, levels: int, steps: int, seed: int, folder: Path) -> None:

@@ -16,6 +16,7 @@ from .discrete import Absorbing, Corruption, DiscretizedGaussian, Uniform
 from .exact import ExactMoment, GaussianDenoiser, MixtureDenoiser, NormalDenoiser
 from .grids import AngleGrid, Grid, Path, RatioGrid, RhoGrid, UniformGrid
 from .guidance import DPS, MMPS, ClassifierFree, ClassifierGuided, Guided, PiGDM
+from .own_schedules import CustomSchedule, LinearSDE, Tabulated, linear_betas
 from .samplers import (
     DDIM,
     Ancestral,
@@ -25,19 +26,7 @@ from .samplers import (
     Sampler,
     noise,
 )
-from .schedules import (
-    VE,
-    VP,
-    Cosine,
-    CustomSchedule,
-    Karras,
-    LinearSDE,
-    Rectified,
-    Schedule,
-    SubVP,
-    Tabulated,
-    linear_betas,
-)
+from .schedules import VE, VP, Cosine, Karras, Rectified, Schedule, SubVP
 from .solvers import DPMSolver, Heun, ODESolver
 from .twisted import TwistedSMC
 

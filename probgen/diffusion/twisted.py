@@ -143,8 +143,7 @@ class TwistedSMC:
         weights, log_z = twist, x.new_zeros(self.islands)
         for k, (a, b, c) in enumerate(table):
             weights, log_z, chosen = self.drawn(weights, log_z)
-            if chosen is not None:
-                x, mean, twist, slope = (v[chosen] for v in (x, mean, twist, slope))
+            x, mean, twist, slope = (v[chosen] for v in (x, mean, twist, slope))
             xi = torch.randn_like(x)
             push = c * slope
             x = a * x + b * mean + c * (push + xi)
@@ -161,14 +160,15 @@ class TwistedSMC:
         ess = float((2 * weights.logsumexp(0) - (2 * weights).logsumexp(0)).exp())
         return finish(x, weights, ess, times, groups[:, None])
 
-    def drawn(self, weights: Tensor, log_z: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The weights, the evidence so far and who goes on, if particles are drawn anew."""
+    def drawn(self, weights: Tensor, log_z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The weights, the evidence so far and who goes on, anew if weights are uneven."""
         w = weights.double()
-        size = float((2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp())
-        if size > self.threshold * len(weights):
-            return weights, log_z, None
-        chosen = resample(weights.reshape(self.islands, -1))
-        return torch.zeros_like(weights), log_z + grouped(weights, self.islands), chosen
+        size = (2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp()
+        anew = size <= self.threshold * len(weights)
+        same = torch.arange(len(weights), device=weights.device)
+        chosen = torch.where(anew, resample(weights.reshape(self.islands, -1)), same)
+        log_z = log_z + torch.where(anew, grouped(weights, self.islands), 0.0)
+        return torch.where(anew, 0.0, weights), log_z, chosen
 
     def twist(
         self,

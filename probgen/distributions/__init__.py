@@ -8,7 +8,8 @@ from .dequantized import Dequantized, DequantizedDistribution
 from .diffusion import Diffusion, DiffusionDistribution
 from .diffusion_pair import DiffusionGuide, DiffusionModel
 from .discrete import DiscreteDiffusion, DiscreteDiffusionDistribution
-from .energy import EnergyBased, EnergyDistribution, Partition
+from .energy import EnergyBased, Partition
+from .energy_distribution import EnergyDistribution
 from .flow import Flow, FlowDistribution
 from .heads import (
     Bernoulli,

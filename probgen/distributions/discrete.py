@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -27,8 +26,8 @@ from ..core.checks import check_event, check_whole
 from ..diffusion.discrete import Corruption, draw
 from ..objectives import DiscreteDenoising
 from ..objectives.denoising import spread
-from .latent_variable import check_support
 from .parametric import shape_of
+from .stated import ModuleDistribution, check_support
 
 __all__ = ["DiscreteDiffusion", "DiscreteDiffusionDistribution"]
 
@@ -97,13 +96,17 @@ class DiscreteDiffusion(LazyDistribution):
             raise ValueError(f"Expected `times` of at most {steps}, all steps, got {times}.")
 
     @property
+    def support(self) -> constraints.Constraint:
+        levels = constraints.integer_interval(0, self.corruption.classes - 1)
+        return constraints.independent(levels, len(self.event_shape))
+
+    @property
     def objective(self) -> Callable[..., Tensor]:
         return DiscreteDenoising()
 
     def forward(self, context: Tensor | None = None) -> DiscreteDiffusionDistribution:
         self.check_context(context)
-        batch = torch.Size() if context is None else context.shape[:-1]
-        return DiscreteDiffusionDistribution(self, context, batch)
+        return DiscreteDiffusionDistribution(self, context)
 
     def denoise(self, noisy: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         r"""The logits of :math:`p(x_0 \mid x_t)`.
@@ -171,51 +174,22 @@ class DiscreteDiffusion(LazyDistribution):
             x = draw(corruption.reverse(self.denoise(x, t, context), x, t))
         yield x
 
+    def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
+        """Draws with a batch shape, of contexts with that shape."""
+        for x in self.walk(shape, context):
+            last = x
+        return last
 
-class DiscreteDiffusionDistribution(TorchDistribution):
+
+class DiscreteDiffusionDistribution(ModuleDistribution):
     """The distribution of data under a discrete diffusion; its `log_prob` is a random bound.
 
     Arguments:
         module: The diffusion.
         context: The contexts, with shape :math:`(*, C)`, if it takes them.
-        batch_shape: The batch shape, that of the contexts.
+        batch_shape: The batch shape; by default that of the contexts.
         validate_args: Whether to check arguments; by default as Pyro is set.
     """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}
-    density = Density.BOUND
-
-    def __init__(
-        self,
-        module: DiscreteDiffusion,
-        context: Tensor | None,
-        batch_shape: torch.Size,
-        validate_args: bool | None = None,
-    ) -> None:
-        self.module, self.context = module, context
-        super().__init__(batch_shape, module.event_shape, validate_args=validate_args)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        levels = constraints.integer_interval(0, self.module.corruption.classes - 1)
-        return constraints.independent(levels, len(self.event_shape))
-
-    def expand(
-        self, batch_shape: Sequence[int], _instance: object = None
-    ) -> DiscreteDiffusionDistribution:
-        batch = torch.Size(batch_shape)
-        return DiscreteDiffusionDistribution(self.module, self.spread(batch), batch)
-
-    def spread(self, shape: torch.Size) -> Tensor | None:
-        """The contexts, one for each item."""
-        return None if self.context is None else self.context.expand(*shape, -1)
-
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        shape = torch.Size(sample_shape) + self.batch_shape
-        with torch.no_grad():
-            for x in self.module.walk(shape, self.spread(shape)):
-                last = x
-        return last
 
     def elbo(self, value: Tensor, times: int | None = None) -> Tensor:
         """An unbiased estimate of the bound, from so many steps, by default those of the module.
@@ -228,17 +202,13 @@ class DiscreteDiffusionDistribution(TorchDistribution):
         Returns:
             Estimates with shape :math:`(*)`; `-inf` out of the support.
         """
-        check_event(value, self.event_shape)
+        wide, context = self.widened(value)
         if self._validate_args and value.device.type != "meta" and not is_wrapped(value):
             check_support(value, self.support)
-        batch = value.shape[: value.ndim - len(self.event_shape)]
-        shape = torch.broadcast_shapes(batch, self.batch_shape)
-        value = value.expand(shape + self.event_shape)
-        inside = self.support.check(value)
+        inside = self.support.check(wide)
         ones = [1] * len(self.event_shape)
-        x = torch.where(inside.reshape(*inside.shape, *ones), value, 0)
-        times = self.module.times if times is None else times
-        bound = self.module.elbo(x, self.spread(shape), times)
+        x = torch.where(inside.reshape(*inside.shape, *ones), wide, 0)
+        bound = self.module.elbo(x, context, self.module.times if times is None else times)
         return torch.where(inside, bound, -torch.inf)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -24,15 +24,15 @@ from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
 from ..core import Density, LazyDistribution
-from ..core.checks import check_event, check_whole
+from ..core.checks import check_whole
 from ..mcmc import Annealed, Direct, Gibbs, Kernel, ParallelTempering, ais
 from ..objectives import ContrastiveDivergence
-from .fence import fenced, readable
-from .latent_variable import check_support
+from .energy_distribution import EnergyDistribution
+from .fence import readable
 from .parametric import shape_of
-from .ranges import interior, is_real, within
+from .ranges import is_real
 
-__all__ = ["EnergyBased", "EnergyDistribution", "Partition"]
+__all__ = ["EnergyBased", "Partition"]
 
 OWN = ("chains", "log_z", "log_z_mark", "step_size")  # buffers that do not shape the energy
 LEAST = 32  # chains of a draw whose step size is adapted
@@ -409,126 +409,3 @@ class EnergyBased(LazyDistribution):
                 old = getattr(self, name)
                 setattr(self, name, torch.empty_like(value, dtype=old.dtype, device=old.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-class EnergyDistribution(TorchDistribution):
-    r"""The distribution of an energy, :math:`p(x) = e^{-E(x)} / Z`.
-
-    Its `log_prob` subtracts :math:`\log Z` if that is known or was estimated; `density` says which:
-    `EXACT`, else `UNNORMALIZED`. It draws by its module's kernel.
-
-    Arguments:
-        energy: An :class:`EnergyBased` module; or a map from values with shape
-            :math:`(*, event)` to energies with shape :math:`(*)`, which makes it that of an
-            :class:`Energy`. Parameters inside a plain function are not seen, so that nothing
-            raises where their gradient is wrong: hand over the module that has them.
-        context: The contexts, with shape :math:`(*, C)`, if the module takes them.
-        batch_shape: The batch shape; by default that of the contexts.
-        validate_args: Whether to check arguments; by default as Pyro is set.
-        **options: What :class:`Energy` takes, `features` first, where `energy` is a map.
-
-    Raises:
-        TypeError: If `energy` is a map and there are no `features`.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> d = EnergyDistribution(lambda x: x.square().sum(-1) / 2, features=2)
-        >>> d.log_ratio(torch.zeros(2), torch.ones(2))
-        tensor(1.)
-        >>> abs(float(d.sample((2000,)).var()) - 1) < 0.1
-        True
-    """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}
-
-    def __init__(
-        self,
-        energy: EnergyBased | Callable[..., Tensor],
-        context: Tensor | None = None,
-        batch_shape: torch.Size | None = None,
-        validate_args: bool | None = None,
-        **options: Any,
-    ) -> None:
-        if isinstance(energy, EnergyBased):
-            module = energy
-            if options:
-                raise TypeError(f"Expected no more options for a module, got {sorted(options)}.")
-        else:
-            from .composed import Energy  # which is one of those modules
-
-            if "features" not in options:
-                raise TypeError("Expected `features`, the size of an event, with a map as energy.")
-            if context is not None:
-                options.setdefault("context", context.shape[-1])
-            module = Energy(energy, **options)
-        self.module, self.context = module, context
-        if batch_shape is None:
-            batch_shape = torch.Size() if context is None else context.shape[:-1]
-        super().__init__(batch_shape, torch.Size(module.event_shape), validate_args=validate_args)
-
-    @property
-    def density(self) -> Density:
-        """What `log_prob` is."""
-        return self.module.density
-
-    @property
-    def support(self) -> constraints.Constraint:
-        return self.module.support
-
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> EnergyDistribution:
-        batch = torch.Size(batch_shape)
-        context = self.context
-        if context is not None:
-            context = context.expand(*batch, context.shape[-1])
-        return EnergyDistribution(self.module, context, batch)
-
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        shape = torch.Size(sample_shape) + self.batch_shape
-        with torch.no_grad():
-            return self.module.generate(shape, self.spread(shape))
-
-    def unnormalized_log_prob(self, value: Tensor) -> Tensor:
-        """The log density without the normaliser; minus infinity outside the support."""
-        check_event(value, self.module.event_shape)
-        support = self.support
-        if support.is_discrete and self._validate_args and readable(value):
-            check_support(value, support)
-        batch = value.shape[: value.ndim - len(self.event_shape)]
-        shape = torch.broadcast_shapes(batch, self.batch_shape)
-        value = value.expand(shape + self.event_shape)
-        exact = self.density is Density.EXACT
-        evaluate = self.module.log_density if exact else lambda x, c: fenced(self.module, x, c)
-        inner = None if support.is_discrete else interior(support)
-        value, inside = within(value, support, inner, len(self.event_shape))
-        log_prob = evaluate(value, self.spread(shape))
-        return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        f = self.unnormalized_log_prob(value)
-        if self.module.tractable:
-            return f - self.module.normalizer().to(f.dtype)
-        return f - self.module.estimated().to(f.dtype) if len(self.module.log_z) else f
-
-    def log_partition(self) -> Tensor:
-        r""":math:`\log Z`, see :meth:`EnergyBased.log_partition`."""
-        return self.module.log_partition()
-
-    def energy(self, value: Tensor) -> Tensor:
-        """The energy of values with shape :math:`(*, event)`."""
-        return -self.unnormalized_log_prob(value)
-
-    def log_ratio(self, x: Tensor, y: Tensor) -> Tensor:
-        r""":math:`\log p(x) - \log p(y)`, which needs no normaliser."""
-        return self.unnormalized_log_prob(x) - self.unnormalized_log_prob(y)
-
-    def score(self, value: Tensor) -> Tensor:
-        r"""The gradient of the log density in :math:`x`, with the shape of `value`."""
-        batch = value.shape[: value.ndim - self.event_dim]
-        shape = torch.broadcast_shapes(batch, self.batch_shape)
-        return self.module.score(value.expand(shape + self.event_shape), self.spread(shape))
-
-    def spread(self, shape: torch.Size) -> Tensor | None:
-        """The contexts, one for each item."""
-        if self.context is None:
-            return None
-        return self.context.expand(*shape, self.context.shape[-1])

@@ -10,11 +10,10 @@ which is the density here: a bound, the tighter the more draws.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -23,6 +22,7 @@ from ..core.checks import check_event, check_whole
 from ..core.plates import Pair, register
 from ..objectives import ELBO, Weights
 from ..objectives.variational import log_mean_exp, with_scores
+from .stated import ModuleDistribution, check_support
 
 __all__ = ["LatentDistribution", "LatentVariable", "Marginal"]
 
@@ -203,66 +203,19 @@ class LatentGuide(Pair):
             return part.explain(prefix, x, context, infer)
 
 
-class LatentDistribution(TorchDistribution):
+class LatentDistribution(ModuleDistribution):
     """The distribution of data under a latent-variable model; its `log_prob` is a random bound.
 
     Arguments:
         module: The model.
         context: The contexts, with shape :math:`(*, C)`, if it takes them.
-        batch_shape: The batch shape, that of the contexts.
+        batch_shape: The batch shape; by default that of the contexts.
         validate_args: Whether to check arguments; by default as Pyro is set.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
-    density = Density.BOUND
-
-    def __init__(
-        self,
-        module: LatentVariable,
-        context: Tensor | None,
-        batch_shape: torch.Size,
-        validate_args: bool | None = None,
-    ) -> None:
-        self.module, self.context = module, context
-        super().__init__(batch_shape, torch.Size(module.event_shape), validate_args=validate_args)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        return self.module.support
-
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> LatentDistribution:
-        batch = torch.Size(batch_shape)
-        context = self.context
-        if context is not None:
-            context = context.expand(*batch, *context.shape[-self.module.context_dim :])
-        return LatentDistribution(self.module, context, batch)
-
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        shape = torch.Size(sample_shape) + self.batch_shape
-        with torch.no_grad():
-            return self.module.generate(shape, self.spread(shape))
-
     def log_prob(self, value: Tensor) -> Tensor:
-        check_event(value, self.module.event_shape)
+        wide, context = self.widened(value)
         if self._validate_args and value.device.type != "meta" and not is_wrapped(value):
             check_support(value, self.support)
-        batch = value.shape[: value.ndim - len(self.event_shape)]
-        shape = torch.broadcast_shapes(batch, self.batch_shape)
-        value = value.expand(shape + self.event_shape)
-        w = self.module.weigh(value, self.spread(shape), self.module.samples)
+        w = self.module.weigh(wide, context, self.module.samples)
         return with_scores(log_mean_exp, w.log_weights, w.score)
-
-    def spread(self, shape: torch.Size) -> Tensor | None:
-        """The contexts, one for each item."""
-        if self.context is None:
-            return None
-        return self.context.expand(*shape, *self.context.shape[-self.module.context_dim :])
-
-
-def check_support(value: Tensor, support: constraints.Constraint) -> None:
-    """Raises a ValueError that names a value outside a support."""
-    inner = support.base_constraint if isinstance(support, constraints.independent) else support
-    inside = inner.check(value)
-    if not inside.all():
-        wrong = value[~inside].flatten()[0] if inside.shape == value.shape else value[~inside][0]
-        raise ValueError(f"Expected values in the support, {support}, got {wrong.tolist()!r:.80}.")
