@@ -134,10 +134,12 @@ class Denoising:
             kept = torch.rand_like(context[..., :1]) >= self.drop
             context = context * kept
         noisy = alpha * y + sigma * eps
-        mean = denoiser.mean(noisy, t, context)
-        losses = WEIGHTS[self.weight](schedule, t) * (y - mean).flatten(1).square().sum(-1)
+        law: Any = None
         if isinstance(denoiser, LearnedVariance):
-            law: Any = denoiser(noisy, t, context)
+            law = denoiser(noisy, t, context)
+        mean = denoiser.mean(noisy, t, context) if law is None else law.mean
+        losses = WEIGHTS[self.weight](schedule, t) * (y - mean).flatten(1).square().sum(-1)
+        if law is not None:
             around = dist.Normal(mean.detach(), law.variance.sqrt()).to_event(y.ndim - 1)
             losses = losses - around.log_prob(y)
         return losses
