@@ -302,5 +302,9 @@ DIFFUSIONS = {  # constructors of (context): diffusions, of D features or sites
     "d3pm": lambda c: pg.models.D3PM(D, 3, c, (16, 16), steps=6),
     "d3pm, uniform": lambda c: pg.models.D3PM(D, 3, c, (16, 16), 6, "uniform"),
     "d3pm, gaussian": lambda c: pg.models.D3PM(D, 5, c, (16, 16), 6, "gaussian"),
+    "d3pm, binomial": lambda c: pg.models.D3PM(D, 4, c, (16, 16), 6, "binomial"),
+    "ctmc": lambda c: pg.models.CTMC(D, 3, c, (16, 16), steps=6),
+    "ctmc, uniform": lambda c: pg.models.CTMC(D, 3, c, (16, 16), 6, "uniform"),
+    "ctmc, binomial": lambda c: pg.models.CTMC(D, 4, c, (16, 16), 6, "binomial"),
     "cold": lambda c: pg.models.ColdDiffusion(D, pg.diffusion.Fade(D, 4), c, (16, 16)),
 }

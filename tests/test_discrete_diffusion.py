@@ -13,7 +13,12 @@ from torch import nn
 import probgen as pg
 from probgen import diffusion as d
 
-CORRUPTIONS = {"absorbing": d.Absorbing, "gaussian": d.DiscretizedGaussian, "uniform": d.Uniform}
+CORRUPTIONS = {
+    "absorbing": d.Absorbing,
+    "binomial": d.Binomial,
+    "gaussian": d.DiscretizedGaussian,
+    "uniform": d.Uniform,
+}
 P = torch.tensor([0.1, 0.35, 0.05, 0.3, 0.2], dtype=torch.double)
 
 
@@ -106,14 +111,15 @@ def test_one_masked_site_is_exact(float64):
         torch.testing.assert_close(whole_bound(module, x), P.log(), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [d.DiscretizedGaussian, d.Uniform])
+@pytest.mark.parametrize("kind", [d.Binomial, d.DiscretizedGaussian, d.Uniform])
 def test_one_site_loses_only_what_the_end_differs_by(kind, float64):
     """One site with the exact denoiser has the true reverse, from the end on."""
     for steps in (1, 5, 60):
         module = exact(P, kind(5, steps))
         gap = P.log() - whole_bound(module, torch.arange(5)[:, None])
         end = P @ module.corruption.cumulative(steps)
-        assert abs(float((P * gap).sum() - (end * (5 * end).log()).sum())) < 1e-12
+        lost = (end * (end.log() - module.corruption.log_end(end))).sum()
+        assert abs(float((P * gap).sum() - lost)) < 1e-12
 
 
 def test_the_gap_of_two_sites_falls_with_the_steps(corruption, float64):
@@ -322,7 +328,12 @@ def test_bad_input_is_named():
         (lambda: small()().log_prob(torch.full((4,), 3.0)), ValueError, "support.*got 3.0"),
         (lambda: small()().elbo(torch.zeros(4), times=7), ValueError, "at most 6.*got 7"),
         (lambda: small().corruption.noisy(torch.zeros(4), torch.tensor(7)), ValueError, "to 6"),
-        (lambda: small().corruption.noisy(torch.zeros(4), torch.tensor(0.5)), TypeError, "whole"),
+        (lambda: small().corruption.noisy(torch.zeros(4), torch.tensor(7.5)), ValueError, "to 6"),
+        (
+            lambda: d.DiscretizedGaussian(3).noisy(torch.zeros(4), torch.tensor(0.5)),
+            TypeError,
+            "whole",
+        ),
         (lambda: pg.objectives.DiscreteDenoising(-1.0), ValueError, "`cross_entropy`.*-1.0"),
         (
             lambda: pg.objectives.DiscreteDenoising()(pg.models.MAF(2), torch.zeros(2, 2)),

@@ -106,6 +106,48 @@ for axes, model in zip(parts[1].subplots(3, 11), models.values()):
         ax.set_title(f"$t={steps - k}$", fontsize=8)
 
 # %%
+# In continuous time
+# ------------------
+# Masks and uniform changes are jumps, at a rate at each instant. The same networks serve a
+# diffusion in continuous time, with nothing trained anew: its bound is an integral, and one with no
+# steps to pay for, since only one pixel jumps at a time. What 50 steps cost is the difference.
+# Draws may take any number of steps; the fewer, the more pixels are drawn at once as if they were
+# independent.
+
+jumps = {}
+for name in ("absorbing", "uniform"):
+    jumps[name] = pg.distributions.JumpDiffusion(models[name].network, models[name].corruption, 64)
+    found = pg.metrics.bits_per_dimension(jumps[name].freeze()().elbo(test, times=20), 64)
+    print(f"{name}, in continuous time: {found.value:.2f} +- {found.se:.2f} bits per pixel")
+
+near = test.reshape(-1, 8, 8)
+truth = float((near[:, 1:] - near[:, :-1]).abs().mean())
+fig, (ax, *small) = plt.subplots(
+    1, 4, figsize=(9, 2.6), layout="constrained", width_ratios=[5, 2, 2, 2]
+)
+counts = (1, 2, 5, 10, 20, 50)
+for name, module in jumps.items():
+    rough = []
+    for count in counts:
+        *_, x = module.walk((200,), steps=count)
+        x = x.reshape(-1, 8, 8).float()
+        rough.append(float((x[:, 1:] - x[:, :-1]).abs().mean()))
+        if name == "absorbing" and count in (1, 5, 50):
+            show(small[(1, 5, 50).index(count)], x[0])
+            small[(1, 5, 50).index(count)].set_title(f"steps: {count}")
+    ax.semilogx(counts, rough, "o-", label=name)
+ax.axhline(truth, color="k", ls=":", label="held-out digits")
+ax.set(xlabel="steps of a draw", ylabel="difference of neighbours", xticks=counts)
+ax.set_xticklabels(counts)
+ax.minorticks_off()
+ax.legend()
+
+# %%
+# Measured, the bounds in continuous time are those of 50 steps, 2.09 and 2.13 bits: nothing is to
+# be had from more steps. One step draws each pixel by its own shares; from 20 steps on draws are as
+# smooth as they will be, and what is left is the network's.
+
+# %%
 # Cold diffusion
 # --------------
 # A blur :math:`D(x, s)` of the levels :math:`s = 1, \dots, 20` takes more and more of the picture

@@ -12,10 +12,11 @@ from .cold import (
     Pixelate,
 )
 from .denoisers import Denoiser, LearnedVariance, NetworkDenoiser, convert
-from .discrete import Absorbing, Corruption, DiscretizedGaussian, Uniform
+from .discrete import Corruption, DiscretizedGaussian
 from .exact import ExactMoment, GaussianDenoiser, MixtureDenoiser, NormalDenoiser
 from .grids import AngleGrid, Grid, Path, RatioGrid, RhoGrid, UniformGrid
 from .guidance import DPS, MMPS, ClassifierFree, ClassifierGuided, Guided, PiGDM
+from .jumps import Absorbing, Binomial, Jumps, RateMatrix, Uniform
 from .own_schedules import CustomSchedule, LinearSDE, Tabulated, linear_betas
 from .samplers import (
     DDIM,
@@ -40,6 +41,7 @@ __all__ = [
     "Ancestral",
     "AngleGrid",
     "AnnealedLangevin",
+    "Binomial",
     "Blur",
     "ClassifierFree",
     "ClassifierGuided",
@@ -60,6 +62,7 @@ __all__ = [
     "Guided",
     "Heun",
     "ImprovedCold",
+    "Jumps",
     "Karras",
     "LearnedVariance",
     "LinearSDE",
@@ -73,6 +76,7 @@ __all__ = [
     "PiGDM",
     "Pixelate",
     "PredictorCorrector",
+    "RateMatrix",
     "RatioGrid",
     "Rectified",
     "RhoGrid",

@@ -28,7 +28,7 @@ from torch.distributions import Distribution
 from ..core import Recorded, is_wrapped
 from ..core.checks import check_whole
 
-__all__ = ["Absorbing", "Corruption", "DiscretizedGaussian", "Uniform"]
+__all__ = ["Corruption", "DiscretizedGaussian"]
 
 FLOOR = -1e4  # the logarithm of zero, finite so that gradients stay numbers
 
@@ -41,6 +41,8 @@ class Corruption(Recorded):
         steps: The number of steps :math:`T`.
         states: The number :math:`S` of states of noisy values.
     """
+
+    continuous = False  # whether there is a value at each time between two steps
 
     def __init__(self, classes: int, steps: int, states: int) -> None:
         super().__init__()
@@ -82,12 +84,13 @@ class Corruption(Recorded):
         Arguments:
             x: The data :math:`x_0`, whole numbers from 0 to :math:`K - 1`, with shape
                 :math:`(*, event)`.
-            t: The steps, from 1 to :math:`T`, with shape :math:`(*)`.
+            t: The steps, from 1 to :math:`T`, with shape :math:`(*)`; a corruption in continuous
+                time takes all times from 0 on, as real numbers.
 
         Returns:
             Whole numbers with the shape of the data.
         """
-        self.check_steps(t)
+        self.check_steps(t, self.continuous)
         like = x if x.is_floating_point() else torch.empty((), device=x.device)
         return draw(self.log_noisy(x.long(), t, like))
 
@@ -111,7 +114,8 @@ class Corruption(Recorded):
     def reverse(self, logits: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         r""":math:`\log p(x_{t-1} \mid x_t)` for all :math:`x_{t-1}`.
 
-        States of the data from which :math:`x_t` cannot be reached are left out.
+        States of the data from which :math:`x_t` cannot be reached are left out, and so are those
+        from which it is so unlikely that its number would be lost in the dtype.
 
         Arguments:
             logits: The logits of :math:`p(x_0 \mid x_t)`, with shape :math:`(*, event, K)`.
@@ -122,14 +126,16 @@ class Corruption(Recorded):
             Log probabilities with shape :math:`(*, event, S)`.
         """
         self.check_steps(t)
-        before = self.log_before(logits, noisy.long(), t)
+        before = self.log_before(logits, noisy.long(), t, t - 1)
         return (before + self.log_step(noisy.long(), t, logits)).log_softmax(-1)
 
-    def log_before(self, logits: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-        r"""The log of the sum over :math:`x_0`, in :math:`p(x_{t-1} \mid x_t)`."""
+    def log_before(self, logits: Tensor, noisy: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        r"""The log of the sum over :math:`x_0`, in :math:`p(x_s \mid x_t)`, for all :math:`x_s`."""
         seen = self.log_seen(noisy, t, logits)
         log_p = logits.log_softmax(-1).clamp_min(FLOOR)
-        return self.carry(torch.where(seen > FLOOR / 2, log_p - seen, FLOOR), t - 1)
+        least = 0.4 * math.log(torch.finfo(seen.dtype).tiny)
+        reached = seen > seen.amax(-1, keepdim=True) + least
+        return self.carry(torch.where(reached, log_p - seen, FLOOR), s)
 
     def divergence(self, logits: Tensor, x: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         r"""The divergence of :math:`p(x_{t-1} \mid x_t)` from :math:`q(x_{t-1} \mid x_t, x_0)`.
@@ -149,7 +155,7 @@ class Corruption(Recorded):
         noisy = noisy.long()
         step = self.log_step(noisy, t, logits)
         log_q = (self.log_noisy(x.long(), t - 1, logits) + step).log_softmax(-1)
-        log_p = (self.log_before(logits, noisy, t) + step).log_softmax(-1)
+        log_p = (self.log_before(logits, noisy, t, t - 1) + step).log_softmax(-1)
         return (log_q.exp() * (log_q - log_p)).sum(-1)
 
     def end_divergence(self, x: Tensor, like: Tensor) -> Tensor:
@@ -158,14 +164,15 @@ class Corruption(Recorded):
         log_q = self.log_noisy(x.long(), last, like)
         return (log_q.exp() * (log_q - self.log_end(like))).sum(-1)
 
-    def check_steps(self, t: Tensor) -> None:
-        if t.is_floating_point() or t.is_complex():
+    def check_steps(self, t: Tensor, continuous: bool = False) -> None:
+        real = t.is_floating_point() and continuous
+        if not real and (t.is_floating_point() or t.is_complex()):
             raise TypeError(f"Expected steps `t` as whole numbers, got {t.dtype}.")
         if Distribution._validate_args and t.device.type != "meta" and not is_wrapped(t):
-            if not ((t >= 1) & (t <= self.steps)).all():
+            if not ((t >= (0 if real else 1)) & (t <= self.steps)).all():
                 raise ValueError(
-                    f"Expected steps `t` from 1 to {self.steps}, got {int(t.min())} to "
-                    f"{int(t.max())}."
+                    f"Expected steps `t` from {0 if real else 1} to {self.steps}, got "
+                    f"{t.min().item():g} to {t.max().item():g}."
                 )
 
 
@@ -190,134 +197,25 @@ def along(t: Tensor, x: Tensor) -> Tensor:
     return t.reshape(*t.shape, *(1,) * (x.ndim - t.ndim))
 
 
-class Resampling(Corruption):
-    r"""A state stays, or is drawn anew from :math:`\pi` whatever it was.
-
-    With :math:`a_{t \mid s}` the probability that none was drawn between two steps, the matrix from
-    one to the other is :math:`a_{t \mid s} I + (1 - a_{t \mid s}) 1 \pi^\top`, and all that is
-    asked of it takes as many operations as there are states.
-    """
-
-    @abstractmethod
-    def stay(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        r""":math:`a_{t \mid s}` and :math:`1 - a_{t \mid s}` at steps with shape :math:`(*)`."""
-
-    def logs(self, s: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        kept, lost = self.stay(s.to(like.dtype), t.to(like.dtype))
-        return kept.log().clamp_min(FLOOR), lost.log().clamp_min(FLOOR)
-
-    def matrix(self, s: int, t: int) -> Tensor:
-        like = torch.empty(())
-        return self.onward(torch.arange(self.states), torch.tensor(s), torch.tensor(t), like).exp()
-
-    def step(self, t: int) -> Tensor:
-        return self.matrix(t - 1, t)
-
-    def cumulative(self, t: int) -> Tensor:
-        return self.matrix(0, t)
-
-    def onward(self, x: Tensor, s: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        """The log of a row of the matrix, that of a state, with shape `(*, S)`."""
-        (kept, lost), end = self.logs(s, t, like), self.log_end(like)
-        own = torch.logaddexp(along(kept, x), along(lost, x) + end[x]).unsqueeze(-1)
-        return torch.where(equal(x, self.states), own, along(lost, x).unsqueeze(-1) + end)
-
-    def back(self, x: Tensor, s: Tensor, t: Tensor, count: int, like: Tensor) -> Tensor:
-        """The log of a column of the matrix, that of a state, with shape `(*, count)`."""
-        kept, lost = self.logs(s, t, like)
-        drawn = along(lost, x) + self.log_end(like)[x]
-        own = torch.logaddexp(along(kept, x), drawn).unsqueeze(-1)
-        return torch.where(equal(x, count), own, drawn.unsqueeze(-1))
-
-    def log_noisy(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        return self.onward(x, torch.zeros_like(t), t, like)
-
-    def log_seen(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        return self.back(x, torch.zeros_like(t), t, self.classes, like)
-
-    def log_step(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        return self.back(x, t - 1, t, self.states, like)
-
-    def carry(self, log_w: Tensor, t: Tensor) -> Tensor:
-        kept, lost = self.logs(torch.zeros_like(t), t, log_w)
-        drawn = log_w.logsumexp(-1, keepdim=True) + self.log_end(log_w)
-        own = torch.nn.functional.pad(log_w, (0, self.states - self.classes), value=FLOOR)
-        return torch.logaddexp(along(kept, own) + own, along(lost, own) + drawn)
+def at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+    """The matrices of a table at steps with shape `(*)`, with shape `(*, S, S)`."""
+    return table.index_select(0, t.reshape(-1)).to(like.dtype).reshape(*t.shape, *table.shape[1:])
 
 
-class Absorbing(Resampling):
-    r"""States are masked for good: :math:`a_{t \mid s} = (T - t) / (T - s)`.
-
-    The mask is a state of its own, number :math:`K`, after those of the data. At the end all is
-    masked, and on the way a site is masked at each step with the same probability, so that
-    information is lost evenly.
-
-    References:
-        | Structured Denoising Diffusion Models in Discrete State-Spaces (Austin et al., 2021)
-        | https://arxiv.org/abs/2107.03006
-
-    Arguments:
-        classes: The number :math:`K` of states of the data.
-        steps: The number of steps :math:`T`.
-
-    Raises:
-        ValueError: If there are fewer than 2 classes or less than one step.
-
-    Example:
-        >>> Absorbing(2, steps=4).cumulative(1)
-        tensor([[0.7500, 0.0000, 0.2500],
-                [0.0000, 0.7500, 0.2500],
-                [0.0000, 0.0000, 1.0000]])
-    """
-
-    def __init__(self, classes: int, steps: int = 100) -> None:
-        check_whole(2, classes=classes)
-        super().__init__(classes, steps, classes + 1)
-
-    def stay(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        left = self.steps - s
-        return (self.steps - t) / left, (t - s) / left
-
-    def log_end(self, like: Tensor) -> Tensor:
-        return one_hot(torch.full((), self.classes, device=like.device), self.states, like)
+def log_rows(matrix: Tensor, x: Tensor) -> Tensor:
+    """The logs of rows of matrices with shape `(*, S, K)`, those of states `(*, event)`."""
+    flat = matrix.flatten(0, -3) if matrix.ndim > 2 else matrix.unsqueeze(0)
+    datum = torch.arange(len(flat), device=x.device).unsqueeze(-1)
+    rows = flat[datum, x.reshape(len(flat), -1)].log().clamp_min(FLOOR)
+    return rows.reshape(*x.shape, matrix.shape[-1])
 
 
-class Uniform(Resampling):
-    r"""States are drawn anew from all, along a cosine: :math:`a_t = \sin^2 \phi_t / \sin^2 \phi_0`.
-
-    Here :math:`\phi_t = (1 - t / T) \, \pi / 2.016`, so that at the end nothing is left.
-
-    References:
-        | Structured Denoising Diffusion Models in Discrete State-Spaces (Austin et al., 2021)
-        | https://arxiv.org/abs/2107.03006
-        | Argmax Flows and Multinomial Diffusion (Hoogeboom et al., 2021)
-        | https://arxiv.org/abs/2102.05379
-
-    Arguments:
-        classes: The number :math:`K` of states.
-        steps: The number of steps :math:`T`.
-
-    Raises:
-        ValueError: If there are fewer than 2 classes or less than one step.
-
-    Example:
-        >>> Uniform(2, steps=4).cumulative(4)
-        tensor([[0.5000, 0.5000],
-                [0.5000, 0.5000]])
-    """
-
-    def __init__(self, classes: int, steps: int = 100) -> None:
-        super().__init__(classes, steps, classes)
-
-    def stay(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        unit = math.pi / 2.016 / self.steps
-        before, after = (self.steps - s) * unit, (self.steps - t) * unit
-        whole = before.sin().square()  # less that of `after` is sin(a - b) sin(a + b)
-        lost = ((t - s) * unit).sin() * (before + after).sin()
-        return after.sin().square() / whole, lost / whole
-
-    def log_end(self, like: Tensor) -> Tensor:
-        return like.new_full((self.states,), -math.log(self.states))
+def log_product(log_w: Tensor, matrix: Tensor) -> Tensor:
+    """The log of weights with shape `(*, event, K)` times matrices with shape `(*, K, S)`."""
+    most = log_w.detach().amax(-1, keepdim=True)
+    w = (log_w - most).exp().reshape(*matrix.shape[:-2], -1, log_w.shape[-1])
+    total = (w @ matrix).clamp_min(torch.finfo(w.dtype).tiny).log()
+    return total.reshape(*log_w.shape[:-1], -1) + most
 
 
 class DiscretizedGaussian(Corruption):
@@ -374,23 +272,17 @@ class DiscretizedGaussian(Corruption):
     def log_end(self, like: Tensor) -> Tensor:
         return like.new_full((self.states,), -math.log(self.states))
 
-    def rows(self, table: Tensor, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        return table[along(t, x), x].to(like.dtype).log().clamp_min(FLOOR)
-
     def log_noisy(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        return self.rows(self.product, x, t, like)
+        return log_rows(at(self.product, t, like), x)
 
     def log_seen(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        return self.rows(self.product.mT, x, t, like)
+        return log_rows(at(self.product, t, like).mT, x)
 
     def log_step(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        return self.rows(self.single, x, t, like)  # a symmetric matrix
+        return log_rows(at(self.single, t, like), x)  # a symmetric matrix
 
     def carry(self, log_w: Tensor, t: Tensor) -> Tensor:
-        most = log_w.detach().amax(-1, keepdim=True)
-        w = (log_w - most).exp().reshape(*t.shape, -1, self.classes)
-        total = (w @ self.product[t].to(w.dtype)).clamp_min(torch.finfo(w.dtype).tiny)
-        return total.log().reshape(log_w.shape) + most
+        return log_product(log_w, at(self.product, t, log_w))
 
 
 def moves(classes: int, variances: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from .composed import Energy, ProductOfExperts, Tilted
 from .dequantized import Dequantized, DequantizedDistribution
 from .diffusion import Diffusion, DiffusionDistribution
 from .diffusion_pair import DiffusionGuide, DiffusionModel
-from .discrete import DiscreteDiffusion, DiscreteDiffusionDistribution
+from .discrete import DiscreteDiffusion, DiscreteDiffusionDistribution, JumpDiffusion
 from .energy import EnergyBased, Partition
 from .energy_distribution import EnergyDistribution
 from .flow import Flow, FlowDistribution
@@ -65,6 +65,7 @@ __all__ = [
     "FullNormal",
     "GaussianMixture",
     "Hierarchy",
+    "JumpDiffusion",
     "Latent",
     "LatentDistribution",
     "LatentVariable",

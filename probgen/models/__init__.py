@@ -7,7 +7,7 @@ from ..distributions.rbm import RBM
 from ..networks.hopfield import HopfieldNetwork, ModernHopfield
 from .convolutional import VQVAE, AutoencoderKL, ConvVAE
 from .diffusion import CNF, DDPM, EDM, NCSN, FlowMatching, ScoreSDE
-from .discrete import D3PM
+from .discrete import CTMC, D3PM
 from .energy import EnergyModel, JointEnergyModel
 from .flows import IAF, MAF, NICE, NSF, CircularNSF, RealNVP
 from .hierarchical import HierarchicalVAE, LadderVAE
@@ -16,6 +16,7 @@ from .vae import VAE, ConditionalVAE, SemiSupervisedVAE
 
 __all__ = [
     "CNF",
+    "CTMC",
     "D3PM",
     "DDPM",
     "EDM",

@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 from ..core import Recorded
 from ..core.checks import check_whole
-from ..diffusion.discrete import Absorbing, Corruption, DiscretizedGaussian, Uniform, equal
-from ..distributions import DiscreteDiffusion
+from ..diffusion import Absorbing, Binomial, Corruption, DiscretizedGaussian, Uniform
+from ..diffusion.discrete import equal
+from ..distributions import DiscreteDiffusion, JumpDiffusion
 from ..networks import TimeMLP
 
-__all__ = ["D3PM", "StateMLP"]
+__all__ = ["CTMC", "D3PM", "StateMLP"]
 
 CORRUPTIONS: dict[str, Callable[[int, int], Corruption]] = {
     "absorbing": Absorbing,
+    "binomial": Binomial,
     "gaussian": DiscretizedGaussian,
     "uniform": Uniform,
 }
@@ -84,6 +86,27 @@ class StateMLP(Recorded):
         return out[..., : self.corruption.classes] + self.corruption.log_seen(x, t, like)
 
 
+def corruption_of(
+    corruption: str | Corruption, features: int, classes: int, steps: int | None
+) -> Corruption:
+    """The corruption that a recipe is given, by name or as one."""
+    check_whole(1, features=features)
+    check_whole(2, classes=classes)
+    if isinstance(corruption, Corruption):
+        if steps is not None or corruption.classes != classes:
+            raise ValueError(
+                f"Expected a `corruption` of {classes} classes, and no `steps` besides, got "
+                f"one of {corruption.classes} and steps={steps}."
+            )
+        return corruption
+    if corruption not in CORRUPTIONS:
+        raise ValueError(
+            f"Expected `corruption` among {sorted(CORRUPTIONS)}, or a Corruption, got "
+            f"{corruption!r:.80}."
+        )
+    return CORRUPTIONS[corruption](classes, 100 if steps is None else steps)
+
+
 class D3PM(DiscreteDiffusion):
     r"""The discrete denoising diffusion probabilistic model of vectors of classes or levels.
 
@@ -97,8 +120,8 @@ class D3PM(DiscreteDiffusion):
         context: The number of features :math:`C` of the context.
         hidden_features: The width of each block of the network.
         steps: The number :math:`T` of steps of a corruption given by name, 100 by default.
-        corruption: How data are corrupted: "absorbing", "uniform", "gaussian" (for levels) or a
-            corruption.
+        corruption: How data are corrupted: "absorbing", "uniform", "gaussian" or "binomial" (for
+            levels), or a corruption.
         network: Another network, from states, steps and contexts to logits with shape
             :math:`(*, D, K)`.
 
@@ -126,24 +149,67 @@ class D3PM(DiscreteDiffusion):
         corruption: str | Corruption = "absorbing",
         network: nn.Module | None = None,
     ) -> None:
-        check_whole(1, features=features)
-        check_whole(2, classes=classes)
-        if isinstance(corruption, Corruption):
-            if steps is not None or corruption.classes != classes:
-                raise ValueError(
-                    f"Expected a `corruption` of {classes} classes, and no `steps` besides, got "
-                    f"one of {corruption.classes} and steps={steps}."
-                )
-        elif corruption not in CORRUPTIONS:
-            raise ValueError(
-                f"Expected `corruption` among {sorted(CORRUPTIONS)}, or a Corruption, got "
-                f"{corruption!r:.80}."
-            )
-        else:
-            corruption = CORRUPTIONS[corruption](classes, 100 if steps is None else steps)
+        corruption = corruption_of(corruption, features, classes, steps)
         if network is None:
             network = StateMLP(features, corruption, context, hidden_features)
         super().__init__(network, corruption, features, context)
+
+    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        if isinstance(self.network, StateMLP):
+            self.network.start(x)
+
+
+class CTMC(JumpDiffusion):
+    r"""A diffusion of vectors of classes or levels in continuous time, by a Markov chain.
+
+    It differs from :class:`D3PM` in its bound, which is tight for an exact denoiser however the
+    features depend on one another, and in that its draws may take any number of steps.
+
+    References:
+        | A Continuous Time Framework for Discrete Denoising Models (Campbell et al., 2022)
+        | https://arxiv.org/abs/2205.14987
+
+    Arguments:
+        features: The number of features :math:`D`.
+        classes: The number :math:`K` of classes or levels of each, numbered from 0.
+        context: The number of features :math:`C` of the context.
+        hidden_features: The width of each block of the network.
+        steps: The time :math:`T` of a corruption given by name, and the number of steps that a
+            draw takes, 100 by default.
+        corruption: How data are corrupted: "absorbing", "uniform" or "binomial" (for levels), or a
+            corruption by jumps.
+        network: Another network, from states, times and contexts to logits with shape
+            :math:`(*, D, K)`.
+
+    Raises:
+        ValueError: If a size is impossible, or `corruption` unknown or of other classes.
+        TypeError: If the corruption has no jumps.
+
+    Example:
+        >>> import probgen as pg
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.randint(0, 3, (200, 1)).expand(-1, 2)  # two features that agree
+        >>> model = CTMC(2, classes=3, hidden_features=(32,), steps=20)
+        >>> history = pg.fit(model, x, steps=200, lr=1e-2, progress=False)
+        >>> drawn = model.freeze()().sample((500,))
+        >>> float((drawn[:, 0] == drawn[:, 1]).float().mean()) > 0.9
+        True
+    """
+
+    def __init__(
+        self,
+        features: int,
+        classes: int = 2,
+        context: int = 0,
+        hidden_features: Sequence[int] = (128, 128),
+        steps: int | None = None,
+        corruption: str | Corruption = "absorbing",
+        network: nn.Module | None = None,
+    ) -> None:
+        jumps = corruption_of(corruption, features, classes, steps)
+        if network is None:
+            network = StateMLP(features, jumps, context, hidden_features)
+        super().__init__(network, jumps, features, context)
 
     def start(self, x: Tensor, context: Tensor | None = None) -> None:
         if isinstance(self.network, StateMLP):
