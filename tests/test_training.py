@@ -495,6 +495,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
                 except ValueError as error:
                     if "one step, got [12, 0]" not in str(error):
                         raise
+                distributed.barrier()  # none leaves while another waits for it
             """
         )
     )
@@ -506,7 +507,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         done = subprocess.run(
             [*prefix, str(script), str(tmp_path / name)], env=env, capture_output=True, text=True
         )
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.returncode == 0, done.stderr
         results.append(torch.load(tmp_path / name / "result.pt"))
     (one, losses), (two, others) = results
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(others), rtol=1e-9, atol=1e-9)
