@@ -154,7 +154,7 @@ def test_estimates_are_unbiased_and_their_spread_is_finite(jumps, float64):
         drawn = torch.stack([module.elbo(x.repeat(n // 20, 1), times=times) for _ in range(20)])
         drawn = drawn.reshape(-1, 2)
         assert ((drawn.mean(0) - truth).abs() < 4 * drawn.std(0) / n**0.5).all(), times
-        assert (drawn.std(0) < 10).all()
+        assert (drawn.std(0) < 20).all()
 
 
 @pytest.mark.parametrize("steps", [1, 3, 60])
