@@ -311,6 +311,7 @@ class Encoder:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.seen: dict[int, int] = {}
+        self.owners: list[str] = []  # the modules whose arguments are being encoded
 
     def encode(self, value: Any) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
@@ -340,18 +341,20 @@ class Encoder:
         raise TypeError(
             f"Expected arguments that can be saved (numbers, strings, tuples, tensors, bijector "
             f"classes, Pyro distributions, kernels, modules of this package), got a "
-            f"{type(value).__name__}: {value!r:.80}"
+            f"{type(value).__name__} in {' > '.join(self.owners)}: {value!r:.80}"
         )
 
     def encode_module(self, module: Recorded) -> dict[str, Any]:
         if id(module) in self.seen:
             return {"shared": self.seen[id(module)]}
         args, kwargs = module.__dict__["_recorded"]
+        self.owners.append(name_of(type(module)))
         entry = {
-            "class": name_of(type(module)),
+            "class": self.owners[-1],
             "args": [self.encode(v) for v in args],
             "kwargs": {k: self.encode(v) for k, v in kwargs.items()},
         }
+        self.owners.pop()
         self.seen[id(module)] = len(self.seen)
         return {**entry, "number": self.seen[id(module)]}
 
