@@ -1334,7 +1334,7 @@ def test_why_priors_with_a_score_alone_are_refused(float64):
         pyro.sample("y", dist.Normal(x, 2.0).to_event(1), obs=torch.ones(1))
 
     draws = pg.mcmc.run(
-        model, kernel=kernel, chains=200, warmup=10, draws=10, seed=0, progress=False
+        model, kernel=kernel, chains=1000, warmup=10, draws=10, seed=0, progress=False
     )
     x = draws.samples["x"]
     assert abs(float(x.mean()) - 0.2) < 0.1
