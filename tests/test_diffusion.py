@@ -935,6 +935,64 @@ def test_guidance_by_moments_is_exact_for_normal_data(float64):
     )
 
 
+@pytest.mark.parametrize("guide", [d.DPS, d.ExactMoment, d.MMPS, d.PiGDM])
+def test_measurements_that_would_be_misread_are_refused(guide):
+    prior = d.GaussianDenoiser(torch.zeros(3), torch.eye(3), d.VP())
+    same, one, nan = lambda x: x, lambda x: x[..., :1], math.nan
+    for operator, y, scale, words in (
+        (one, torch.ones(3), 0.2, r"`y` with the shape.*\(1,\), got \(3,\)"),
+        (same, torch.ones(1), 0.2, r"`y` with the shape.*\(3,\), got \(1,\)"),
+        (same, torch.tensor([1.0, nan, 1.0]), 0.2, "finite `y`.*not measured"),
+        (same, torch.ones(3), torch.tensor([1.0, math.inf, 1.0]), "finite `scale`.*not measured"),
+        (same, torch.ones(3), 0.0, "positive and finite `scale`"),
+        (lambda x: x[:, :, 0], torch.ones(3), 0.2, r"data with shape \('\*', 3\).*failed"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            guide(prior, operator, y, scale)
+    if guide is not d.DPS:
+        with pytest.raises(ValueError, match="linear `operator`.*DPS and TwistedSMC"):
+            guide(prior, torch.exp, torch.ones(3), 0.2)
+        with pytest.raises(ValueError, match="Expected a `scale`, .*got none"):
+            guide(prior, same, torch.ones(3), None)
+
+
+def test_gradients_that_say_nothing_are_refused():
+    prior = d.GaussianDenoiser(torch.zeros(3), torch.eye(3), d.VP())
+    for operator in (torch.round, torch.sign, lambda x: x.detach()):
+        with pytest.raises(ValueError, match="`operator` with a gradient.*TwistedSMC"):
+            d.DPS(prior, operator, torch.ones(3), 0.2)
+    module = pg.distributions.Diffusion(prior).freeze()
+
+    def model():
+        x = pg.sample("x", module)
+        pyro.sample("y", dist.Normal(torch.round(x), 0.2).to_event(1), obs=torch.ones(3))
+
+    for method, words in ((d.DPS, "with a gradient"), (d.MMPS, "linear `operator`")):
+        with pytest.raises(ValueError, match=words):
+            pg.inference.posterior(model, method=method, draws=4, progress=False)
+    for wrong, words in (
+        (lambda x, t: x, r"one number for each datum, with shape \(2,\), got \(2, 3\)"),
+        (lambda x, t: torch.zeros(2), "with a gradient"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            d.ClassifierGuided(prior, wrong).mean(torch.zeros(2, 3), torch.tensor(0.5))
+
+
+def test_adjoints_are_checked(float64):
+    prior = d.GaussianDenoiser(torch.zeros(3), torch.eye(3), d.VP())
+    a = torch.randn(2, 3, dtype=torch.complex128)
+    y, x, t = a @ torch.ones(3).to(a), torch.randn(5, 3), torch.tensor(0.5)
+
+    def operator(x):
+        return x.to(a) @ a.mT
+
+    own = d.MMPS(prior, operator, y, 0.3)
+    given = d.MMPS(prior, operator, y, 0.3, adjoint=lambda v: v @ a.conj())  # complex, too
+    torch.testing.assert_close(given.mean(x, t), own.mean(x, t))
+    with pytest.raises(ValueError, match="`adjoint` of the operator, got that of another"):
+        d.MMPS(prior, operator, y, 0.3, adjoint=lambda v: v @ a)
+
+
 @pytest.mark.parametrize("name", GUIDES)
 def test_draws_do_not_depend_on_their_batch(name, float64):
     prior, y, a, noise, _ = measured()
@@ -991,13 +1049,16 @@ def test_a_guide_of_a_flow_of_contexts():
     free = d.ClassifierFree(network, c, weight=2.0)
     out = free.mean(torch.zeros(2, 2), torch.tensor(0.5))
     torch.testing.assert_close(out, (2 * c).expand(2, 2))
-    with pytest.raises(ValueError, match=r"shape \(1,\), got \(2, 1\)"):
-        d.ClassifierFree(network, torch.ones(2, 1))
+    both = d.ClassifierFree(network, torch.tensor([[3.0], [1.0]]), weight=2.0)
+    out = both.mean(torch.zeros(2, 2), torch.tensor(0.5))
+    torch.testing.assert_close(out, torch.tensor([[6.0, 6.0], [2.0, 2.0]]))
+    with pytest.raises(ValueError, match=r"shape \(\*, 1\), got \(1, 2\)"):
+        d.ClassifierFree(network, torch.ones(1, 2))
     prior = mixture(d.VP()).float()
     x, t = torch.zeros(3, 2), torch.tensor(0.5)
     with pytest.raises(ValueError, match=r"takes the `context`, with shape"):
         d.ClassifierFree(prior, c)
-    with pytest.raises(ValueError, match="positive `scale`"):
+    with pytest.raises(ValueError, match="positive and finite `scale`"):
         d.MMPS(prior, lambda x: x, torch.ones(2), 0.0)
     with pytest.raises(ValueError, match="`operator` with a gradient"):
         d.DPS(prior, lambda x: x.detach().sum(-1)).mean(x, t)

@@ -21,14 +21,32 @@ from torch import Tensor
 
 from ..core.checks import check_event
 from .denoisers import Denoiser
-from .guidance import positive
+from .measurement import check_linear, finite, like_of, positive
 from .schedules import Schedule
 
 __all__ = ["ExactMoment", "GaussianDenoiser", "MixtureDenoiser", "NormalDenoiser"]
 
 
 class NormalDenoiser(Denoiser):
-    """A denoiser whose distribution is a mixture of normal laws, known exactly."""
+    r"""A denoiser whose distribution is a mixture of normal laws, known exactly.
+
+    .. math:: p(x_0 \mid x_t) = \sum_k w_k \, \mathcal{N}(x_0; m_k, R_k R_k^\top)
+
+    A subclass gives :meth:`posterior` and :meth:`roots`.
+
+    Arguments:
+        schedule: The schedule.
+        shape: The shape of a datum, :math:`(D)`.
+        context: The number of features of the context.
+
+    Example:
+        >>> from probgen.diffusion import VP
+        >>> denoiser = GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())  # one component
+        >>> t = torch.tensor(0.5)
+        >>> logits, means = denoiser.posterior(torch.zeros(5, 2), t)
+        >>> logits.shape, means.shape, denoiser.roots(t).shape
+        (torch.Size([5, 1]), torch.Size([5, 1, 2]), torch.Size([1, 2, 2]))
+    """
 
     @abstractmethod
     def posterior(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,6 +77,10 @@ class GaussianDenoiser(NormalDenoiser):
 
     .. math:: p(x_0 \mid x_t) = \mathcal{N} \bigl( m + \alpha S C^{-1} (x_t - \alpha m), \;
         S - \alpha^2 S C^{-1} S \bigr), \qquad C = \alpha^2 S + \sigma^2 I
+
+    References:
+        | Learning Diffusion Priors from Observations by Expectation Maximization
+        | (Rozet et al., 2024), https://arxiv.org/abs/2405.13712
 
     Arguments:
         mean: The mean :math:`m` of data, with shape :math:`(D)`.
@@ -129,6 +151,10 @@ class MixtureDenoiser(NormalDenoiser):
     Given :math:`x_t` the component :math:`k` has the probability
     :math:`\propto w_k \mathcal{N}(x_t; \alpha m_k, \alpha^2 S_k + \sigma^2 I)`, and given
     it the datum is normal.
+
+    References:
+        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)
+        | https://arxiv.org/abs/2206.00364
 
     Arguments:
         weights: The weights :math:`w_k`, with shape :math:`(K)`.
@@ -217,6 +243,10 @@ class ExactMoment(NormalDenoiser):
 
     Draws are those of the exact posterior, up to the error of a sampler's steps.
 
+    References:
+        | Learning Diffusion Priors from Observations by Expectation Maximization
+        | (Rozet et al., 2024), https://arxiv.org/abs/2405.13712
+
     Arguments:
         denoiser: A normal or mixture denoiser.
         operator: The linear map :math:`A`, from :math:`(*, D)` to the shape of `y`.
@@ -257,22 +287,15 @@ class ExactMoment(NormalDenoiser):
             )
         super().__init__(denoiser.schedule, denoiser.shape)
         self.denoiser = denoiser
-        like = next(b for b in denoiser.buffers() if b.is_floating_point())
+        like = like_of(denoiser, None)
         eye = torch.eye(self.shape[0], dtype=like.dtype, device=like.device)
-        mixed = torch.linspace(-2, 3, len(eye) + 1, dtype=eye.dtype, device=eye.device)[:-1]
-        points = torch.cat([torch.zeros_like(eye[:1]), eye, mixed[None]])
-        s = positive(scale, y).expand(y.shape)
+        s = positive(scale, finite(y)).expand(y.shape)
         s = flat(torch.complex(s, s) if y.is_complex() else s, 0)
-        seen, y = flat(operator(points), 1), flat(y, 0)
-        first, columns = seen[0], (seen[1:-1] - seen[0]).mT
-        if seen.shape[1:] != y.shape:
-            raise ValueError(
-                f"Expected `y` with the shape of what the operator gives, got {y.numel()} numbers "
-                f"for {seen.shape[1]}."
-            )
-        gap = (seen[-1] - first - columns @ mixed).abs().max()
-        if bool(gap > 1e-3 * columns.abs().max()):
-            raise ValueError("Expected a linear `operator`, got one whose values do not add up.")
+        check_linear(operator, self.shape, y, like)
+        seen, y = flat(operator(torch.cat([torch.zeros_like(eye[:1]), eye])), 1), flat(y, 0)
+        if seen.shape[1] != len(y):
+            raise ValueError(f"Expected one measurement `y`, got {len(y) // seen.shape[1]}.")
+        first, columns = seen[0], (seen[1:] - seen[0]).mT
         self.register_buffer("matrix", columns)
         self.register_buffer("gap", y - first)
         self.register_buffer("precision", s**-2)

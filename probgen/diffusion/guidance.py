@@ -13,7 +13,6 @@ takes, and no draw depends on the others of its batch.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -21,88 +20,22 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.checks import check_whole
 from .denoisers import Denoiser
+from .measurement import (
+    Likelihood,
+    check_adjoint,
+    check_gradient,
+    check_graph,
+    check_linear,
+    finite,
+    like_of,
+    positive,
+)
 
-__all__ = [
-    "DPS",
-    "MMPS",
-    "ClassifierFree",
-    "ClassifierGuided",
-    "Guided",
-    "Likelihood",
-    "PiGDM",
-]
-
-
-class Likelihood(nn.Module):
-    r""":math:`\log p(y \mid x_0)` in one of three forms, see :class:`DPS`."""
-
-    y: Tensor | None
-    scale: Tensor | None
-    width: Tensor
-
-    def __init__(
-        self,
-        operator: Callable[[Tensor], Any],
-        y: Tensor | None,
-        scale: float | Tensor | None,
-        dims: int,
-    ) -> None:
-        super().__init__()
-        if y is None and scale is not None:
-            raise ValueError("Expected a measurement `y`, since there is a `scale`, got none.")
-        self.operator, self.dims = operator, dims
-        self.register_buffer("y", y)
-        self.register_buffer("scale", None if scale is None else positive(scale, y))  # type: ignore[arg-type]
-
-    def widen(self, x: Tensor) -> None:
-        """Notes how an operator spreads standard normal draws, with shape :math:`(N, event)`."""
-        if self.scale is not None:
-            with torch.no_grad():
-                seen = self.operator(x) - self.operator(torch.zeros_like(x))
-                self.width = seen.abs().square().mean(0).sqrt()
-
-    def forward(self, x: Tensor, spread: Tensor | None = None) -> Tensor:
-        """Values with shape `(*)`, of a normal law widened for data of a spread, a number."""
-        batch = x.shape[: x.ndim - self.dims]
-        seen = self.operator(x)
-        if self.y is None:
-            value = seen
-        elif self.scale is None:
-            value = seen.log_prob(self.y)
-        else:
-            s = self.scale
-            if spread is not None:
-                s = (s.square() + (spread * self.width).square()).sqrt()
-            gap = (seen - self.y) / s
-            part = -gap.abs().square() / 2 - math.log(2 * math.pi) / 2 - s.log()
-            if gap.is_complex():
-                part = part - math.log(2 * math.pi) / 2 - s.log()
-            value = part.flatten(len(batch)).sum(-1)
-        if value.shape != batch:
-            raise ValueError(
-                f"Expected an `operator` that gives one log likelihood for each datum, with shape "
-                f"{tuple(batch)}, got {tuple(value.shape)}."
-            )
-        return value
-
-
-def check_graph(mean: Tensor, denoiser: Denoiser) -> None:
-    if not mean.requires_grad:
-        raise TypeError(
-            f"Expected a denoiser with derivatives to guide, got {type(denoiser).__name__}, whose "
-            f"own are spent. State all measurements in one operator."
-        )
-
-
-def positive(scale: float | Tensor, y: Tensor) -> Tensor:
-    s = torch.as_tensor(scale, dtype=y.real.dtype, device=y.device)
-    if not bool((s > 0).all()):
-        raise ValueError("Expected a positive `scale`, got one that is not.")
-    return s
+__all__ = ["DPS", "MMPS", "ClassifierFree", "ClassifierGuided", "Guided", "PiGDM"]
 
 
 class Guided(Denoiser):
@@ -166,6 +99,9 @@ class ClassifierGuided(Guided):
             :math:`\log p(y \mid x_t)`, with shape :math:`(*)`.
         weight: What it is multiplied by; 1 is Bayes' rule.
 
+    Raises:
+        ValueError: When called, if the likelihood has no gradient or another shape.
+
     Example:
         >>> from probgen.diffusion import GaussianDenoiser, VP
         >>> prior = GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())
@@ -189,8 +125,16 @@ class ClassifierGuided(Guided):
         whole = torch.is_grad_enabled() and x.requires_grad  # for a guide of this guide
         with torch.enable_grad():
             y = x if whole else x.detach().requires_grad_()
-            value = self.log_likelihood(y, t).sum()
-            (slope,) = torch.autograd.grad(value, y, create_graph=whole)
+            value = self.log_likelihood(y, t)
+            batch = x.shape[: x.ndim - len(self.shape)]
+            if value.shape != batch:
+                raise ValueError(
+                    f"Expected a `log_likelihood` of one number for each datum, with shape "
+                    f"{tuple(batch)}, got {tuple(value.shape)}."
+                )
+            if not value.requires_grad:
+                raise ValueError("Expected a `log_likelihood` with a gradient, got one without.")
+            (slope,) = torch.autograd.grad(value.sum(), y, create_graph=whole)
         return self.denoiser.mean(x, t, context) + self.weight * sigma.square() / alpha * slope
 
 
@@ -205,7 +149,8 @@ class ClassifierFree(Guided):
     Arguments:
         denoiser: A denoiser that takes a context, trained with zeros in its place on some data, as
             :class:`~probgen.objectives.Denoising` with `drop` does.
-        context: The context :math:`c`, with shape :math:`(C)`.
+        context: The context :math:`c`, with shape :math:`(C)`, or one for each draw, with shape
+            :math:`(*, C)`.
         weight: The weight :math:`w`; 1 is the conditional denoiser.
 
     Raises:
@@ -224,9 +169,9 @@ class ClassifierFree(Guided):
 
     def __init__(self, denoiser: Denoiser, context: Tensor, weight: float = 2.0) -> None:
         super().__init__(denoiser, 0)
-        if not denoiser.context or context.shape != (denoiser.context,):
+        if not denoiser.context or context.shape[-1:] != (denoiser.context,):
             raise ValueError(
-                f"Expected a denoiser that takes the `context`, with shape ({denoiser.context},), "
+                f"Expected a denoiser that takes the `context`, with shape (*, {denoiser.context}), "
                 f"got {tuple(context.shape)}."
             )
         self.differentiable = denoiser.differentiable
@@ -259,7 +204,8 @@ class DPS(Guided):
         weight: What the gradient is multiplied by.
 
     Raises:
-        ValueError: When called, if the likelihood has no gradient or another shape.
+        ValueError: If the likelihood has no gradient, or one that is zero where it changes, as that
+            of a rounded value is; or if it has another shape than that of `y`.
 
     Example:
         >>> from probgen.diffusion import GaussianDenoiser, VP
@@ -282,16 +228,12 @@ class DPS(Guided):
         super().__init__(denoiser)
         self.likelihood = Likelihood(operator, y, scale, len(self.shape))
         self.weight = weight
+        check_gradient(self.likelihood, self.shape, like_of(denoiser, y))
 
     def mean(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         mean, y, _, factor = self.pulled(x, t, context)
         with torch.enable_grad():
             value = self.likelihood(mean)
-            if not value.requires_grad:
-                raise ValueError(
-                    "Expected an `operator` with a gradient, got values without. TwistedSMC with "
-                    "gradient=False takes such a likelihood."
-                )
             (slope,) = torch.autograd.grad(value.sum(), y)
         return mean.detach() + self.weight * factor * slope
 
@@ -323,8 +265,11 @@ class Linear(Guided):
         super().__init__(denoiser)
         check_whole(1, steps=steps)
         self.operator, self.steps, self.transpose = operator, steps, adjoint
-        self.register_buffer("y", y)
+        self.register_buffer("y", finite(y))
         self.register_buffer("scale", positive(scale, y))
+        like = like_of(denoiser, y)
+        check_linear(operator, self.shape, y, like)
+        check_adjoint(operator, adjoint, self.shape, like)
 
     def gain(self, mean: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
         r"""What the mean gains, :math:`V A^\top (A V A^\top + \Gamma)^{-1} (y - A \hat x_0)`.
@@ -335,17 +280,12 @@ class Linear(Guided):
         with torch.enable_grad():
             point = mean.detach().requires_grad_()
             seen = self.operator(point)
-        if self.transpose is None and not seen.requires_grad:
-            raise ValueError(
-                "Expected an `operator` with a gradient, or its `adjoint`, got neither. "
-                "TwistedSMC with gradient=False takes such an operator."
-            )
         gap = (self.y - seen).detach()
         dims = tuple(range(mean.ndim - len(self.shape), gap.ndim))
 
         def adjoint(v: Tensor) -> Tensor:
             if self.transpose is not None:
-                return self.transpose(v)
+                return self.transpose(v).real
             return torch.autograd.grad(seen, point, v, retain_graph=True)[0]
 
         with torch.no_grad():
@@ -386,10 +326,13 @@ class PiGDM(Linear):
         scale: The standard deviation of the noise, a number or one for each entry of `y`; of a
             complex one, of its real and of its imaginary part.
         steps: The number of steps of conjugate gradients.
-        adjoint: The map :math:`A^\top`; by default that of automatic derivatives.
+        adjoint: The map :math:`A^\top`, or of complex measurements :math:`A^*`, whose real part is
+            taken; by default that of automatic derivatives.
 
     Raises:
-        ValueError: If a scale is not positive; when called, if the operator has no gradient.
+        ValueError: If a scale is not positive and finite, `y` has another shape than the operator
+            gives or is not finite, the operator is not linear or has neither a gradient nor an
+            adjoint, or the adjoint is that of another operator.
 
     Example:
         >>> from probgen.diffusion import GaussianDenoiser, VP
@@ -426,10 +369,13 @@ class MMPS(Linear):
         scale: The standard deviation of the noise, a number or one for each entry of `y`; of a
             complex one, of its real and of its imaginary part.
         steps: The number of steps of conjugate gradients.
-        adjoint: The map :math:`A^\top`; by default that of automatic derivatives.
+        adjoint: The map :math:`A^\top`, or of complex measurements :math:`A^*`, whose real part is
+            taken; by default that of automatic derivatives.
 
     Raises:
-        ValueError: If a scale is not positive; when called, if the operator has no gradient.
+        ValueError: If a scale is not positive and finite, `y` has another shape than the operator
+            gives or is not finite, the operator is not linear or has neither a gradient nor an
+            adjoint, or the adjoint is that of another operator.
 
     Example:
         >>> from probgen.diffusion import DDIM, GaussianDenoiser, VP

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..core.checks import check_whole
 from ..mcmc.tempering import Annealed, finish, resample
 from .denoisers import Denoiser
-from .guidance import Likelihood, check_graph
+from .measurement import Likelihood, check_graph, like_of
 from .samplers import Ancestral, Linear, noise
 
 __all__ = ["TwistedSMC"]
@@ -131,9 +131,7 @@ class TwistedSMC:
                 f"Expected `particles` that the {self.islands} islands divide, got {particles}."
             )
         likelihood = Likelihood(operator, y, scale, len(denoiser.shape))
-        tensors = (*denoiser.parameters(), *denoiser.buffers(), *(() if y is None else (y.real,)))
-        like = next((v for v in tensors if v.is_floating_point()), torch.zeros(()))
-        x = noise(denoiser, torch.Size([particles]), like)
+        x = noise(denoiser, torch.Size([particles]), like_of(denoiser, y))
         likelihood.to(x.device)
         path = self.sampler.grid.path(denoiser.schedule, self.sampler.steps)
         table = torch.stack(self.sampler.coefficients(denoiser.schedule, path), 1).tolist()
