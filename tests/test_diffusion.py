@@ -950,16 +950,16 @@ def test_measurements_that_would_be_misread_are_refused(guide):
         with pytest.raises(ValueError, match=words):
             guide(prior, operator, y, scale)
     if guide is not d.DPS:
-        with pytest.raises(ValueError, match="linear `operator`.*DPS and TwistedSMC"):
+        with pytest.raises(ValueError, match=r"linear `operator`.*DPS and TwistedSMC"):
             guide(prior, torch.exp, torch.ones(3), 0.2)
-        with pytest.raises(ValueError, match="Expected a `scale`, .*got none"):
+        with pytest.raises(ValueError, match=r"Expected a `scale`, .*got none"):
             guide(prior, same, torch.ones(3), None)
 
 
 def test_gradients_that_say_nothing_are_refused():
     prior = d.GaussianDenoiser(torch.zeros(3), torch.eye(3), d.VP())
     for operator in (torch.round, torch.sign, lambda x: x.detach()):
-        with pytest.raises(ValueError, match="`operator` with a gradient.*TwistedSMC"):
+        with pytest.raises(ValueError, match=r"`operator` with a gradient.*TwistedSMC"):
             d.DPS(prior, operator, torch.ones(3), 0.2)
     module = pg.distributions.Diffusion(prior).freeze()
 
@@ -1052,20 +1052,20 @@ def test_a_guide_of_a_flow_of_contexts():
     both = d.ClassifierFree(network, torch.tensor([[3.0], [1.0]]), weight=2.0)
     out = both.mean(torch.zeros(2, 2), torch.tensor(0.5))
     torch.testing.assert_close(out, torch.tensor([[6.0, 6.0], [2.0, 2.0]]))
-    with pytest.raises(ValueError, match=r"shape \(\*, 1\), got \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"\(\*, 1\), got \(1, 2\)"):
         d.ClassifierFree(network, torch.ones(1, 2))
     prior = mixture(d.VP()).float()
     x, t = torch.zeros(3, 2), torch.tensor(0.5)
-    with pytest.raises(ValueError, match=r"takes the `context`, with shape"):
+    with pytest.raises(ValueError, match=r"takes the `context`, "):
         d.ClassifierFree(prior, c)
     with pytest.raises(ValueError, match="positive and finite `scale`"):
         d.MMPS(prior, lambda x: x, torch.ones(2), 0.0)
     with pytest.raises(ValueError, match="`operator` with a gradient"):
         d.DPS(prior, lambda x: x.detach().sum(-1)).mean(x, t)
     with pytest.raises(ValueError, match="`operator` with a gradient"):
-        d.MMPS(prior, lambda x: (x > 0).float(), torch.ones(2), 1.0).mean(x, t)
-    with pytest.raises(ValueError, match=r"shape \(3,\), got \(3, 2\)"):
-        d.DPS(prior, lambda x: x).mean(x, t)
+        d.MMPS(prior, lambda x: x.detach(), torch.ones(2), 1.0)
+    with pytest.raises(ValueError, match=r"shape \(4,\), got \(4, 2\)"):
+        d.DPS(prior, lambda x: x)
     with pytest.raises(TypeError, match="Expected a denoiser, got a int"):
         d.DPS(3, lambda x: x)
     with pytest.raises(ValueError, match="a measurement `y`"):
@@ -1082,7 +1082,7 @@ def test_a_guide_of_a_flow_of_contexts():
     with pytest.raises(TypeError, match="derivatives to guide, got MMPS"):
         d.TwistedSMC(d.Ancestral(3)).sample(inner, 8, lambda x: x, torch.ones(2), 1.0)
     assert not d.LearnedVariance(inner, lambda x, level: x).differentiable
-    with pytest.raises(ValueError, match="3 numbers for 2"):
+    with pytest.raises(ValueError, match=r"`y` with the shape.*got \(3,\)"):
         d.ExactMoment(prior, lambda x: x, torch.ones(3), 1.0)
 
 

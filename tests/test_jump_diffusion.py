@@ -1,5 +1,6 @@
 """Known answers of diffusions of discrete data in continuous time."""
 
+import math
 from itertools import pairwise, product
 
 import numpy as np
@@ -7,6 +8,7 @@ import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
+from torch import nn
 from torch.distributions import Binomial
 
 import probgen as pg
@@ -31,8 +33,9 @@ def jumps(request):
     return JUMPS[request.param]
 
 
-def exact(table, corruption):
-    return pg.distributions.JumpDiffusion(Exact(table, corruption), corruption, table.ndim)
+def exact(table, corruption, cut=0.0):
+    network = Exact(table, corruption)
+    return pg.distributions.JumpDiffusion(network, corruption, table.ndim, cut=cut)
 
 
 def whole_bound(module, x, nodes=150, power=8):
@@ -106,6 +109,18 @@ def test_levels_are_counts_of_trials(chance, float64):
             torch.testing.assert_close(q.cumulative(k)[x], expected, rtol=1e-10, atol=1e-14)
 
 
+def test_tables_are_those_of_the_dtype():
+    """In float64, too, of a module that was made in float32."""
+    x, t = torch.arange(7), torch.tensor(3, dtype=torch.double)
+    like = torch.empty((), dtype=torch.double)
+    for corruption in (d.Binomial(7, 10).double(), d.DiscretizedGaussian(7, 10).double()):
+        row = corruption.log_noisy(x, t if corruption.continuous else t.long(), like).exp()
+        torch.testing.assert_close(row.sum(-1), torch.ones(7).double(), rtol=0, atol=1e-14)
+    a = math.exp(-10 * 0.3 * (0.1 + 9.95 * 0.3) / 10.05)
+    row = d.Binomial(2, 10).double().log_noisy(x[:2], t, like).exp()
+    assert abs(float(row[0, 0]) - (1 + a) / 2) < 1e-15
+
+
 def test_two_levels_are_bits_drawn_anew(float64):
     q = d.Binomial(2, 10)
     for k in range(1, 11):
@@ -155,6 +170,50 @@ def test_estimates_are_unbiased_and_their_spread_is_finite(jumps, float64):
         drawn = drawn.reshape(-1, 2)
         assert ((drawn.mean(0) - truth).abs() < 4 * drawn.std(0) / n**0.5).all(), times
         assert (drawn.std(0) < 20).all()
+
+
+def test_a_network_that_is_never_sure_has_a_bound(jumps, float64):
+    """It knows the shares alone; from the least time on all sites go back at once."""
+
+    class Shares(nn.Module):
+        def forward(self, x, t):
+            return torch.tensor([0.2, 0.3, 0.5]).log().expand(*x.shape, 3)
+
+    torch.manual_seed(3)
+    corruption, x, n = jumps(3, 10), PAIRS[5], 40_000
+    module = pg.distributions.JumpDiffusion(Shares(), corruption, 2)
+    drawn = module.elbo(x.expand(n, 2))
+    se = float(drawn.std() / n**0.5)
+    assert se < 0.5
+    # as of a chain of steps, whose last one is as long and the others short
+    noisy = torch.arange(corruption.states)
+    total, last = torch.zeros(()), 1e-2
+    nodes, weights = (torch.tensor(v) for v in np.polynomial.legendre.leggauss(60))
+    low, high = math.log(last), math.log(10 - 1e-9)
+    times = ((nodes + 1) / 2 * (high - low) + low).exp()
+    for site in x:
+        rows = site.expand_as(noisy)
+        for t, weight in zip(times, weights * (high - low) / 2 * times):
+            t = t.expand(len(noisy))
+            logits = module.denoise(noisy[:, None], t)[:, 0]
+            log_q = corruption.log_noisy(rows, t, logits).gather(-1, noisy[:, None])[:, 0]
+            total += weight * (log_q.exp() * corruption.excess(logits, rows, noisy, t)).sum()
+        t = torch.full(noisy.shape, last)
+        logits = module.denoise(noisy[:, None], t)[:, 0]
+        log_q = corruption.log_noisy(rows, t, logits).gather(-1, noisy[:, None])[:, 0]
+        log_p = corruption.leap(logits, noisy, torch.zeros_like(t), t)[:, site]
+        total -= (log_q.exp() * log_p).sum()
+    total += corruption.end_divergence(x, module.like).sum()
+    assert abs(float(drawn.mean() + total)) < 4 * se + 1e-3
+
+
+def test_the_least_time_costs_an_exact_network_next_to_nothing(jumps, float64):
+    torch.manual_seed(4)
+    x, n = PAIRS[[1, 8]], 40_000
+    found = [exact(TABLE, jumps(3, 7), cut).elbo(x.repeat(n, 1), times=4) for cut in (0.0, 1e-3)]
+    means = torch.stack([v.reshape(n, 2).mean(0) for v in found])
+    noise = sum(v.reshape(n, 2).var(0) / n for v in found).sqrt()
+    assert (means.diff(dim=0).abs() < 4.5 * noise + 1e-3).all()
 
 
 @pytest.mark.parametrize("steps", [1, 3, 60])
@@ -268,6 +327,21 @@ def test_bad_input_is_named():
         (lambda: pg.models.CTMC(2, corruption="gaussian"), TypeError, "got a DiscretizedGaussian"),
         (lambda: model().elbo(x, times=0), ValueError, "`times`.*got 0"),
         (lambda: list(model.walk((2,), steps=0)), ValueError, "`steps`.*got 0"),
+        (
+            lambda: pg.distributions.JumpDiffusion(model.network, d.Uniform(3), 4, cut=1.0),
+            ValueError,
+            "`cut` in.*got 1.0",
+        ),
+        (
+            lambda: d.Uniform(3).noisy(torch.tensor([-1]), torch.tensor(2)),
+            ValueError,
+            "data from 0 to 2, got -1",
+        ),
+        (
+            lambda: d.Uniform(3).leap(torch.zeros(3), x[0], torch.tensor(3.0), torch.tensor(2.0)),
+            ValueError,
+            "`s` from 0 to `t`, got 1 above",
+        ),
         (lambda: model.corruption.excess(x, x, x, torch.tensor(200.0)), ValueError, "0 and 100"),
         (lambda: model.corruption.excess(x, x, x, torch.tensor(2)), TypeError, "real numbers"),
         (lambda: list(pg.models.D3PM(4).walk((2,), steps=9)), ValueError, "of 100.*got 9"),

@@ -27,6 +27,7 @@ from ..core import Recorded, is_wrapped
 from ..core.bijector import name_of
 from ..core.checkpoint import RECORDS
 from ..core.checks import check_whole
+from .discrete import Table, along
 
 __all__ = [
     "Blur",
@@ -93,11 +94,6 @@ class Degradation(Recorded):
         return torch.where(along(s, x) == 0, x, y)
 
 
-def along(s: Tensor, x: Tensor) -> Tensor:
-    """Numbers with shape `(*)`, made to broadcast over values with shape `(*, event)`."""
-    return s.reshape(*s.shape, *(1,) * (x.ndim - s.ndim))
-
-
 class CustomDegradation(Degradation):
     """A degradation by a function of one's own.
 
@@ -129,20 +125,15 @@ class Separable(Degradation):
         levels: The number of levels :math:`S`.
     """
 
-    rows: Tensor
-    columns: Tensor
-
     def __init__(
         self, shape: int | Sequence[int], tables: Callable[[int], Tensor], levels: int
     ) -> None:
         super().__init__(levels, shape)
-        dtype = torch.get_default_dtype()
         height = self.shape[-2] if len(self.shape) > 1 else 1
-        self.register_buffer("rows", tables(height).to(dtype), persistent=False)
-        self.register_buffer("columns", tables(self.shape[-1]).to(dtype), persistent=False)
+        self.rows, self.columns = Table(tables(height)), Table(tables(self.shape[-1]))
 
     def degrade(self, x: Tensor, s: Tensor) -> Tensor:
-        rows, columns = (table[s].to(x.dtype) for table in (self.rows, self.columns))
+        rows, columns = (table(x)[s] for table in (self.rows, self.columns))
         if len(self.shape) == 1:
             return (columns @ x.unsqueeze(-1)).squeeze(-1)
         if len(self.shape) == 3:
@@ -295,7 +286,23 @@ class Fade(Degradation):
 
 
 class ColdSampler(ABC):
-    """A way from degraded data to data; every one is a frozen dataclass of it."""
+    """A way from degraded data to data; every one is a frozen dataclass of it.
+
+    A subclass gives :meth:`step`, which :meth:`sample` takes from the last level to the first.
+
+    References:
+        | Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise (Bansal et al., 2022)
+        | https://arxiv.org/abs/2208.09392
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Halfway(ColdSampler):
+        ...     def step(self, degradation, x, clean, s):
+        ...         return (x + degradation(clean, s - 1)) / 2
+        >>> x = torch.tensor([4.0, 4.0])
+        >>> Halfway().sample(lambda x, s: torch.zeros_like(x), Fade(2, levels=2), x)
+        tensor([1., 1.])
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -303,7 +310,14 @@ class ColdSampler(ABC):
 
     @abstractmethod
     def step(self, degradation: Degradation, x: Tensor, clean: Tensor, s: Tensor) -> Tensor:
-        r""":math:`x_{s-1}` of :math:`x_s` and what is restored of it."""
+        r""":math:`x_{s-1}` of :math:`x_s` and what is restored of it.
+
+        Arguments:
+            degradation: The degradation.
+            x: The values :math:`x_s`, with shape :math:`(*, event)`.
+            clean: What is restored, :math:`\hat x = R(x_s, s)`, with the same shape.
+            s: The levels, from 1 on, with shape :math:`(*)`.
+        """
 
     def walk(
         self, restorer: Restorer, degradation: Degradation, x: Tensor, event_dim: int = 1

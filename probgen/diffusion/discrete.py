@@ -91,6 +91,7 @@ class Corruption(Recorded):
             Whole numbers with the shape of the data.
         """
         self.check_steps(t, self.continuous)
+        self.check_states(x)
         like = x if x.is_floating_point() else torch.empty((), device=x.device)
         return draw(self.log_noisy(x.long(), t, like))
 
@@ -131,11 +132,16 @@ class Corruption(Recorded):
 
     def log_before(self, logits: Tensor, noisy: Tensor, t: Tensor, s: Tensor) -> Tensor:
         r"""The log of the sum over :math:`x_0`, in :math:`p(x_s \mid x_t)`, for all :math:`x_s`."""
+        log_p, seen = self.log_data(logits, noisy, t)
+        return self.carry(torch.where(log_p > FLOOR / 2, log_p - seen, FLOOR), s)
+
+    def log_data(self, logits: Tensor, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`\log p(x_0 \mid x_t)` without states that are left out, and `log_seen`."""
         seen = self.log_seen(noisy, t, logits)
-        log_p = logits.log_softmax(-1).clamp_min(FLOOR)
         least = 0.4 * math.log(torch.finfo(seen.dtype).tiny)
         reached = seen > seen.amax(-1, keepdim=True) + least
-        return self.carry(torch.where(reached, log_p - seen, FLOOR), s)
+        log_p = logits.log_softmax(-1).clamp_min(FLOOR / 4)
+        return torch.where(reached, log_p, FLOOR).log_softmax(-1), seen
 
     def divergence(self, logits: Tensor, x: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         r"""The divergence of :math:`p(x_{t-1} \mid x_t)` from :math:`q(x_{t-1} \mid x_t, x_0)`.
@@ -163,6 +169,14 @@ class Corruption(Recorded):
         last = torch.full((), self.steps, device=x.device)
         log_q = self.log_noisy(x.long(), last, like)
         return (log_q.exp() * (log_q - self.log_end(like))).sum(-1)
+
+    def check_states(self, x: Tensor) -> None:
+        if Distribution._validate_args and x.device.type != "meta" and not is_wrapped(x):
+            if not ((x >= 0) & (x < self.classes)).all():
+                raise ValueError(
+                    f"Expected data from 0 to {self.classes - 1}, got {x.min().item():g} to "
+                    f"{x.max().item():g}."
+                )
 
     def check_steps(self, t: Tensor, continuous: bool = False) -> None:
         real = t.is_floating_point() and continuous
@@ -197,9 +211,23 @@ def along(t: Tensor, x: Tensor) -> Tensor:
     return t.reshape(*t.shape, *(1,) * (x.ndim - t.ndim))
 
 
-def at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+class Table:
+    """Numbers in double precision, cast for use once for each dtype and device."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        self.cast: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def __call__(self, like: Tensor) -> Tensor:
+        key = like.dtype, like.device
+        if key not in self.cast:
+            self.cast[key] = self.value.to(like.device, like.dtype)
+        return self.cast[key]
+
+
+def at(table: Tensor, t: Tensor) -> Tensor:
     """The matrices of a table at steps with shape `(*)`, with shape `(*, S, S)`."""
-    return table.index_select(0, t.reshape(-1)).to(like.dtype).reshape(*t.shape, *table.shape[1:])
+    return table.index_select(0, t.reshape(-1)).reshape(*t.shape, *table.shape[1:])
 
 
 def log_rows(matrix: Tensor, x: Tensor) -> Tensor:
@@ -247,9 +275,6 @@ class DiscretizedGaussian(Corruption):
         (True, torch.Size([4, 4]))
     """
 
-    single: Tensor
-    product: Tensor
-
     def __init__(self, classes: int, steps: int = 100) -> None:
         super().__init__(classes, steps, classes)
         t = torch.arange(1, steps + 1, dtype=torch.double)
@@ -258,31 +283,29 @@ class DiscretizedGaussian(Corruption):
         product = [torch.eye(classes, dtype=torch.double)]
         for matrix in single:
             product.append(product[-1] @ matrix)
-        dtype = torch.get_default_dtype()
-        whole = torch.cat([product[0][None], single])
-        self.register_buffer("single", whole.to(dtype), persistent=False)
-        self.register_buffer("product", torch.stack(product).to(dtype), persistent=False)
+        self.single = Table(torch.cat([product[0][None], single]))
+        self.product = Table(torch.stack(product))
 
     def step(self, t: int) -> Tensor:
-        return self.single[t]
+        return self.single(torch.empty(()))[t]
 
     def cumulative(self, t: int) -> Tensor:
-        return self.product[t]
+        return self.product(torch.empty(()))[t]
 
     def log_end(self, like: Tensor) -> Tensor:
         return like.new_full((self.states,), -math.log(self.states))
 
     def log_noisy(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        return log_rows(at(self.product, t, like), x)
+        return log_rows(at(self.product(like), t), x)
 
     def log_seen(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        return log_rows(at(self.product, t, like).mT, x)
+        return log_rows(at(self.product(like), t).mT, x)
 
     def log_step(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        return log_rows(at(self.single, t, like), x)  # a symmetric matrix
+        return log_rows(at(self.single(like), t), x)  # a symmetric matrix
 
     def carry(self, log_w: Tensor, t: Tensor) -> Tensor:
-        return log_product(log_w, at(self.product, t, log_w))
+        return log_product(log_w, at(self.product(log_w), t))
 
 
 def moves(classes: int, variances: Tensor) -> Tensor:

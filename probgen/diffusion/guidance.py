@@ -171,7 +171,7 @@ class ClassifierFree(Guided):
         super().__init__(denoiser, 0)
         if not denoiser.context or context.shape[-1:] != (denoiser.context,):
             raise ValueError(
-                f"Expected a denoiser that takes the `context`, with shape (*, {denoiser.context}), "
+                f"Expected a denoiser that takes the `context`, (*, {denoiser.context}), "
                 f"got {tuple(context.shape)}."
             )
         self.differentiable = denoiser.differentiable

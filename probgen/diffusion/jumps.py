@@ -33,7 +33,7 @@ from torch.distributions import Distribution
 
 from ..core import is_wrapped
 from ..core.checks import check_whole
-from .discrete import FLOOR, Corruption, along, equal, log_product, log_rows, one_hot
+from .discrete import FLOOR, Corruption, Table, along, equal, log_product, log_rows, one_hot
 
 __all__ = ["Absorbing", "Binomial", "Jumps", "RateMatrix", "Uniform"]
 
@@ -72,6 +72,10 @@ class Jumps(Corruption):
         Returns:
             Log probabilities with shape :math:`(*, event, S)`.
         """
+        self.check_times(t)
+        if Distribution._validate_args and t.device.type != "meta" and not is_wrapped(t):
+            if not ((s >= 0) & (s <= t)).all():
+                raise ValueError(f"Expected `s` from 0 to `t`, got {float((s - t).max()):g} above.")
         noisy = noisy.long()
         before = self.log_before(logits, noisy, t, s)
         return (before + self.log_back(noisy, s, t, logits)).log_softmax(-1)
@@ -88,7 +92,7 @@ class Jumps(Corruption):
         Returns:
             One for each site, with shape :math:`(*, event)`.
         """
-        self.check_times(t)
+        self.check_times(t, inner=True)
         x, noisy = x.long(), noisy.long()
         log_rates = self.log_rates(noisy, t, logits)
         log_q = self.log_noisy(x, t, logits)
@@ -97,14 +101,16 @@ class Jumps(Corruption):
         true = (log_rates + log_q).exp()
         return ((log_rates + log_p).exp() - true + true * (log_q - log_p)).sum(-1)
 
-    def check_times(self, t: Tensor) -> None:
+    def check_times(self, t: Tensor, inner: bool = False) -> None:
+        """Raises an error unless times are real, from 0 to :math:`T`, or strictly within."""
         if not t.is_floating_point():
             raise TypeError(f"Expected times `t` as real numbers, got {t.dtype}.")
         if Distribution._validate_args and t.device.type != "meta" and not is_wrapped(t):
-            if not ((t > 0) & (t < self.steps)).all():
+            wrong = (t <= 0) | (t >= self.steps) if inner else (t < 0) | (t > self.steps)
+            if wrong.any():
                 raise ValueError(
-                    f"Expected times `t` between 0 and {self.steps}, got {float(t.min())} to "
-                    f"{float(t.max())}."
+                    f"Expected times `t` between 0 and {self.steps}, got {float(t.min()):g} to "
+                    f"{float(t.max()):g}."
                 )
 
 
@@ -287,10 +293,6 @@ class RateMatrix(Jumps):
         tensor([0.3334, 0.3333, 0.3333])
     """
 
-    powers: Tensor
-    into: Tensor
-    end: Tensor
-
     def __init__(
         self,
         rates: Tensor,
@@ -318,20 +320,21 @@ class RateMatrix(Jumps):
         for n in range(1, 19):  # 1 / 19! is less than a double sees
             powers.append(powers[-1] @ jump / n)
         into = (rates.mT - rates.diagonal().diag()).log().clamp_min(FLOOR)
-        dtype = torch.get_default_dtype()
-        self.register_buffer("powers", torch.stack(powers).to(dtype), persistent=False)
-        self.register_buffer("into", into.to(dtype), persistent=False)
-        last = self.matrix(0, steps)[: self.classes].mean(0)
-        self.register_buffer("end", last.log().clamp_min(FLOOR), persistent=False)
+        self.powers, self.into = Table(torch.stack(powers)), Table(into)
+        self.latest: tuple[Tensor, int, Tensor] | None = None
+        ends = torch.tensor([0.0, steps], dtype=torch.double)
+        last = self.between(ends[0], ends[1], ends)[: self.classes].mean(0)
+        self.end = Table(last.log().clamp_min(FLOOR))
 
     def between(self, s: Tensor, t: Tensor, like: Tensor) -> Tensor:
         """The matrices from one time to another, with shape `(*, S, S)`."""
         s, t = s.to(like.dtype) / self.steps, t.to(like.dtype) / self.steps
         clock = self.horizon * (t - s) * (0.1 + 9.95 * (t + s)) / 10.05
-        orders = torch.arange(len(self.powers), device=like.device)
+        powers = self.powers(like)
+        orders = torch.arange(len(powers), device=like.device)
         jumps = (self.unit * clock).unsqueeze(-1)  # the mean number of them in a stretch
         terms = jumps**orders * (-jumps).exp()
-        matrix = (terms @ self.powers.to(like.dtype).flatten(1)).unflatten(-1, (self.states, -1))
+        matrix = (terms @ powers.flatten(1)).unflatten(-1, (self.states, -1))
         least = torch.finfo(like.dtype).tiny ** 0.5  # so that no product is below what is normal
         for _ in range(self.doublings):
             matrix = torch.threshold(matrix, least, 0.0)
@@ -339,8 +342,8 @@ class RateMatrix(Jumps):
         return matrix / matrix.sum(-1, keepdim=True)
 
     def matrix(self, s: int, t: int) -> Tensor:
-        like = self.powers.new_empty(())
-        return self.between(like.new_tensor(s), like.new_tensor(t), like)
+        ends = torch.tensor([float(s), float(t)])
+        return self.between(ends[0], ends[1], ends)
 
     def step(self, t: int) -> Tensor:
         return self.matrix(t - 1, t)
@@ -349,10 +352,19 @@ class RateMatrix(Jumps):
         return self.matrix(0, t)
 
     def log_end(self, like: Tensor) -> Tensor:
-        return self.end.to(like.dtype)
+        return self.end(like)
 
     def seen(self, t: Tensor, like: Tensor) -> Tensor:
-        return self.between(torch.zeros_like(t), t, like)[..., : self.classes, :]
+        r"""The rows of :math:`P_{0 t}` of the states that data have, with shape `(*, K, S)`."""
+        plain = not (is_wrapped(t) or t.is_inference())
+        if plain and self.latest is not None:  # several ask for those of the same times
+            times, version, matrix = self.latest
+            if times is t and version == t._version and matrix.dtype == like.dtype:
+                return matrix
+        matrix = self.between(torch.zeros_like(t), t, like)[..., : self.classes, :]
+        if plain:
+            self.latest = t, t._version, matrix
+        return matrix
 
     def log_noisy(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
         return log_rows(self.seen(t, like), x)
@@ -366,7 +378,7 @@ class RateMatrix(Jumps):
     def log_rates(self, x: Tensor, t: Tensor, like: Tensor) -> Tensor:
         u = t.to(like.dtype) / self.steps
         speed = self.horizon * (0.1 + 19.9 * u) / 10.05 / self.steps
-        return self.into[x].to(like.dtype) + along(speed.log(), x).unsqueeze(-1)
+        return self.into(like)[x] + along(speed.log(), x).unsqueeze(-1)
 
     def carry(self, log_w: Tensor, t: Tensor) -> Tensor:
         return log_product(log_w, self.seen(t, log_w))
