@@ -105,8 +105,14 @@ def test_conversions_agree(schedule):
         "v": alpha * eps - sigma * x_0,
         "flow": slopes[0] * x_0 + slopes[1] * eps,
     }
+    # x_s from two normal laws, that of x_s given x_0 and that of x_t given x_s
+    before = schedule(t / 2)
+    ratio = alpha / before[0]
+    spread = sigma.square() - (ratio * before[1]).square()
+    share = 1 / before[1].square() + ratio.square() / spread
+    said["mu"] = (before[0] * x_0 / before[1].square() + ratio * x / spread) / share
     for a, b in itertools.product(said, said):
-        found = d.convert(said[a], a, b, x, alpha, sigma, slopes)
+        found = d.convert(said[a], a, b, x, alpha, sigma, slopes, before)
         torch.testing.assert_close(found, said[b], rtol=1e-10, atol=1e-10)
 
 
@@ -383,14 +389,66 @@ def test_bad_input_is_named():
         (lambda: d.MixtureDenoiser(-torch.ones(2), torch.ones(2, 1), 1.0, vp), "Expected positive"),
         (lambda: d.convert(x, "eps", "noise", x, t, t), "Expected one of"),
         (lambda: d.convert(x, "eps", "flow", x, t, t), "Expected `slopes`"),
+        (lambda: d.convert(x, "eps", "mu", x, t, t), "Expected signal and noise `before`"),
+        (lambda: d.Heun(5, low=3.0, high=1.0), "`low` <= `high`, got 3.0 and 1.0"),
+        (lambda: d.ODESolver(8, "dopri5", -1.0), "positive `tolerance`, got -1.0"),
+        (lambda: d.ODESolver(8, "simpson"), "`method` among"),
+        (lambda: pg.distributions.Diffusion(denoiser, method="simpson"), "`method` among"),
+        (lambda: pg.models.DDPM(2, steps=0), "`steps` to be a whole number >= 1"),
+        *(
+            (lambda s=s: s(torch.tensor([0.5, 1.5])), r"times in \[0, 1\], got 1.5")
+            for s in (vp, d.VE(), d.SubVP(), d.Cosine(), d.Karras(), d.Rectified())
+        ),
     ]
     for build, message in cases:
         with pytest.raises(ValueError, match=message):
             build()
     with pytest.raises(TypeError, match="Expected a schedule, got a int"):
         d.MixtureDenoiser(torch.ones(2), torch.ones(2, 1), 1.0, 3)
+    with pytest.raises(TypeError, match="Expected a `sampler`, got a str"):
+        pg.distributions.Diffusion(denoiser, "ddim")
     with pytest.raises(TypeError, match="`predictor` such as Ancestral"):
         d.PredictorCorrector(d.Heun())
+
+
+def test_a_denoiser_goes_under_another_schedule(schedule, float64):
+    """Any, also one that takes times as they are; and a diffusion with all that it learned."""
+    m, s = torch.tensor([1.0, -2.0, 0.5]), covariance()
+    exact = d.GaussianDenoiser(m, s, schedule)
+    own = d.GaussianDenoiser(m, s, d.VP())
+    plain = d.NetworkDenoiser(own.mean, d.VP(), (3,), predicts="x_0", plain=True)
+    x, t = torch.randn(4, 3), torch.tensor([0.1, 0.3, 0.6, 0.8])
+    level = schedule.log_snr(t)
+    within = (level > d.VP().log_snr(torch.ones(()))) & (level < 20)
+    for denoiser in (own, plain):
+        moved = d.Rescheduled(denoiser.double(), schedule).double()
+        found, known = moved.mean(x, t)[within], exact.mean(x, t)[within]
+        torch.testing.assert_close(found, known, rtol=1e-8, atol=1e-8)
+    law = d.Rescheduled(own, schedule)(x, t)
+    torch.testing.assert_close(
+        law.covariance_matrix[within], exact(x, t).covariance_matrix[within], rtol=1e-8, atol=1e-8
+    )
+
+
+def test_a_trained_diffusion_goes_under_another_schedule(tmp_path):
+    torch.manual_seed(0)
+    x = 3 + torch.randn(500, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]])
+    model = pg.models.EDM(2, hidden_features=(32,))
+    pg.fit(model, x, steps=200, lr=1e-2, seed=0, progress=False)
+    model.freeze()
+    other = model.under(d.Rectified(), d.DPMSolver(30))
+    assert not other.training
+    torch.testing.assert_close(other().log_prob(x[:9]), model().log_prob(x[:9]), rtol=0, atol=0.02)
+    drawn = other().sample((4000,))
+    own = model().sample((4000,))
+    torch.testing.assert_close(drawn.mean(0), own.mean(0), rtol=0, atol=0.1)
+    torch.testing.assert_close(torch.cov(drawn.T), torch.cov(own.T), rtol=0, atol=0.15)
+    other.save(tmp_path)
+    again = pg.load(tmp_path)
+    assert torch.equal(again().log_prob(x[:9]), other().log_prob(x[:9]))
+    model.denoiser.schedule = d.VP()
+    with pytest.raises(ValueError, match="`under` gives a diffusion of another schedule"):
+        model().log_prob(x)
 
 
 # The distribution
@@ -477,8 +535,7 @@ def test_the_bound_of_normal_data_is_in_closed_form(float64):
     x = truth.sample((n,))
     found = module.elbo(x, steps=steps)
     lam = torch.linalg.eigvalsh(truth.covariance_matrix)
-    t = torch.arange(1, steps + 1) / steps
-    r = schedule.log_snr(t).exp()
+    r = schedule.log_snr(module.levels(steps, x)).exp()
     middle = sum(
         float((r[k - 1] - r[k]) / 2 * (lam / (1 + lam * r[k])).sum()) for k in range(1, steps)
     )
@@ -658,7 +715,7 @@ def test_the_pair_has_the_bound_of_the_closed_form(times, elbo, float64):
     x = x / x.square().mean().sqrt() * 0.4**0.5  # whose second moment is exact
     model, guide = module.pair(steps, times)
     found = torch.stack([torch.as_tensor(-elbo().loss(model, guide, x) / n) for _ in range(20)])
-    r = denoiser.schedule.log_snr(torch.arange(1, steps + 1) / steps).exp()
+    r = denoiser.schedule.log_snr(module.levels(steps, x)).exp()
     lam = 0.4
     middle = sum(float((r[k - 1] - r[k]) / 2 * lam / (1 + lam * r[k])) for k in range(1, steps))
     alpha, sigma = denoiser.schedule(torch.ones(()))
@@ -706,7 +763,7 @@ def test_even_and_weighted_times_spread_less(float64):
     """The bound from even times, weighted by its own terms, and from one uniform time."""
     torch.manual_seed(0)
     schedule, steps = d.VP(), 1000
-    module, truth = gaussian(schedule)
+    module, truth = gaussian(schedule, chain=d.UniformGrid())
     x = truth.sample((512,))
     even = torch.stack([module.elbo(x, steps=steps).mean() for _ in range(200)])
 

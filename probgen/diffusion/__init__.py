@@ -11,10 +11,10 @@ from .cold import (
     NaiveCold,
     Pixelate,
 )
-from .denoisers import Denoiser, LearnedVariance, NetworkDenoiser, convert
+from .denoisers import Denoiser, LearnedVariance, NetworkDenoiser, Rescheduled, convert
 from .discrete import Corruption, DiscretizedGaussian
 from .exact import ExactMoment, GaussianDenoiser, MixtureDenoiser, NormalDenoiser
-from .grids import AngleGrid, Grid, Path, RatioGrid, RhoGrid, UniformGrid
+from .grids import AngleGrid, Grid, InformationGrid, Path, RatioGrid, RhoGrid, UniformGrid
 from .guidance import DPS, MMPS, ClassifierFree, ClassifierGuided, Guided, PiGDM
 from .jumps import Absorbing, Binomial, Jumps, RateMatrix, Uniform
 from .own_schedules import CustomSchedule, LinearSDE, Tabulated, linear_betas
@@ -62,6 +62,7 @@ __all__ = [
     "Guided",
     "Heun",
     "ImprovedCold",
+    "InformationGrid",
     "Jumps",
     "Karras",
     "LearnedVariance",
@@ -79,6 +80,7 @@ __all__ = [
     "RateMatrix",
     "RatioGrid",
     "Rectified",
+    "Rescheduled",
     "RhoGrid",
     "Sampler",
     "Schedule",

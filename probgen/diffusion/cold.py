@@ -27,7 +27,8 @@ from ..core import Recorded, is_wrapped
 from ..core.bijector import name_of
 from ..core.checkpoint import RECORDS
 from ..core.checks import check_whole
-from .discrete import Table, along
+from ..core.table import Table
+from .discrete import along
 
 __all__ = [
     "Blur",

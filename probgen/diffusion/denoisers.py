@@ -8,7 +8,12 @@ A denoiser maps noisy values, with their time, to a distribution of the datum,
     u = \dot \alpha \hat x_0 + \dot \sigma \hat \epsilon,
 
 the noise, the score :math:`\nabla \log p(x_t)`, the v of Salimans & Ho, and the velocity of the
-probability flow. Each is turned into each other by :func:`convert`.
+probability flow. So is the mean of a step back from :math:`t` to :math:`s`,
+
+.. math:: \mu = \frac{\alpha_t \sigma_s^2}{\alpha_s \sigma_t^2} x_t + \alpha_s
+    \Bigl( 1 - \frac{\alpha_t^2 \sigma_s^2}{\alpha_s^2 \sigma_t^2} \Bigr) \hat x_0.
+
+Each is turned into each other by :func:`convert`.
 """
 
 from __future__ import annotations
@@ -19,13 +24,12 @@ from collections.abc import Callable, Sequence
 import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
-from ..core import Recorded, is_wrapped
+from ..core import Recorded
 from ..core.checks import check_event, check_whole
 from .schedules import Schedule
 
-__all__ = ["Denoiser", "LearnedVariance", "NetworkDenoiser", "convert"]
+__all__ = ["Denoiser", "LearnedVariance", "NetworkDenoiser", "Rescheduled", "convert"]
 
 KINDS = ("eps", "flow", "score", "v", "x_0")
 
@@ -38,6 +42,7 @@ def convert(
     alpha: Tensor,
     sigma: Tensor,
     slopes: tuple[Tensor, Tensor] | None = None,
+    before: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     r"""Turns one way to say what was denoised into another.
 
@@ -47,18 +52,19 @@ def convert(
 
     Arguments:
         value: What is to be turned, with shape :math:`(*, event)`.
-        source: What it is: `"eps"`, `"flow"`, `"score"`, `"v"` or `"x_0"`.
+        source: What it is: `"eps"`, `"flow"`, `"mu"`, `"score"`, `"v"` or `"x_0"`.
         target: What it becomes, one of the same.
         x: The noisy values :math:`x_t`, with the same shape.
         alpha: The signal, which broadcasts to it.
         sigma: The noise, which broadcasts to it.
         slopes: Their derivatives in time, which `"flow"` needs.
+        before: Signal and noise after the step back, which `"mu"` needs.
 
     Returns:
         The value, with the same shape.
 
     Raises:
-        ValueError: If a name is unknown, or slopes are missing.
+        ValueError: If a name is unknown, or what it needs is missing.
 
     Example:
         >>> import torch
@@ -69,12 +75,21 @@ def convert(
         True
     """
     for name in (source, target):
-        if name not in KINDS:
-            raise ValueError(f"Expected one of {KINDS}, got {name!r:.80}.")
+        if name not in (*KINDS, "mu"):
+            raise ValueError(f"Expected one of {sorted((*KINDS, 'mu'))}, got {name!r:.80}.")
     if "flow" in (source, target) and slopes is None:
         raise ValueError("Expected `slopes` of the schedule, since a flow is a velocity.")
+    if "mu" in (source, target) and before is None:
+        raise ValueError("Expected signal and noise `before`, since mu is the mean of a step.")
     if source == target:
         return value
+    if before is not None:
+        kept = alpha / before[0] * before[1].square() / sigma.square()
+        gained = before[0] - alpha * kept
+    if source == "mu":
+        value, source = (value - kept * x) / gained, "x_0"
+        if target == "x_0":
+            return value
     if source == "score":
         value, source = -sigma * value, "eps"
     if source == "v":
@@ -96,6 +111,7 @@ def convert(
         "x_0": lambda: x_0,
         "eps": lambda: eps,
         "score": lambda: -eps / sigma,
+        "mu": lambda: kept * x + gained * x_0,
         "v": lambda: alpha * eps - sigma * x_0,
     }[target]()
 
@@ -138,7 +154,6 @@ class Denoiser(Recorded):
         Raises:
             ValueError: If a time is outside [0, 1], read under argument validation.
         """
-        check_times(t)
         alpha, sigma = self.schedule(t)
         return self.wide(alpha), self.wide(sigma)
 
@@ -160,18 +175,11 @@ class Denoiser(Recorded):
         return self.say("score", x, t, context)
 
 
-def check_times(t: Tensor) -> None:
-    if Distribution._validate_args and t.device.type != "meta" and not is_wrapped(t):
-        wrong = ~((t >= 0) & (t <= 1))
-        if wrong.any():
-            raise ValueError(f"Expected times in [0, 1], got {float(t[wrong].flatten()[0]):g}.")
-
-
 class NetworkDenoiser(Denoiser):
     r"""A denoiser of a network, one's own or one to train.
 
     The network sees :math:`x_t` divided by :math:`\sqrt{\alpha^2 + \sigma^2}` and the log of signal
-    over noise, so that after training it may go into another denoiser, of another schedule. With
+    over noise. After training :class:`Rescheduled` puts it under another schedule. With
     the preconditioning of EDM,
     :math:`\hat x_0 = c_\text{skip} \, y + c_\text{out} \, F` for
     :math:`y = x_t / \alpha`, noise :math:`\varsigma = \sigma / \alpha` and data of variance 1,
@@ -267,6 +275,59 @@ class NetworkDenoiser(Denoiser):
         spread = sigma / (alpha.square() + sigma.square()).sqrt()  # of data of variance 1
         mean = self.mean(x, t, context)
         return dist.Normal(mean, spread.expand(mean.shape)).to_event(len(self.shape))
+
+
+class Rescheduled(Denoiser):
+    r"""A denoiser under another schedule than its own, with nothing trained anew.
+
+    A noisy value of one schedule is one of the other, up to its scale, at the time at which that
+    has the same ratio of signal to noise,
+
+    .. math:: \lambda'_{t'} = \lambda_t, \qquad
+        x' = x \sqrt{\frac{\alpha'^2 + \sigma'^2}{\alpha^2 + \sigma^2}}.
+
+    Ratios that its own schedule does not have are taken as the nearest ones that it has.
+
+    References:
+        | Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630
+
+    Arguments:
+        denoiser: The denoiser.
+        schedule: The schedule.
+
+    Raises:
+        TypeError: If one of them is none.
+
+    Example:
+        >>> import torch
+        >>> from probgen.diffusion import VE, VP, GaussianDenoiser
+        >>> own = GaussianDenoiser(torch.ones(2), torch.eye(2) / 2, VP())
+        >>> other = GaussianDenoiser(torch.ones(2), torch.eye(2) / 2, VE())
+        >>> x, t = torch.randn(5, 2), torch.tensor(0.5)
+        >>> torch.allclose(Rescheduled(own, VE()).mean(x, t), other.mean(x, t), atol=1e-4)
+        True
+    """
+
+    def __init__(self, denoiser: Denoiser, schedule: Schedule) -> None:
+        if not isinstance(denoiser, Denoiser):
+            raise TypeError(f"Expected a denoiser, got a {type(denoiser).__name__}.")
+        super().__init__(schedule, denoiser.shape, denoiser.context)
+        self.denoiser, self.differentiable = denoiser, denoiser.differentiable
+
+    def turned(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and times as its own schedule has them."""
+        alpha, sigma = self.signal(t)
+        own = self.denoiser.schedule
+        t = own.time(self.schedule.log_snr(t)).clamp(0.0, own.latest)
+        kept, noise = self.denoiser.signal(t)
+        size = (kept.square() + noise.square()) / (alpha.square() + sigma.square())
+        return x * size.sqrt(), t
+
+    def mean(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.denoiser.mean(*self.turned(x, t), context)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> TorchDistribution:
+        return self.denoiser(*self.turned(x, t), context)
 
 
 class LearnedVariance(Denoiser):

@@ -27,6 +27,7 @@ from torch.distributions import Distribution
 
 from ..core import Recorded, is_wrapped
 from ..core.checks import check_whole
+from ..core.table import Table
 
 __all__ = ["Corruption", "DiscretizedGaussian"]
 
@@ -209,20 +210,6 @@ def equal(x: Tensor, count: int) -> Tensor:
 def along(t: Tensor, x: Tensor) -> Tensor:
     """Numbers with shape `(*)`, made to broadcast over values with shape `(*, event)`."""
     return t.reshape(*t.shape, *(1,) * (x.ndim - t.ndim))
-
-
-class Table:
-    """Numbers in double precision, cast for use once for each dtype and device."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-        self.cast: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-
-    def __call__(self, like: Tensor) -> Tensor:
-        key = like.dtype, like.device
-        if key not in self.cast:
-            self.cast[key] = self.value.to(like.device, like.dtype)
-        return self.cast[key]
 
 
 def at(table: Tensor, t: Tensor) -> Tensor:

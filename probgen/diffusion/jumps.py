@@ -33,7 +33,8 @@ from torch.distributions import Distribution
 
 from ..core import is_wrapped
 from ..core.checks import check_whole
-from .discrete import FLOOR, Corruption, Table, along, equal, log_product, log_rows, one_hot
+from ..core.table import Table
+from .discrete import FLOOR, Corruption, along, equal, log_product, log_rows, one_hot
 
 __all__ = ["Absorbing", "Binomial", "Jumps", "RateMatrix", "Uniform"]
 

@@ -69,7 +69,24 @@ class Tabulated(Schedule):
 
 
 def linear_betas(steps: int = 1000, low: float = 1e-4, high: float = 0.02) -> Tensor:
-    r"""Variances of steps that rise linearly, by default those of Ho et al. (2020), in float64.
+    r"""Variances of steps that rise linearly, by default those of Ho et al. (2020).
+
+    .. math:: \beta_k = \beta_1 + \frac{k - 1}{T - 1} (\beta_T - \beta_1)
+
+    References:
+        | Denoising Diffusion Probabilistic Models (Ho et al., 2020)
+        | https://arxiv.org/abs/2006.11239
+
+    Arguments:
+        steps: The number of steps :math:`T`.
+        low: The variance :math:`\beta_1` of the first step.
+        high: That of the last, :math:`\beta_T`.
+
+    Returns:
+        The variances in float64, with shape :math:`(T)`.
+
+    Raises:
+        ValueError: If there is less than one step.
 
     Example:
         >>> linear_betas(3)
@@ -81,6 +98,9 @@ def linear_betas(steps: int = 1000, low: float = 1e-4, high: float = 0.02) -> Te
 
 class CustomSchedule(Schedule):
     r"""A schedule of one's own.
+
+    References:
+        | Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630
 
     Arguments:
         function: Maps times to :math:`\log \alpha_t` and :math:`\log \sigma_t`; smooth.

@@ -39,7 +39,23 @@ __all__ = [
 
 
 class Sampler(ABC):
-    """A way from noise to data; every sampler is a frozen dataclass of it."""
+    """A way from noise to data; every sampler is a frozen dataclass of it.
+
+    A subclass gives :meth:`walk`, and as fields `steps`, the number of its steps, and `grid`, the
+    grid of times.
+
+    Example:
+        >>> from probgen.diffusion import VP, GaussianDenoiser
+        >>> @dataclass(frozen=True)
+        ... class OneStep(Sampler):
+        ...     steps: int = 1
+        ...     grid: Grid = field(default_factory=UniformGrid)
+        ...     def walk(self, denoiser, x, context):
+        ...         yield denoiser.mean(x, torch.tensor(denoiser.schedule.latest), context)
+        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VP())
+        >>> OneStep().sample(denoiser, torch.zeros(3, 2)).shape
+        torch.Size([3, 2])
+    """
 
     steps: int
     grid: Grid
@@ -50,7 +66,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def walk(self, denoiser: Denoiser, x: Tensor, context: Tensor | None) -> Iterator[Tensor]:
-        """The values after each step."""
+        """The values after each step, as :meth:`sample` takes them."""
 
     def sample(
         self,
@@ -84,7 +100,24 @@ class Sampler(ABC):
 
 
 def noise(denoiser: Denoiser, shape: torch.Size, like: Tensor) -> Tensor:
-    """Draws at the latest time, of data of mean 0 and variance 1, with shape `(*shape, event)`."""
+    r"""Draws at the latest time, of data of mean 0 and variance 1.
+
+    .. math:: x_T \sim \mathcal{N} \bigl( 0, \; (\alpha_T^2 + \sigma_T^2) I \bigr)
+
+    Arguments:
+        denoiser: The denoiser, with its schedule.
+        shape: The shape :math:`(*)` of the draws.
+        like: A tensor of their dtype and device.
+
+    Returns:
+        Draws with shape :math:`(*, event)`.
+
+    Example:
+        >>> from probgen.diffusion import VP, GaussianDenoiser
+        >>> denoiser = GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())
+        >>> noise(denoiser, torch.Size([5]), torch.ones(())).shape
+        torch.Size([5, 2])
+    """
     t = torch.tensor(denoiser.schedule.latest, dtype=torch.double)
     alpha, sigma = denoiser.schedule(t)
     spread = float((alpha.square() + sigma.square()).sqrt())
@@ -274,9 +307,9 @@ class PredictorCorrector(Sampler):
     .. math:: x \leftarrow x + \epsilon \nabla \log p(x_s) + \sqrt{2 \epsilon} \, \xi, \qquad
         \epsilon = 2 r^2 \sigma_s^2
 
-    The size is that of Song et al., :math:`2 (r |\xi| / |\nabla \log p(x_s)|)^2`, where the score
-    has the norm that noise alone would give it, so that draws depend neither on each other nor
-    on where they stand.
+    The size is that of Song et al. for noise that explodes, under every schedule,
+    :math:`2 (r |\xi| / |\nabla \log p(x_s)|)^2`, where the score has the norm that noise alone
+    would give it, so that draws depend neither on each other nor on where they stand.
 
     References:
         | Score-Based Generative Modeling through Stochastic Differential Equations (Song et al.,

@@ -20,9 +20,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
-from ..core import Recorded
+from ..core import Recorded, is_wrapped
 from ..core.checks import check_whole
 
 __all__ = [
@@ -37,7 +38,24 @@ __all__ = [
 
 
 class Schedule(Recorded):
-    """What gives signal and noise at a time; it has nothing to train."""
+    """What gives signal and noise at a time; it has nothing to train.
+
+    A subclass gives :meth:`logs`, smooth in time. The rest follows by automatic derivatives and
+    bisection; it may give :meth:`time` in closed form. It sets `latest` below 1 if nothing is left
+    of the signal at time 1, and `clean` to false if there is noise at time 0.
+
+    References:
+        | Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630
+
+    Example:
+        >>> class Geometric(Schedule):
+        ...     clean = False
+        ...     def logs(self, t):
+        ...         return 0 * t, 4 * t - 2
+        >>> alpha, sigma = Geometric()(torch.tensor(0.5))
+        >>> float(alpha), float(sigma), round(float(Geometric().time(torch.tensor(-2.0))), 6)
+        (1.0, 1.0, 0.75)
+    """
 
     #: The latest time at which there is signal, where samplers start.
     latest: float = 1.0
@@ -50,6 +68,7 @@ class Schedule(Recorded):
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`\alpha_t` and :math:`\sigma_t` at times in [0, 1], with shape :math:`(*)`."""
+        check_times(t)
         log_alpha, log_sigma = self.logs(t)
         return log_alpha.exp(), log_sigma.exp()
 
@@ -98,9 +117,16 @@ class Schedule(Recorded):
         return -torch.expm1(2 * self.logs(t)[0].diff())
 
 
+def check_times(t: Tensor) -> None:
+    if Distribution._validate_args and t.device.type != "meta" and not is_wrapped(t):
+        wrong = ~((t >= 0) & (t <= 1))
+        if wrong.any():
+            raise ValueError(f"Expected times in [0, 1], got {float(t[wrong].flatten()[0]):g}.")
+
+
 def slope(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """The derivative at times with shape `(*)`, which torch casts to float64 where that is `()`."""
-    u = t.unsqueeze(0)
+    u = t.unsqueeze(0).contiguous()  # a dual number needs memory of its own
     return torch.func.jvp(function, (u,), (torch.ones_like(u),))[1].squeeze(-t.ndim - 1)
 
 
@@ -133,6 +159,7 @@ class VP(Schedule):
         self.low, self.high = low, high
 
     def log_alpha(self, t: Tensor) -> Tensor:
+        r""":math:`\log \alpha_t` at times with shape :math:`(*)`."""
         return -t.square() * ((self.high - self.low) / 4) - t * (self.low / 2)
 
     def logs(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,6 +340,7 @@ class Rectified(Schedule):
     latest = 0.999
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        check_times(t)
         return 1 - t, t
 
     def logs(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_whole
+from ..transforms.continuous import check_method
 from .denoisers import Denoiser
 from .flow import flow_table, probability_flow
 from .grids import AngleGrid, Grid, Path, RatioGrid, RhoGrid
@@ -85,7 +86,7 @@ class Heun(Sampler):
 
     In :math:`y = x / \alpha` and :math:`\varsigma = \sigma / \alpha` the flow is
     :math:`dy / d\varsigma = (y - \hat x_0) / \varsigma`, which Heun's method follows. Before a step
-    the noise may be raised to :math:`(1 + \gamma) \varsigma`.
+    the noise may be raised to :math:`(1 + \gamma) \varsigma`, at most to that of the latest time.
 
     References:
         | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)
@@ -125,16 +126,19 @@ class Heun(Sampler):
                 f"Expected `churn` >= 0 and a positive `inflate`, got {self.churn} and "
                 f"{self.inflate}."
             )
+        if not 0 <= self.low <= self.high:
+            raise ValueError(f"Expected 0 <= `low` <= `high`, got {self.low} and {self.high}.")
 
     def raised(self, schedule: Schedule, path: Path) -> tuple[Path, Tensor]:
         """The path with raised noise before each step, and what each step adds, in units of y."""
         level = path.sigma[:-1] / path.alpha[:-1]
         gamma = min(self.churn / self.steps, 2**0.5 - 1)
         chosen = (level >= self.low) & (level <= self.high)
-        most = (-schedule.log_snr(torch.tensor(schedule.latest).double()) / 2).exp()
+        most = (-schedule.log_snr(torch.tensor(schedule.latest, dtype=torch.double)) / 2).exp()
         high = torch.where(chosen, (level * (1 + gamma)).clamp(max=float(most)), level)
         if gamma == 0:
             return path, torch.zeros_like(level)
+        high = torch.where(high > level * (1 + 1e-6), high, level)  # not by rounding alone
         t = torch.where(high > level, schedule.time(-2 * high.log()), path.times)
         alpha, sigma = schedule(t)
         added = (high.square() - level.square()).clamp_min(0).sqrt() * self.inflate
@@ -202,6 +206,7 @@ class ODESolver(Sampler):
 
     def __post_init__(self) -> None:
         check_whole(1, steps=self.steps)
+        check_method(self.method, self.tolerance)
 
     def walk(self, denoiser: Denoiser, x: Tensor, context: Tensor | None) -> Iterator[Tensor]:
         table = flow_table(denoiser.schedule, self.steps, self.grid.cut).to(x)

@@ -21,10 +21,21 @@ from torch.distributions.transforms import AffineTransform
 
 from ..core import Density, LazyDistribution
 from ..core.checks import check_event, check_whole
-from ..diffusion import Denoiser, DPMSolver, Sampler, noise
+from ..core.table import Table
+from ..diffusion import (
+    Denoiser,
+    DPMSolver,
+    Grid,
+    InformationGrid,
+    Rescheduled,
+    Sampler,
+    Schedule,
+    noise,
+)
 from ..diffusion.flow import flow_table, probability_flow
 from ..objectives import Denoising
 from ..objectives.denoising import spread
+from ..transforms.continuous import check_method
 from ..transforms.linear import moments
 from .diffusion_pair import DiffusionGuide, DiffusionModel
 from .flow import FlowDistribution
@@ -111,9 +122,12 @@ class Diffusion(LazyDistribution):
         cut: The least time, where there is no noise at time 0.
         objective: The training objective, :class:`~probgen.objectives.Denoising` by default.
         tolerance: The tolerance of a method that chooses its steps.
+        chain: Where a chain of steps has its times, for the evidence lower bound and the pair;
+            :class:`~probgen.diffusion.InformationGrid` by default.
 
     Raises:
         ValueError: If a number is impossible.
+        TypeError: If the denoiser or the sampler is none.
 
     Example:
         >>> from probgen.diffusion import GaussianDenoiser, VP
@@ -130,7 +144,6 @@ class Diffusion(LazyDistribution):
 
     shift: Tensor
     scale: Tensor
-    table: Tensor
 
     def __init__(
         self,
@@ -142,20 +155,52 @@ class Diffusion(LazyDistribution):
         cut: float = 1e-3,
         objective: Callable[..., Tensor] | None = None,
         tolerance: float = 1e-5,
+        chain: Grid | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(denoiser, Denoiser):
             raise TypeError(f"Expected a denoiser, got a {type(denoiser).__name__}.")
         check_whole(1, steps=steps)
+        check_method(method, tolerance)
         self.denoiser, self.context = denoiser, denoiser.context
         self.sampler = DPMSolver() if sampler is None else sampler
+        if not isinstance(self.sampler, Sampler):
+            raise TypeError(f"Expected a `sampler`, got a {type(sampler).__name__}.")
         self.method, self.probes, self.tolerance = method, probes, tolerance
-        self.criterion = objective
+        self.criterion, self.solver = objective, (steps, cut, objective)
+        self.chain = InformationGrid() if chain is None else chain
+        self.chains: dict[int, Table] = {}
         self.event_shape = torch.Size(denoiser.shape)
         self.register_buffer("shift", torch.zeros(self.event_shape))
         self.register_buffer("scale", torch.ones(self.event_shape))
-        table = flow_table(denoiser.schedule, steps, cut)
-        self.register_buffer("table", table.float(), persistent=False)
+        self.table = Table(flow_table(denoiser.schedule, steps, cut))
+        self.tabled = (denoiser.schedule,)
+
+    def under(self, schedule: Schedule, sampler: Sampler | None = None) -> Diffusion:
+        """The same diffusion under another schedule, with nothing trained anew.
+
+        Arguments:
+            schedule: The schedule.
+            sampler: The sampler, by default the same.
+
+        Returns:
+            A diffusion that shares the denoiser, with the same shift and scale.
+        """
+        steps, cut, objective = self.solver
+        other = Diffusion(
+            Rescheduled(self.denoiser, schedule),
+            self.sampler if sampler is None else sampler,
+            steps,
+            self.method,
+            self.probes,
+            cut,
+            objective,
+            self.tolerance,
+            self.chain,
+        )
+        other.register_buffer("shift", self.shift.clone())
+        other.register_buffer("scale", self.scale.clone())
+        return other.train(self.training)
 
     @property
     def density(self) -> Density:
@@ -173,8 +218,8 @@ class Diffusion(LazyDistribution):
         Arguments:
             steps: The number of steps of the chain.
             times: The number of times that stand for all, or none to run the whole chain, which is
-                for few steps. They are drawn uniformly, so that a bound of many steps spreads
-                widely: `elbo` says it better.
+                for few steps. They are drawn uniformly, which `elbo` does better: evenly over a
+                batch.
             variance: That of the model's steps: `"posterior"`, of the posterior given the datum, or
                 `"law"`, with the covariance of the denoiser's law too, which must be normal. With a
                 denoiser that is exact for normal data the bound then is the log density.
@@ -222,9 +267,14 @@ class Diffusion(LazyDistribution):
 
     def flow(self, context: Tensor | None = None) -> list[Transform]:
         """The transforms from noise to data."""
+        if self.denoiser.schedule is not self.tabled[0]:
+            raise ValueError(
+                "Expected the schedule that the diffusion was made with, got another one. `under` "
+                "gives a diffusion of another schedule."
+            )
         flow, size = probability_flow(
             self.denoiser,
-            self.table.to(self.scale.dtype),
+            self.table(self.scale),
             context,
             self.method,
             self.probes,
@@ -249,14 +299,20 @@ class Diffusion(LazyDistribution):
         y = (x - alpha * self.shift) / self.scale
         return self.denoiser.score(y, t, context) / self.scale
 
+    def levels(self, steps: int, like: Tensor) -> Tensor:
+        """The times of a chain of so many steps, rising."""
+        if steps not in self.chains:
+            self.chains[steps] = Table(self.chain.times(self.denoiser.schedule, steps).flip(0))
+        return self.chains[steps](like)
+
     def elbo(self, x: Tensor, context: Tensor | None = None, steps: int = 1000) -> Tensor:
         r"""An unbiased estimate of the evidence lower bound, from one step for each datum.
 
         Nine in ten steps are drawn as often as they would weigh for data of variance 1, the tenth
         uniformly, and all evenly over the batch.
 
-        With :math:`r_k` the ratio of signal to noise at :math:`t_k = k / T`, the bound is that of
-        the chain :math:`z_T, \dots, z_1` and its posterior variances,
+        With :math:`r_k` the ratio of signal to noise at :math:`t_k`, the bound is that of the chain
+        :math:`z_T, \dots, z_1` and its posterior variances,
 
         .. math:: -\operatorname{KL}(q(z_T \mid x) \,|\, p(z_T)) - \sum_{k=2}^T
             \tfrac{1}{2} (r_{k-1} - r_k) \, \mathbb{E} |x - \hat x_0(z_k)|^2
@@ -282,8 +338,7 @@ class Diffusion(LazyDistribution):
             batch = torch.broadcast_shapes(batch, context.shape[:-1])
             y = y.expand(*batch, *self.event_shape)
         dims = tuple(range(len(batch), y.ndim))
-        last, size = schedule.latest, self.event_shape.numel()
-        times = torch.arange(1, steps + 1, dtype=y.dtype, device=y.device) / steps * last
+        size, times = self.event_shape.numel(), self.levels(steps, y)
         ratio = schedule.log_snr(times).exp()
         share = -ratio.diff() / (1 + ratio[1:])  # of data of variance 1
         share = 0.9 * share / share.sum() + 0.1 / len(share)  # some where a network may be worse
@@ -294,10 +349,10 @@ class Diffusion(LazyDistribution):
         mean = self.denoiser.mean(alpha * y + sigma * torch.randn_like(y), t, context)
         gain = -ratio.diff()[k] / (2 * share[k])
         middle = gain * (y - mean).square().sum(dims)
-        first = torch.full_like(t, last / steps)
+        first = times[0].expand_as(t)
         alpha, sigma = self.denoiser.signal(first)
         law = self.denoiser(alpha * y + sigma * torch.randn_like(y), first, context)
-        alpha, sigma = schedule(torch.as_tensor(last, dtype=y.dtype, device=y.device))
+        alpha, sigma = schedule(times[-1])
         width = alpha.square() + sigma.square()
         kl = (alpha.square() * y.square().sum(dims) + size * sigma.square()) / width
         kl = (kl - size - size * (sigma.square() / width).log()) / 2

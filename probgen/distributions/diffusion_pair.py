@@ -1,6 +1,6 @@
 r"""The Pyro pair of a diffusion: a Markovian hierarchical VAE with a guide that is not learned.
 
-With :math:`z_k` at time :math:`k / T`, the model and the guide are
+With :math:`z_k` at time :math:`t_k` of a grid, the model and the guide are
 
 .. math:: p(z_T) \, \prod_{k=2}^T p(z_{k-1} \mid z_k) \; p(x \mid z_1), \qquad
     q(z_T \mid x) \, \prod_{k=2}^T q(z_{k-1} \mid z_k, x),
@@ -47,9 +47,7 @@ class Chain:
         self.dims, self.variance = len(module.event_shape), variance
 
     def time(self, k: int | Tensor) -> Tensor:
-        like = self.module.scale
-        k = torch.as_tensor(k, dtype=like.dtype, device=like.device)
-        return k / self.steps * self.module.denoiser.schedule.latest
+        return self.module.levels(self.steps, self.module.scale)[k - 1]
 
     def normal(self, mean: Tensor, spread: Tensor) -> TorchDistribution:
         return dist.Normal(mean, spread.expand(mean.shape)).to_event(self.dims)
@@ -136,11 +134,27 @@ class Half(Pair):
 class DiffusionModel(Half):
     """The model: sites `z_T` to `z_1` and `x`, or some of them in a plate `time`, in a data plate.
 
-    Called as `(x=None, context=None, *, size=None, prefix="")`; without `x` it runs the chain.
+    :meth:`Diffusion.pair` makes it. Called as `(x=None, context=None, *, size=None, prefix="")`,
+    where `x` has shape :math:`(N, event)`, `context` :math:`(N, C)` and `size` is that of the data
+    set if `x` is a mini-batch; without `x` it runs the chain. It returns the value of the site `x`.
 
     References:
         | Deep Unsupervised Learning using Nonequilibrium Thermodynamics
         | (Sohl-Dickstein et al., 2015), https://arxiv.org/abs/1503.03585
+
+    Arguments:
+        distribution: The diffusion.
+        steps: The number :math:`T` of steps of the chain.
+        times: The number of times in the plate, none for the whole chain.
+        variance: That of the model's steps, `"posterior"` or `"law"`, see :meth:`Diffusion.pair`.
+
+    Example:
+        >>> from probgen.diffusion import VP, GaussianDenoiser
+        >>> from probgen.distributions import Diffusion
+        >>> prior = Diffusion(GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())).freeze()
+        >>> model = DiffusionModel(prior, steps=10, times=None)
+        >>> model(size=5).shape
+        torch.Size([5, 2])
     """
 
     def forward(
@@ -169,7 +183,34 @@ class DiffusionModel(Half):
 
 
 class DiffusionGuide(Half):
-    """The guide: the same latent sites, given data; it has nothing to learn."""
+    """The guide: the same latent sites, given data; it has nothing to learn.
+
+    :meth:`Diffusion.pair` makes it. Called as the model, with data.
+
+    References:
+        | Deep Unsupervised Learning using Nonequilibrium Thermodynamics
+        | (Sohl-Dickstein et al., 2015), https://arxiv.org/abs/1503.03585
+
+    Arguments:
+        distribution: The diffusion.
+        steps: The number :math:`T` of steps of the chain.
+        times: The number of times in the plate, none for the whole chain.
+        variance: That of the model's steps, which leaves the guide as it is.
+
+    Raises:
+        ValueError: When called, if there are no data.
+
+    Example:
+        >>> from probgen.diffusion import VP, GaussianDenoiser
+        >>> from probgen.distributions import Diffusion
+        >>> prior = Diffusion(GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())).freeze()
+        >>> model = DiffusionModel(prior, steps=10, times=None, variance="law")
+        >>> x = torch.randn(5, 2)
+        >>> loss = pyro.infer.Trace_ELBO().loss(model, DiffusionGuide(prior, 10, None), x)
+        >>> exact = dist.Normal(0.0, 1.0).log_prob(x).sum()  # of standard normal data
+        >>> abs(loss + float(exact)) < 0.01
+        True
+    """
 
     def forward(
         self,

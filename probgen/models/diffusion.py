@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ..core.checks import check_whole
 from ..diffusion import (
     DDIM,
     VE,
@@ -19,6 +20,7 @@ from ..diffusion import (
     Rectified,
     Sampler,
     Tabulated,
+    UniformGrid,
     linear_betas,
 )
 from ..distributions import Diffusion, Flow, StandardNormal
@@ -89,6 +91,7 @@ class DDPM(Diffusion):
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
+        check_whole(1, steps=steps)
         part, shape = parts_of(network, features, context, hidden_features)
         schedule = Tabulated(linear_betas(steps, 0.1 / steps, min(20 / steps, 0.999)))
         super().__init__(
@@ -97,6 +100,7 @@ class DDPM(Diffusion):
             objective=Denoising("eps"),
             steps=solver_steps,
             probes=probes,
+            chain=UniformGrid(),
         )
 
 

@@ -37,6 +37,16 @@ ADAPTIVE = ("adaptive_heun", "bosh3", "dopri5", "dopri8", "fehlberg2")  # of tor
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
+def check_method(method: str, tolerance: float) -> None:
+    """Raises a ValueError unless a solver has a method and a tolerance."""
+    if method not in METHODS and method not in ADAPTIVE:
+        raise ValueError(
+            f"Expected `method` among {sorted((*METHODS, *ADAPTIVE))}, got {method!r:.80}."
+        )
+    if not tolerance > 0:
+        raise ValueError(f"Expected a positive `tolerance`, got {tolerance}.")
+
+
 class Continuous(Bijector):
     r"""The flow of a velocity between the ends of a grid of times.
 
@@ -83,12 +93,7 @@ class Continuous(Bijector):
         adjoint: Callable[[], Iterable[Tensor]] | None = None,
     ) -> None:
         super().__init__(shape)
-        if method not in METHODS and method not in ADAPTIVE:
-            raise ValueError(
-                f"Expected `method` among {sorted((*METHODS, *ADAPTIVE))}, got {method!r:.80}."
-            )
-        if not tolerance > 0:
-            raise ValueError(f"Expected a positive `tolerance`, got {tolerance}.")
+        check_method(method, tolerance)
         if times.ndim != 1 or len(times) < 2:
             raise ValueError(f"Expected `times` with shape (N + 1,), got {tuple(times.shape)}.")
         check_whole(0, probes=probes)
