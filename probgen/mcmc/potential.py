@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,7 @@ from .tracing import record
 __all__ = ["Potential", "potential"]
 
 TRIES = 100  # of initial points for a chain
+EARLY = 100  # evaluations that are not recorded, which costs as much as these
 
 
 class Potential:
@@ -83,6 +85,7 @@ class Potential:
         like = torch.cat([part.detach().reshape(-1) for part in found.parts.values()])
         self.point, self.dtype, self.device = like, like.dtype, like.device
         self.recorded: dict[Any, Callable[[Tensor], Any]] = {}
+        self.asked: Counter[Any] = Counter()
         self.batched = True
         self.whole = Part(self, "total", self.total)
         self.log_prior = Part(self, "prior", lambda u: self.both(u)[0])
@@ -165,11 +168,18 @@ class Potential:
         return self.whole.gradient(x)
 
     def evaluate(self, kind: str, function: Callable[[Tensor], Any], x: Tensor) -> Any:
-        """A function of one chain for all chains, recorded if it can be."""
+        """A function of one chain for all chains, recorded once that will have paid."""
         key = (kind, x.shape, x.dtype, x.device)
-        if key not in self.recorded:
+        self.asked[key] += 1
+        if self.asked[key] > EARLY and key not in self.recorded:
             self.recorded[key] = self.prepare(function, x)
         with torch.no_grad():
+            if key not in self.recorded:
+                try:
+                    with unchecked():
+                        return self.map(function, x)
+                except torch.linalg.LinAlgError:  # of one chain, which ends all unless recorded
+                    self.recorded[key] = self.prepare(function, x)
             return self.recorded[key](x)
 
     def prepare(self, function: Callable[[Tensor], Any], x: Tensor) -> Callable[[Tensor], Any]:
@@ -390,8 +400,9 @@ def potential(
         args: Its arguments.
         base: Whether latent sites of :func:`probgen.sample` with a frozen flow move to the base of
             the flow, where their prior is standard normal.
-        compile: Whether to record the operations of the log density, rather than running the model
-            at each evaluation: much faster, and the same numbers.
+        compile: Whether to record the operations of the log density after 100 evaluations, rather
+            than running the model at each: much faster, and the same numbers. Recording takes about
+            as long as these.
         kwargs: Its keyword arguments.
 
     Returns:
