@@ -451,6 +451,84 @@ def test_a_trained_diffusion_goes_under_another_schedule(tmp_path):
         model().log_prob(x)
 
 
+@pytest.mark.parametrize(
+    "objective", [pg.objectives.ImplicitScoreMatching(), pg.objectives.SlicedScoreMatching(2)]
+)
+def test_scores_are_matched_at_all_noise(objective):
+    """Of normal data, whose score at each time is known."""
+    torch.manual_seed(0)
+    x = torch.randn(2000, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]])
+    model = pg.models.EDM(2, hidden_features=(32,))
+    assert objective(model, x[:5]).shape == (5,)
+    pg.fit(model, x, objective=objective, steps=400, lr=5e-3, batch_size=256, progress=False)
+    covariance = torch.cov((model.standardized(x)).T)
+    exact = d.GaussianDenoiser(torch.zeros(2), covariance, model.denoiser.schedule)
+    level = torch.tensor([0.3, 1.0, 3.0])
+    t = model.denoiser.schedule.time(-2 * level.log())[:, None].expand(3, 500)
+    y = model.standardized(x[:500]) + level[:, None, None] * torch.randn(3, 500, 2)
+    with torch.no_grad():
+        found, known = (level[:, None, None] * m.score(y, t) for m in (model.denoiser, exact))
+    wrong = (found - known).square().mean((1, 2)) / known.square().mean((1, 2))
+    assert float(wrong.max()) < 0.2, wrong
+    with pytest.raises(TypeError, match=r"a model of this package.*got a TimeMLP"):
+        objective(pg.networks.TimeMLP(2), x)
+
+
+def test_the_whole_bound_is_an_objective(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(500, 1).expand(500, 2) + 0.2 * torch.randn(500, 2)
+    bound = pg.objectives.EvidenceBound(50)
+    model = pg.distributions.Diffusion(
+        d.NetworkDenoiser(pg.networks.TimeMLP(2), d.VP(), (2,)), objective=bound
+    )
+    model.start(x)
+
+    def average():
+        with torch.no_grad():
+            return float(torch.stack([bound(model, x).mean() for _ in range(20)]).mean())
+
+    before = average()
+    pg.fit(model, x, steps=150, lr=3e-3, progress=False)
+    assert average() < before - 0.3
+    model.save(tmp_path)
+    assert pg.load(tmp_path).objective == bound
+    with pytest.raises(TypeError, match=r"Expected a diffusion.*got a MAF"):
+        bound(pg.models.MAF(2), x)
+    with pytest.raises(ValueError, match=r"`steps`.*got 1"):
+        pg.objectives.EvidenceBound(1)
+
+
+def test_guided_samplers_show_where_they_are(capsys):
+    prior = d.GaussianDenoiser(torch.zeros(2), torch.eye(2), d.VP())
+    seen = []
+    smc = d.TwistedSMC(d.Ancestral(20, "step"))
+    smc.sample(
+        prior, 64, lambda x: x, torch.ones(2), 1.0, callback=lambda k, x: seen.append((k, x.shape))
+    )
+    assert seen == [(k, (64, 2)) for k in range(20)]
+    assert capsys.readouterr().err == ""
+    smc.sample(prior, 64, lambda x: x, torch.ones(2), 1.0, progress=True)
+    assert "0/20" in capsys.readouterr().err
+    module = pg.distributions.Diffusion(prior).freeze()
+
+    def model():
+        x = pg.sample("x", module)
+        pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=torch.ones(2))
+
+    for method in (d.MMPS, smc):
+        pg.inference.posterior(model, method=method, draws=64, seed=0)
+        assert "0/20" in capsys.readouterr().err
+        pg.inference.posterior(model, method=method, draws=64, seed=0, progress=False)
+        assert capsys.readouterr().err == ""
+
+    def nothing(x):
+        return torch.where(x[..., 0] > 1e3, 0.0 * x[..., 0], -torch.inf)
+
+    smc = d.TwistedSMC(d.Ancestral(5, "step"), gradient=False)
+    with pytest.raises(ValueError, match="does not vanish at all particles"):
+        smc.sample(prior, 64, nothing)
+
+
 # The distribution
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..core.checks import check_whole
 from ..mcmc.tempering import Annealed, finish, resample
@@ -102,6 +103,9 @@ class TwistedSMC:
         y: Tensor | None = None,
         scale: float | Tensor | None = None,
         context: Tensor | None = None,
+        *,
+        callback: Callable[[int, Tensor], Any] | None = None,
+        progress: bool = False,
     ) -> Annealed:
         r"""Draws from the posterior.
 
@@ -113,6 +117,8 @@ class TwistedSMC:
             y: What was measured.
             scale: The standard deviation of its noise.
             context: A context, with shape :math:`(C)`.
+            callback: Called after each step with its number and the particles.
+            progress: Whether to show a progress bar.
 
         Returns:
             The draws, with shape :math:`(N, event)`, their log weights, and the log evidence with
@@ -120,7 +126,7 @@ class TwistedSMC:
 
         Raises:
             ValueError: If the islands do not divide the particles, or the likelihood has no
-                gradient but one is asked for.
+                gradient but one is asked for, or vanishes at all particles.
 
         Warns:
             UserWarning: If the effective sample size is below a tenth of the particles.
@@ -139,7 +145,7 @@ class TwistedSMC:
         likelihood.widen(torch.randn(PROBES, *x.shape[1:]).to(x))
         mean, twist, slope = self.twist(denoiser, likelihood, x, times[0], context)
         weights, log_z = twist, x.new_zeros(self.islands)
-        for k, (a, b, c) in enumerate(table):
+        for k, (a, b, c) in enumerate(tqdm(table, disable=not progress, leave=False)):
             weights, log_z, chosen = self.drawn(weights, log_z)
             x, mean, twist, slope = (v[chosen] for v in (x, mean, twist, slope))
             xi = torch.randn_like(x)
@@ -153,6 +159,10 @@ class TwistedSMC:
                 with torch.no_grad():
                     twist = likelihood(x)
             weights = weights + twist
+            if callback is not None:
+                callback(k, x)
+        if not bool((weights > -torch.inf).any()):
+            raise ValueError("Expected a likelihood that does not vanish at all particles.")
         groups = log_z + grouped(weights, self.islands)
         weights = weights + log_z.repeat_interleave(particles // self.islands)
         ess = float((2 * weights.logsumexp(0) - (2 * weights).logsumexp(0)).exp())

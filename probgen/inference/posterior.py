@@ -141,7 +141,7 @@ def posterior(
         torch.manual_seed(mix(seed, 0))
         if method is not None:
             found = likelihood(prior, *args, **kwargs)
-            return guided(found, method, sampler, draws)
+            return guided(found, method, sampler, draws, progress)
         target = potential(model_of(prior) if alone else prior, *args, **kwargs)
         kernel = HMC(step_size=0.5, steps=5) if kernel is None else kernel
         first = target.draw(draws, prior=True)
@@ -169,7 +169,9 @@ def model_of(prior: Any) -> Callable[..., None]:
     return model
 
 
-def guided(found: Likelihood, method: Method, sampler: Sampler | None, draws: int) -> Posterior:
+def guided(
+    found: Likelihood, method: Method, sampler: Sampler | None, draws: int, progress: bool
+) -> Posterior:
     """Draws of a diffusion, guided by the likelihood of a model."""
     law = found.prior
     if not isinstance(law, DiffusionDistribution):
@@ -197,7 +199,7 @@ def guided(found: Likelihood, method: Method, sampler: Sampler | None, draws: in
 
     if isinstance(method, TwistedSMC):
         parts = measured()
-        result = method.sample(module.denoiser, draws, *parts, context=context)
+        result = method.sample(module.denoiser, draws, *parts, context=context, progress=progress)
         x = {found.name: shift + scale * result.position}
         constant = left_out(found, parts)
         return Posterior(x, result.log_weights, result.ess, result.log_z + constant, result.se)
@@ -205,7 +207,8 @@ def guided(found: Likelihood, method: Method, sampler: Sampler | None, draws: in
     guide = method(module.denoiser, *((log_likelihood,) if any_law else measured()))
     start = noise(guide, torch.Size([draws]), module.scale)
     given = None if context is None else context.expand(draws, -1)
-    u = (module.sampler if sampler is None else sampler).sample(guide, start, given)
+    sampler = module.sampler if sampler is None else sampler
+    u = sampler.sample(guide, start, given, progress=progress)
     x = {found.name: shift + scale * u}
     return Posterior(x, u.new_zeros(draws), float(draws), math.nan, math.nan)
 

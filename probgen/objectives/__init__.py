@@ -2,7 +2,7 @@
 
 from .belief import Greedy, UpDown
 from .contrastive import ContrastiveDivergence, JointEnergy, NoiseContrastive
-from .denoising import Denoising
+from .denoising import Denoising, EvidenceBound
 from .discrete import DiscreteDenoising
 from .divergences import ChiSquare, ForwardKL, Renyi
 from .likelihood import MaximumLikelihood, ReverseKL
@@ -36,6 +36,7 @@ __all__ = [
     "Denoising",
     "DenoisingScoreMatching",
     "DiscreteDenoising",
+    "EvidenceBound",
     "ExplicitScoreMatching",
     "ForwardKL",
     "Greedy",

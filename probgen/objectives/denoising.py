@@ -22,9 +22,10 @@ from torch import Tensor
 
 from ..core.bijector import name_of
 from ..core.checkpoint import RECORDS
+from ..core.checks import check_whole
 from ..diffusion import LearnedVariance, Schedule
 
-__all__ = ["Denoising"]
+__all__ = ["Denoising", "EvidenceBound"]
 
 
 def flow_weight(schedule: Schedule, t: Tensor) -> Tensor:
@@ -118,10 +119,7 @@ class Denoising:
         y, schedule = module.standardized(x), denoiser.schedule
         part = spread(len(x), y)
         if self.times == "angle":
-            ends = part.new_tensor([self.cut if schedule.clean else 0.0, schedule.latest])
-            first, last = (-schedule.log_snr(ends) / 2).exp().atan()
-            t = schedule.time(-2 * (first + part * (last - first)).tan().log())
-            t = t.clamp(0, schedule.latest)  # of rounding
+            t = by_angle(schedule, part, self.cut)
         else:
             t = part * (schedule.latest - self.cut) + self.cut
         alpha, sigma = denoiser.signal(t)
@@ -145,7 +143,58 @@ class Denoising:
         return losses
 
 
-RECORDS[name_of(Denoising)] = Denoising  # so that a diffusion that is given one can be saved
+@dataclass(frozen=True)
+class EvidenceBound:
+    r"""Minus the evidence lower bound of a diffusion's chain, whole.
+
+    :class:`Denoising` with `"elbo"` has the terms of a chain without end, and leaves out what does
+    not train the mean; this is the bound of so many steps itself, in nats and in the units of the
+    data, and with a :class:`~probgen.diffusion.LearnedVariance` its last step trains the variance.
+
+    References:
+        | Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630
+
+    Arguments:
+        steps: The number of steps :math:`T` of the chain.
+
+    Raises:
+        ValueError: If there are less than 2 steps.
+        TypeError: When called, if the model is no diffusion.
+
+    Example:
+        >>> import probgen as pg
+        >>> model = pg.models.EDM(2, hidden_features=(16,))
+        >>> EvidenceBound()(model, torch.randn(5, 2)).shape
+        torch.Size([5])
+    """
+
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        check_whole(2, steps=self.steps)
+
+    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+        if x is None:
+            raise ValueError("Expected data, since EvidenceBound fits data, got None.")
+        if getattr(module, "denoiser", None) is None:
+            raise TypeError(
+                f"Expected a diffusion, such as pg.models.EDM, for EvidenceBound, got a "
+                f"{type(module).__name__}."
+            )
+        return -module.elbo(x, context, self.steps)
+
+
+for objective in (Denoising, EvidenceBound):  # so that a diffusion that is given one can be saved
+    RECORDS[name_of(objective)] = objective
+
+
+def by_angle(schedule: Schedule, part: Tensor, cut: float) -> Tensor:
+    """The times at which so large parts of the angle from the least time on have passed."""
+    ends = part.new_tensor([cut if schedule.clean else 0.0, schedule.latest])
+    first, last = (-schedule.log_snr(ends) / 2).exp().atan()
+    t = schedule.time(-2 * (first + part * (last - first)).tan().log())
+    return t.clamp(0, schedule.latest)  # of rounding
 
 
 def paired(y: Tensor, eps: Tensor) -> Tensor:

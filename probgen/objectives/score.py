@@ -7,6 +7,10 @@ The squared distance of the score from that of the data, :math:`\nabla \log p`, 
     + \text{const},
 
 which needs no :math:`p` but its draws: integration by parts. No partition function is in it.
+
+A diffusion has a score of noisy data at each time, :math:`s_\theta(x_t, t)`. It is matched at one
+time for each datum, evenly spread in the angle, and with the weight :math:`\sigma_t^2`, which makes
+it the score of :math:`x_t / \sigma_t`.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from torch import Tensor
 
 from ..core import Density
 from ..core.checks import check_whole, ends
+from .denoising import by_angle, spread
 
 __all__ = [
     "DenoisingScoreMatching",
@@ -45,6 +50,11 @@ def score_of(module: Any, x: Tensor | None, context: Tensor | None, name: str) -
     if not x.is_floating_point():
         raise ValueError(f"Expected real data for {name}, got {x.dtype}.")
     own = getattr(module, "log_density", None)
+    if own is None and not hasattr(module, "density"):
+        raise TypeError(
+            f"Expected a model of this package for {name}, got a {type(module).__name__}. "
+            f"NetworkDenoiser makes a denoiser of a network, and Diffusion a model of that."
+        )
     if own is None and module.density not in (Density.EXACT, Density.ODE):
         raise TypeError(
             f"Expected a model with a density for {name}, got a {type(module).__name__}, whose "
@@ -68,6 +78,24 @@ def score_of(module: Any, x: Tensor | None, context: Tensor | None, name: str) -
         return value.sum()
 
     return torch.func.grad(total)
+
+
+def noisy_score(
+    module: Any, x: Tensor | None, context: Tensor | None, name: str
+) -> tuple[Score, Tensor]:
+    """The score of a model and where to match it: of a diffusion that of noisy data."""
+    denoiser = getattr(module, "denoiser", None)
+    if denoiser is None or x is None:
+        score = score_of(module, x, context, name)
+        return score, torch.as_tensor(x)
+    y = module.standardized(x)
+    t = by_angle(denoiser.schedule, spread(len(y), y), CUT)
+    alpha, sigma = denoiser.signal(t)
+    u = alpha / sigma * y + torch.randn_like(y)
+    return lambda u: sigma * denoiser.score(sigma * u, t, context), u
+
+
+CUT = 1e-3  # the least time of a diffusion that has no noise at time 0
 
 
 def norm(s: Tensor) -> Tensor:
@@ -153,7 +181,7 @@ class ImplicitScoreMatching:
 
     def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        score = score_of(module, x, context, type(self).__name__)
+        score, x = noisy_score(module, x, context, type(self).__name__)
         size = x[0].numel()
         basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *x.shape[1:])
 
@@ -192,7 +220,7 @@ class SlicedScoreMatching:
 
     def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        score = score_of(module, x, context, type(self).__name__)
+        score, x = noisy_score(module, x, context, type(self).__name__)
         total: Any = 0.0
         for _ in range(self.projections):
             v = torch.randint(2, x.shape, device=x.device).to(x.dtype) * 2 - 1
