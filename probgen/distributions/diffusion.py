@@ -167,14 +167,14 @@ class Diffusion(LazyDistribution):
         if not isinstance(self.sampler, Sampler):
             raise TypeError(f"Expected a `sampler`, got a {type(sampler).__name__}.")
         self.method, self.probes, self.tolerance = method, probes, tolerance
-        self.criterion, self.solver = objective, (steps, cut, objective)
+        self.criterion = objective
         self.chain = InformationGrid() if chain is None else chain
         self.chains: dict[int, Table] = {}
         self.event_shape = torch.Size(denoiser.shape)
         self.register_buffer("shift", torch.zeros(self.event_shape))
         self.register_buffer("scale", torch.ones(self.event_shape))
         self.table = Table(flow_table(denoiser.schedule, steps, cut))
-        self.tabled = (denoiser.schedule,)
+        self.tabled = denoiser.schedule, steps, cut
 
     def under(self, schedule: Schedule, sampler: Sampler | None = None) -> Diffusion:
         """The same diffusion under another schedule, with nothing trained anew.
@@ -186,7 +186,7 @@ class Diffusion(LazyDistribution):
         Returns:
             A diffusion that shares the denoiser, with the same shift and scale.
         """
-        steps, cut, objective = self.solver
+        _, steps, cut = self.tabled
         other = Diffusion(
             Rescheduled(self.denoiser, schedule),
             self.sampler if sampler is None else sampler,
@@ -194,7 +194,7 @@ class Diffusion(LazyDistribution):
             self.method,
             self.probes,
             cut,
-            objective,
+            self.criterion,
             self.tolerance,
             self.chain,
         )
