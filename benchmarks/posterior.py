@@ -238,7 +238,9 @@ def base_space(problem: Problem) -> Tensor:
     """
     prior = problem.diffusion(FLOW_STEPS)
     args = prior, problem.a.float(), problem.y.float()
-    start = pg.inference.posterior(model, *args, method=d.MMPS, draws=CHAINS, seed=1)
+    start = pg.inference.posterior(
+        model, *args, method=d.MMPS, draws=CHAINS, seed=1, progress=False
+    )
     whole = torch.distributions.ComposeTransform(list(prior().transforms))
     with torch.no_grad():
         base = whole.inv(start.draws["x"])  # type: ignore[index]

@@ -184,6 +184,7 @@ for says in ("eps", "v"):
                 ),
                 d.Ancestral(200),
                 objective=pg.objectives.Denoising(name),
+                chain=d.UniformGrid(),  # that of the DDPM
             )
             pg.fit(model, train, steps=800, progress=False, **options)
         x = draws[says, name] = model.freeze()().sample((720,))

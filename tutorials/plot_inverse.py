@@ -161,7 +161,14 @@ def guided(name: str, method, sampler: d.Sampler | None, draws: int) -> torch.Te
     found = []
     for y in data[name]:
         result = pg.inference.posterior(
-            model, diffusion, operators[name], y, method=method, sampler=sampler, draws=draws
+            model,
+            diffusion,
+            operators[name],
+            y,
+            method=method,
+            sampler=sampler,
+            draws=draws,
+            progress=False,
         )
         found.append(result.resampled(128)["x"] if draws > 128 else result.draws["x"])
     return torch.stack(found, 1)

@@ -127,7 +127,9 @@ def posterior(
         >>> def model(y):
         ...     x = pg.sample("x", prior)
         ...     pyro.sample("y", dist.Normal(x.sum(), 1.0), obs=y)
-        >>> result = posterior(model, torch.tensor(3.0), method=MMPS, seed=0)
+        >>> result = posterior(
+        ...     model, torch.tensor(3.0), method=MMPS, seed=0, progress=False
+        ... )
         >>> abs(float(result.draws["x"].mean()) - 1.0) < 0.1
         True
     """
