@@ -175,14 +175,8 @@ def fit(
     with torch.random.fork_rng():
         if checkpoint is not None:
             Encoder().encode(module)  # refuse now what could not be saved at the end
-        if (
-            not (checkpoint is not None and run.resume(checkpoint, held is not None))
-            and source.x is not None
-        ):
-            chosen = source.order(0)[:STARTING]
-            given = source.context[chosen] if source.context is not None else None
-            torch.manual_seed(mix(seed, 3))
-            module.start(source.x[chosen], given)
+        if checkpoint is None or not run.resume(checkpoint, held is not None):
+            begin(module, source, seed)
         check_agreed(run.step, world, device)
         bar = tqdm(
             total=total, initial=run.step, disable=not progress or rank > 0, desc="fit", leave=False
@@ -200,6 +194,15 @@ def fit(
     if rank == 0 and checkpoint is not None:
         module.save(checkpoint)
     return run.history
+
+
+def begin(module: LazyDistribution, source: Batches, seed: int) -> None:
+    """Starts a module from the first of its data."""
+    if source.x is not None:
+        chosen = source.order(0)[:STARTING]
+        given = source.context[chosen] if source.context is not None else None
+        torch.manual_seed(mix(seed, 3))
+        module.start(source.x[chosen], given)
 
 
 def check_numbers(

@@ -160,7 +160,25 @@ def test_only_what_the_end_differs_by_is_lost(name, float64):
     torch.testing.assert_close(gap, known, rtol=0, atol=1e-8)
 
 
-def test_estimates_are_unbiased_and_their_spread_is_finite(jumps, float64):
+def spread(module, x, nodes=300, power=6):
+    """The standard deviation of an estimate from one time with density 1 / (2 sqrt(t T))."""
+    c = module.corruption
+    v, w = (torch.tensor(k) for k in np.polynomial.legendre.leggauss(nodes))
+    v, w = (v + 1) / 2, w / 2
+    noisy = torch.tensor(list(product(range(c.states), repeat=x.shape[-1])))
+    moments = torch.zeros(2, len(x))
+    for u, weight in zip(v**power, w * power * v ** (power - 1)):
+        t = (c.steps * u.square()).clamp(max=c.steps * (1 - 1e-9)).expand(len(noisy))
+        logits = module.denoise(noisy, t)
+        for i, datum in enumerate(x):
+            rows = datum.expand_as(noisy)
+            q = c.log_noisy(rows, t, logits).gather(-1, noisy[..., None])[..., 0].sum(-1).exp()
+            each = 2 * c.steps * u * c.excess(logits, rows, noisy, t).sum(-1)
+            moments[:, i] += weight * torch.stack([(q * each).sum(), (q * each.square()).sum()])
+    return (moments[1] - moments[0].square()).sqrt()
+
+
+def test_estimates_are_unbiased_and_spread_as_they_should(jumps, float64):
     torch.manual_seed(0)
     module = exact(TABLE, jumps(3, 7))
     x, n = PAIRS[[1, 8]], 40_000
@@ -169,7 +187,9 @@ def test_estimates_are_unbiased_and_their_spread_is_finite(jumps, float64):
         drawn = torch.stack([module.elbo(x.repeat(n // 20, 1), times=times) for _ in range(20)])
         drawn = drawn.reshape(-1, 2)
         assert ((drawn.mean(0) - truth).abs() < 4 * drawn.std(0) / n**0.5).all(), times
-        assert (drawn.std(0) < 20).all()
+        if times == 1:
+            ratio = drawn.std(0) / spread(module, x)
+            assert ((ratio > 0.8) & (ratio < 1.25)).all(), ratio  # a few rare draws are large
 
 
 def test_a_network_that_is_never_sure_has_a_bound(jumps, float64):
