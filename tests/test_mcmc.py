@@ -110,6 +110,7 @@ def test_recorded_shortcuts_hold_where_numbers_are_extreme(dtype):
 
     log_density = potential(model)
     x = torch.randn(7, d, dtype=dtype)
+    log_density.value_and_gradient(x)  # after which operations are recorded
     value, gradient = log_density.value_and_gradient(x)
     assert torch.equal(log_density.gradient(x), gradient)
     for k in range(7):
@@ -131,12 +132,13 @@ def test_the_potential_is_pyros(float64):
 def test_recorded_operations_give_the_same_numbers():
     short, plain = potential(eight_schools), potential(eight_schools, compile=False)
     x = torch.randn(16, 10)
-    for k in range(1, 102):
+    for k in range(1, 3):
         value, slope = short.value_and_gradient(x)
-        assert bool(short.recorded) == (k > 100)  # not before it pays
+        assert bool(short.recorded) == (k > 1)  # not for one evaluation
     for a, b in zip((value, slope), plain.value_and_gradient(x)):
         assert torch.equal(a, b)
-    assert len(short.recorded[("total'", x.shape, x.dtype, x.device)].graph.nodes) < 100
+    recording = short.recorded[("total'", x.shape, x.dtype, x.device)]
+    assert recording.size("value") < recording.size("gradient") < 60
 
 
 def test_prior_and_likelihood_sum_to_the_density():

@@ -16,7 +16,7 @@ from opt_einsum import shared_intermediates
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import MaskedDistribution
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import broadcast_shape, scale_and_mask
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.infer.reparam import TransformReparam
 from pyro.ops.contract import contract_to_tensor
@@ -26,6 +26,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Transform, TransformedDistribution, biject_to
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    IndependentTransform,
+)
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from torch.overrides import TorchFunctionMode
 
@@ -99,7 +104,7 @@ class Place(Messenger):
             return
         transform = bijection(name, fn)
         if self.u is not None:
-            where = self.find(name, transform.inverse_shape(fn.shape()))
+            where = self.find(name, shape_before(transform, fn.shape()))
             u = self.pieces[name].reshape(where.shape)
             x = transform(u)
             if x.shape != where.value:
@@ -245,9 +250,26 @@ def bijection(name: str, fn: Any) -> Transform:
         ) from None
 
 
+def shape_before(transform: Transform, shape: torch.Size) -> torch.Size:
+    """The shape that a transform makes into a shape.
+
+    Torch's own `inverse_shape` loads a library of symbols, which takes longer than a short run.
+    """
+    if isinstance(transform, ComposeTransform):
+        for part in reversed(transform.parts):
+            shape = shape_before(part, shape)
+        return shape
+    if isinstance(transform, IndependentTransform):
+        return shape_before(transform.base_transform, shape)
+    if isinstance(transform, AffineTransform):
+        sizes = [getattr(value, "shape", ()) for value in (transform.loc, transform.scale)]
+        return broadcast_shape(shape, *sizes)
+    return transform.inverse_shape(shape)
+
+
 def uniform(fn: Any, transform: Transform) -> Tensor:
     """Numbers in -2 to 2, of the dtype and on the device of a site."""
-    shape = transform.inverse_shape(fn.shape())
+    shape = shape_before(transform, fn.shape())
     try:
         with torch.no_grad():
             like = fn.sample()
@@ -288,7 +310,7 @@ def check_enumerated(nodes: Any) -> None:
             continue
         covered = {frame.dim for frame in node["cond_indep_stack"]}
         value = node["value"].shape[: node["value"].ndim - node["fn"].event_dim]
-        batch = torch.broadcast_shapes(node["fn"].batch_shape, value)
+        batch = broadcast_shape(node["fn"].batch_shape, value)
         for dim, size in enumerate(reversed(batch), 1):
             if size > 1 and -dim not in covered:
                 raise ValueError(

@@ -25,9 +25,9 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
 
+from .initial import draw, initial
 from .part import Part
 from .place import (
-    RADIUS,
     Enumerate,
     Marginal,
     Place,
@@ -37,12 +37,12 @@ from .place import (
     structure,
     unchecked,
 )
+from .replay import Recording
 from .tracing import record
 
 __all__ = ["Potential", "potential"]
 
-TRIES = 100  # of initial points for a chain
-EARLY = 100  # evaluations that are not recorded, which costs as much as these
+Batched = Callable[[Tensor], dict[str, Tensor]]
 
 
 class Potential:
@@ -84,7 +84,7 @@ class Potential:
         self.moved = moved
         like = torch.cat([part.detach().reshape(-1) for part in found.parts.values()])
         self.point, self.dtype, self.device = like, like.dtype, like.device
-        self.recorded: dict[Any, Callable[[Tensor], Any]] = {}
+        self.recorded: dict[Any, Recording | None] = {}
         self.asked: Counter[Any] = Counter()
         self.batched = True
         self.whole = Part(self, "total", self.total)
@@ -93,28 +93,21 @@ class Potential:
         self.check(like)
 
     def check(self, u: Tensor) -> None:
-        """Finds out if `vmap` takes the model, and gives what a run of one chain gives.
+        """Finds out how the model runs for many chains, and gives what a run of one chain gives.
 
         Raises:
             ValueError: If the model draws random numbers outside its sites.
         """
         points = torch.stack([u, u + 0.001])
         with unchecked(), torch.no_grad():
-            single = [self.total(point) for point in points]
-            if not torch.equal(
-                torch.nan_to_num(single[1]), torch.nan_to_num(self.total(points[1]))
-            ):
-                raise ValueError(
-                    "Expected a model that gives one log density at one point, got two. It draws "
-                    "random numbers, or keeps state, outside its sample sites."
-                )
-        try:
-            with unchecked():
-                _, value = torch.func.vmap(torch.func.grad_and_value(self.total))(points)
-            same = torch.allclose(value, torch.stack(single), rtol=1e-3, atol=1e-3, equal_nan=True)
-            reason = "" if same else "its values there differ from those of one chain"
-        except (RuntimeError, NotImplementedError) as error:
-            reason = str(error).strip().split("\n")[0]
+            single = torch.stack([self.total(point) for point in points])
+            again = self.total(points[1])
+        if not torch.equal(torch.nan_to_num(single[1]), torch.nan_to_num(again)):
+            raise ValueError(
+                "Expected a model that gives one log density at one point, got two. It draws "
+                "random numbers, or keeps state, outside its sample sites."
+            )
+        reason = self.trial(points, single)
         if reason:
             self.batched = False
             warnings.warn(
@@ -122,6 +115,16 @@ class Potential:
                 f"other, which is slow: {reason}",
                 stacklevel=4,
             )
+
+    def trial(self, points: Tensor, single: Tensor) -> str:
+        """Why the model does not run for many chains at once, or nothing."""
+        try:
+            with unchecked():
+                value = self.slopes(self.total, points)["value"]
+        except (RuntimeError, NotImplementedError) as error:
+            return str(error).strip().split("\n")[0]
+        same = torch.allclose(value, single, rtol=1e-3, atol=1e-3, equal_nan=True)
+        return "" if same else "its values there differ from those of one chain"
 
     def run(self, place: Place) -> Tensor:
         """Runs the model, and returns its log density."""
@@ -167,39 +170,43 @@ class Potential:
         r"""The gradient alone."""
         return self.whole.gradient(x)
 
-    def evaluate(self, kind: str, function: Callable[[Tensor], Any], x: Tensor) -> Any:
-        """A function of one chain for all chains, recorded once that will have paid."""
+    def evaluate(self, kind: str, function: Batched, x: Tensor, *names: str) -> dict[str, Tensor]:
+        """Some of what a function gives for all chains, recorded once it is asked for again."""
         key = (kind, x.shape, x.dtype, x.device)
-        self.asked[key] += 1
-        if self.asked[key] > EARLY and key not in self.recorded:
-            self.recorded[key] = self.prepare(function, x)
         with torch.no_grad():
             if key not in self.recorded:
-                try:
-                    with unchecked():
-                        return self.map(function, x)
-                except torch.linalg.LinAlgError:  # of one chain, which ends all unless recorded
-                    self.recorded[key] = self.prepare(function, x)
-            return self.recorded[key](x)
-
-    def prepare(self, function: Callable[[Tensor], Any], x: Tensor) -> Callable[[Tensor], Any]:
-        def plain(x: Tensor) -> Any:
+                self.asked[key] += 1
+                if self.asked[key] == 1:
+                    # a chain outside the domain of linear algebra ends all, unless recorded
+                    with unchecked(), contextlib.suppress(torch.linalg.LinAlgError):
+                        return function(x)
+                self.recorded[key] = self.prepare(function, x)
+            recording = self.recorded[key]
+            if recording is not None:
+                return recording(x, *names)
             with unchecked():
-                return self.map(function, x)
+                return function(x)
 
+    def prepare(self, function: Batched, x: Tensor) -> Recording | None:
+        """The operations of a function, if replayed they give its numbers."""
         if not self.compile or not self.batched or x.device.type == "meta":
-            return plain
+            return None
+        first = self.point.to(x).expand_as(x)
+        near = first + torch.linspace(0, 0.01, len(x)).to(x)[:, None]
+        own = x.detach().clone(memory_format=torch.contiguous_format)
         try:
-            with unchecked(), torch.no_grad():
-                batched = torch.func.vmap(function)
-                first = self.point.to(x).expand_as(x).contiguous()
-                recorded = record(batched, first)
-                other = first + torch.linspace(0, 0.001, len(x)).to(x)[:, None]
-                pairs = zip(leaves(batched(other)), leaves(recorded(other)), strict=True)
-                same = all(close(a, b) for a, b in pairs)
+            with unchecked():
+                recording = record(function, own)
+                try:
+                    other = x.roll(1, 0) + 0.01
+                    found = function(other)
+                except torch.linalg.LinAlgError:
+                    other = near
+                    found = function(other)
+                replayed = recording(other, *found)
         except (RuntimeError, NotImplementedError, TypeError, ValueError, KeyError):
-            return plain  # recording is only a shorter way to the same numbers
-        return recorded if same else plain
+            return None  # recording is only a shorter way to the same numbers
+        return recording if all(close(found[name], replayed[name]) for name in found) else None
 
     def map(self, function: Callable[[Tensor], Any], x: Tensor, chunk: int | None = None) -> Any:
         """A function of one chain, of each chain."""
@@ -209,9 +216,18 @@ class Potential:
         results = [function(u) for u in x]
         if isinstance(results[0], Tensor):
             return torch.stack(results)
-        if isinstance(results[0], dict):
-            return {name: torch.stack([r[name] for r in results]) for name in results[0]}
-        return tuple(torch.stack(parts) for parts in zip(*results))
+        return {name: torch.stack([r[name] for r in results]) for name in results[0]}
+
+    def slopes(self, function: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor]:
+        """The values of a function of one chain, of each chain, and their gradients."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = self.map(function, x)
+            if not value.requires_grad:
+                return {"value": value, "gradient": torch.zeros_like(x)}
+            (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
+        gradient = torch.zeros_like(x) if gradient is None else gradient
+        return {"value": value.detach(), "gradient": gradient}
 
     def check_shape(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.size:
@@ -247,27 +263,26 @@ class Potential:
             found = self.map(self.values, x.reshape(-1, self.size), chunk=8192)
         return {name: value.reshape(batch + value.shape[1:]) for name, value in found.items()}
 
-    def draw(self, chains: int, **options: Any) -> Tensor:
-        """Points from the prior, from given values, or uniform ones, with shape :math:`(C, D)`."""
+    def draw(self, chains: int, *, prior: bool = False) -> Tensor:
+        r"""Draws points from the prior, or uniformly in -2 to 2.
 
-        def point(given: dict[str, Tensor]) -> Tensor:
-            place = Place(values=given, **options)
-            with poutine.block(), place:
-                self.model()
-            return torch.cat([place.parts[name].reshape(-1) for name in self.layout])
+        Arguments:
+            chains: The number of points :math:`C`.
+            prior: Whether to draw from the prior.
 
-        given = options.pop("values", {})
-        with unchecked(), torch.no_grad():
-            if self.batched:
-                with contextlib.suppress(RuntimeError, NotImplementedError):
-                    return torch.func.vmap(point, randomness="different")(
-                        {"": torch.zeros(chains, device=self.device), **given}
-                    )
-            rows = ({name: value[k] for name, value in given.items()} for k in range(chains))
-            return torch.stack([point(row) for row in rows])
+        Returns:
+            Points with shape :math:`(C, D)`.
+        """
+        return draw(self, chains, prior=prior)
 
-    def initial(self, how: str | dict[str, Tensor] = "uniform", chains: int = 1) -> Tensor:
-        """Initial points at which the log density and its gradient are finite.
+    def initial(
+        self,
+        how: str | dict[str, Tensor] = "uniform",
+        chains: int = 1,
+        *,
+        gradient: bool = True,
+    ) -> Tensor:
+        """Finds initial points at which the log density, and its gradient, are finite.
 
         Arguments:
             how: `"uniform"`, in -2 to 2 in the real vector; `"prior"`, draws from it; `"median"`,
@@ -275,103 +290,23 @@ class Potential:
                 20 for each chain, resampled by their likelihood; or values by name, with the shape
                 of the site or with chains before it, the other sites being uniform.
             chains: The number of chains.
+            gradient: Whether the gradient must be finite too. A kernel that uses none needs none,
+                and so a model without one can be started.
 
         Returns:
             Points with shape :math:`(C, D)`.
 
         Raises:
-            ValueError: If a chain finds no such point in 100 tries, with the site and its value.
+            ValueError: If a chain finds no such point in 100 tries, with the site and its value;
+                if the model has no gradient.
         """
-        if chains < 1:
-            raise ValueError(f"Expected at least one chain, got {chains}.")
-        draws = self.guess(how, chains)
-        for _ in range(TRIES):
-            value, gradient = self.value_and_gradient(draws)
-            bad = ~(torch.isfinite(value) & torch.isfinite(gradient).all(-1))
-            if not bool(bad.any()):
-                return draws
-            again = self.guess(how, chains)
-            if torch.equal(again[bad], draws[bad]):  # all sites are given
-                break
-            draws = torch.where(bad[:, None], again, draws)
-        raise ValueError(self.explain(draws[bad.nonzero()[0, 0]]))
-
-    def guess(self, how: str | dict[str, Tensor], chains: int) -> Tensor:
-        if isinstance(how, dict):
-            return self.draw(chains, values=self.given(how, chains))
-        if how == "uniform":
-            like = self.point.expand(chains, -1)
-            return torch.empty_like(like, memory_format=torch.contiguous_format).uniform_(
-                -RADIUS, RADIUS
-            )
-        if how == "prior":
-            return self.draw(chains, prior=True)
-        if how == "median":
-            return self.draw(15 * chains, prior=True).reshape(15, chains, -1).median(0).values
-        if how == "importance":
-            many = self.draw(20 * chains, prior=True)
-            weight = torch.nan_to_num(self.log_likelihood(many), nan=-torch.inf).softmax(0)
-            if not bool(torch.isfinite(weight).all()):
-                return many[:chains]
-            return many[torch.multinomial(weight, chains, replacement=True)]
-        raise ValueError(
-            f"Expected 'uniform', 'prior', 'median', 'importance' or values by name as initial "
-            f"points, got {how!r}."
-        )
-
-    def given(self, values: dict[str, Tensor], chains: int) -> dict[str, Tensor]:
-        """The given values, with chains before their shape."""
-        place = self.at(self.draw(1)[0])
-        with unchecked(), torch.no_grad():
-            self.run(place)
-        shapes = {name: place.values[name].shape for name in self.layout}
-        unknown = sorted(set(values) - set(shapes))
-        if unknown:
-            raise ValueError(f"Expected initial values of {list(shapes)}, got {unknown}.")
-        full = {}
-        for name, value in values.items():
-            value = torch.as_tensor(value, device=self.device)
-            if value.shape not in (shapes[name], (chains, *shapes[name])):
-                raise ValueError(
-                    f"Expected initial values of {name!r} with shape {tuple(shapes[name])}, or "
-                    f"with {chains} chains before it, got {tuple(value.shape)}."
-                )
-            full[name] = value.to(self.dtype).expand(chains, *shapes[name])
-        return full
-
-    def explain(self, u: Tensor) -> str:
-        """Names a site whose log density, or its gradient, is not finite at a point."""
-        place = self.at(u)
-        with unchecked(), torch.no_grad():
-            value = self.run(place)
-        for name, term in place.terms.items():
-            if not bool(torch.isfinite(term)):
-                given = (
-                    f", whose value is {short(place.values[name])}" if name in place.values else ""
-                )
-                return (
-                    f"Expected a finite log density at the initial points, got {float(term)} at "
-                    f"site {name!r}{given}, in {TRIES} tries. Check its support and its data, or "
-                    f"give other initial points with `init`."
-                )
-        what = "its gradient is not" if bool(torch.isfinite(value)) else f"it is {float(value)}"
-        return f"Expected a finite log density and gradient at the initial points, but {what}."
+        return initial(self, how, chains, gradient)
 
 
 def close(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors agree to the rounding of their greatest finite element."""
     size = torch.nan_to_num(a, posinf=0.0, neginf=0.0).abs().max()
     return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(size), equal_nan=True)
-
-
-def leaves(value: Any) -> tuple[Tensor, ...]:
-    if isinstance(value, dict):
-        return tuple(value.values())
-    return value if isinstance(value, tuple) else (value,)
-
-
-def short(x: Tensor) -> str:
-    return str(x.tolist()) if x.numel() <= 5 else f"{x.flatten()[:5].tolist()[:-1]} and more"
 
 
 def sum_of(terms: Any) -> Any:
@@ -400,9 +335,9 @@ def potential(
         args: Its arguments.
         base: Whether latent sites of :func:`probgen.sample` with a frozen flow move to the base of
             the flow, where their prior is standard normal.
-        compile: Whether to record the operations of the log density after 100 evaluations, rather
-            than running the model at each: much faster, and the same numbers. Recording takes about
-            as long as these.
+        compile: Whether to record the operations of the log density, rather than running the model
+            at each evaluation: much faster, and the same numbers. Recording takes about as long as
+            three evaluations.
         kwargs: Its keyword arguments.
 
     Returns:

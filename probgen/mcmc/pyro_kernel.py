@@ -83,7 +83,9 @@ class PyroKernel(MCMCKernel):
 
     def values(self) -> dict[str, Tensor]:
         target: Potential = self.target
-        found = target.evaluate("values", target.values, self.state.position)
+        found = target.evaluate(
+            "values", lambda x: target.map(target.values, x), self.state.position
+        )
         names = [name for name in found if name in target.layout or name in target.moved]
         return {name: found[name][0] for name in names}
 

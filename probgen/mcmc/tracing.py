@@ -1,179 +1,148 @@
 r"""A batched log density and its gradient as one list of tensor operations.
 
-`torch.func` gives the gradient of a function of one chain for all chains, but runs every layer of
-it anew at each call. `make_fx` records the operations once; replayed, they give the same numbers
-without the layers. What does not depend on the position is then computed once, equal operations
-are merged, and those that do nothing are left out. All of it is exact.
+`torch.func.vmap` gives a function of one chain for all chains, but runs every layer of Python anew
+at each call. Here the operations that reach the tensors are noted once, with the gradient's, on a
+tape; replayed (:mod:`probgen.mcmc.replay`), they give the same numbers without the layers. Noting
+them costs about as much as two evaluations.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .replay import Operation, Recording, Ref
 
 __all__ = ["record"]
 
 aten = torch.ops.aten
-FILLS = (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
-SUMS = (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
-PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
-OPERATORS = ("add", "sub", "mul", "neg", "pow", "lt", "le", "gt", "ge")
-FUNCTIONS = (
-    *("exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "sigmoid", "tanh", "abs", "lgamma"),
-    *("sum", "mm", "bmm", "unsqueeze", "squeeze", "permute", "transpose", "where", "clone"),
-    *("clamp_min", "clamp_max", "masked_fill", "digamma"),
-)
-NATIVE: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in OPERATORS},
-    **{name: getattr(torch, name) for name in FUNCTIONS},
-    "div": operator.truediv,
-}
-VIEWS = (aten.view.default, aten.expand.default, aten._to_copy.default, aten.alias.default)
+SAME = (aten.detach.default, aten.alias.default, aten.lift_fresh.default)
+WRITTEN: dict[Any, list[str | int]] = {}  # the arguments that an operation changes in place
 
 
-def record(function: Callable[[Tensor], Any], x: Tensor) -> Callable[[Tensor], Any]:
-    """Records a function's operations at positions of one shape, and shortens the list.
+class Tape(TorchDispatchMode):
+    """Notes each operation that reaches tensors, and keeps their values.
 
     Arguments:
-        function: A function of a tensor without side effects, whose operations do not depend on
-            values, and which keeps no state. Tensors that it closes over are read once.
+        x: The tensor on which the operations depend.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+        self.values: list[Tensor] = [x]  # kept, so that no two of them share an address
+        self.numbers = {id(x): 0}
+        self.made = {storage(x)}  # by operations: any other tensor is a constant
+        self.outside: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether to load torch's compiler so as to keep out of it, which takes half a second."""
+        return False
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is aten._linalg_check_errors.default:
+            return None  # a chain outside the domain gets nan, and stays alone
+        inputs, options = self.note(args), self.note(kwargs)
+        changed = frozenset(storage(t) for t in written(function, args, kwargs))
+        if changed & self.outside:
+            raise RuntimeError(f"{function} changes a tensor that was there before")
+        result = function(*args, **kwargs)
+        if function in SAME:
+            self.numbers[id(result)] = inputs[0].number
+            self.values.append(result)
+            return result
+        several = isinstance(result, (tuple, list))
+        outputs = [self.add(value) for value in (result if several else (result,))]
+        self.operations.append(Operation(function, inputs, options, outputs, several, changed))
+        return result
+
+    def note(self, value: Any) -> Any:
+        """An argument, with references in place of tensors."""
+        if isinstance(value, Tensor):
+            number = self.numbers.get(id(value))
+            return Ref(self.constant(value) if number is None else number)
+        if isinstance(value, (list, tuple)):
+            return [self.note(inner) for inner in value]
+        if isinstance(value, dict):
+            return {name: self.note(inner) for name, inner in value.items()}
+        return value
+
+    def constant(self, value: Tensor) -> int:
+        if storage(value) in self.made:
+            raise RuntimeError("an operation was not seen")
+        self.outside.add(storage(value))
+        return self.keep(value)
+
+    def add(self, value: Any) -> int | None:
+        """The number of a result; none of what is no tensor."""
+        if not isinstance(value, Tensor):
+            return None
+        if id(value) in self.numbers:  # of an operation in place
+            return self.numbers[id(value)]
+        if storage(value) not in self.outside:
+            self.made.add(storage(value))
+        return self.keep(value)
+
+    def keep(self, value: Tensor) -> int:
+        self.numbers[id(value)] = len(self.values)
+        self.values.append(value)
+        return len(self.values) - 1
+
+
+def storage(value: Tensor) -> int:
+    """A number of the memory of a tensor, which its views share."""
+    return value.untyped_storage().data_ptr() or -id(value)
+
+
+def written(function: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that an operation changes in place."""
+    places = WRITTEN.get(function)
+    if places is None:
+        found = enumerate(function._schema.arguments)
+        writes = [(k, a) for k, a in found if a.alias_info is not None and a.alias_info.is_write]
+        places = WRITTEN[function] = [a.name if a.kwarg_only else k for k, a in writes]
+    if not places:
+        return []
+    given = [kwargs.get(p) if isinstance(p, str) else args[p] for p in places]
+    flat = [v for value in given for v in (value if isinstance(value, (list, tuple)) else [value])]
+    return [value for value in flat if isinstance(value, Tensor)]
+
+
+def record(function: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> Recording:
+    """Records a function's operations at positions of one shape.
+
+    Arguments:
+        function: A function of a tensor that returns tensors by name. Its operations must not
+            depend on values, and it keeps no state. Tensors that it closes over are read once.
         x: An example of its argument.
 
     Returns:
-        A function that takes tensors of the shape, dtype and device of `x` only.
+        The operations, which give each of the tensors alone, or several.
+
+    Raises:
+        RuntimeError: If the operations depend on values, change a tensor that was there before, or
+            are not all seen.
 
     Example:
         >>> def function(x):
-        ...     return (x * 1.0 + torch.zeros(3)).sin()
-        >>> recorded = record(function, torch.zeros(3))
-        >>> [node.name for node in recorded.graph.nodes]
-        ['x_1', 'sin', 'output']
+        ...     y = (x * 1.0 + torch.zeros(3)).sin()
+        ...     return {"y": y, "z": y.exp()}
+        >>> recording = record(function, torch.zeros(3))
+        >>> recording(torch.ones(3), "y")
+        {'y': tensor([0.8415, 0.8415, 0.8415])}
+        >>> recording.size("y"), recording.size("y", "z")
+        (1, 2)
     """
-    pure = torch.func.functionalize(function)
-    module = make_fx(lambda x: pure(x))(x)  # which reads the number of arguments
-    values = Interpreter(module).collect(x)
-    shorten(module, values)
-    return module
-
-
-class Interpreter(fx.Interpreter):
-    """Runs the operations once and keeps their results."""
-
-    def collect(self, x: Tensor) -> dict[fx.Node, Any]:
-        self.garbage_collect_values = False
-        with torch.no_grad():
-            self.run(x)
-        return dict(self.env)
-
-
-def shorten(module: fx.GraphModule, values: dict[fx.Node, Any]) -> None:
-    """Folds constants, merges equal operations and removes those that do nothing."""
-    graph = module.graph
-    seen: dict[Any, fx.Node] = {}
-    known: dict[fx.Node, Any] = {}  # the value of each node that does not depend on the position
-    for node in list(graph.nodes):
-        if node.op == "get_attr":
-            known[node] = values[node]
-            continue
-        if node.op != "call_function":
-            continue
-        if node.target is aten._linalg_check_errors.default:
-            graph.erase_node(node)  # a chain outside the domain gets nan, and stays alone
-            continue
-        inputs = node.all_input_nodes
-        if node.target in FILLS or all(i in known for i in inputs):
-            known[node] = values[node]
-            continue
-        same = unchanged(node, known, values)
-        if same is None:
-            key = (node.target, str(node.args), str(node.kwargs))
-            same = seen.setdefault(key, node)
-        if same is not node:
-            node.replace_all_uses_with(same)
-            graph.erase_node(node)
-    for number, (node, value) in enumerate(known.items()):
-        if node.op == "call_function" and isinstance(value, Tensor):
-            name = f"_constant_{number}"
-            module.__dict__[name] = smallest(value)  # read faster than a buffer
-            with graph.inserting_before(node):
-                node.replace_all_uses_with(graph.create_node("get_attr", name))
-    graph.eliminate_dead_code()
-    for node in graph.nodes:
-        if node.op == "call_function":
-            quicken(node, module, values)
-    module.recompile()
-
-
-def quicken(node: Any, module: Any, values: dict[fx.Node, Any]) -> None:
-    """Calls what Python calls fastest, and solves for all chains at once."""
-    target, args = node.target, node.args
-    if target is aten.linalg_solve_triangular.default and args[0].op == "get_attr":
-        triangle, plain = getattr(module, args[0].target), {"upper"} == set(node.kwargs)
-        if plain and triangle.shape[:-2].numel() == 1:
-            node.target = solve
-        return
-    if node.kwargs or not isinstance(target, torch._ops.OpOverload):
-        return
-    name = target._schema.name.removeprefix("aten::")
-    if name in NATIVE:
-        node.target = NATIVE[name]
-    elif name == "view":  # strides may differ from those at the time of recording
-        node.op, node.target = "call_method", "reshape"
-    elif name == "slice" and len(args) == 4:
-        size = values[node].shape[args[1]]
-        node.target, node.args = torch.narrow, (args[0], args[1], args[2], size)
-
-
-def solve(triangle: Tensor, b: Tensor, upper: bool) -> Tensor:
-    """Solves with one triangle for all chains, as columns of one right-hand side."""
-    n, columns = b.shape[-2], b.movedim(-2, 0)
-    flat = columns.reshape(n, -1)
-    solved = torch.linalg.solve_triangular(triangle.reshape(n, n), flat, upper=upper)
-    return solved.reshape(columns.shape).movedim(0, -2)
-
-
-def unchanged(node: fx.Node, known: dict[fx.Node, Any], values: dict[fx.Node, Any]) -> Any:
-    """The input that an operation gives back as it is, or None."""
-    args: Any = node.args
-    out = values[node]
-    if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode") is not None:
-        return None
-    candidates: list[tuple[Any, Any, float]] = []
-    if node.target in SUMS + PRODUCTS and len(args) == 2:
-        neutral = 0.0 if node.target in SUMS else 1.0
-        candidates.append((args[0], args[1], neutral))
-        if node.target in (aten.add.Tensor, aten.mul.Tensor):
-            candidates.append((args[1], args[0], neutral))
-    elif node.target is aten.pow.Tensor_Scalar:
-        candidates.append((args[0], args[1], 1.0))
-    elif node.target in VIEWS:
-        candidates.append((args[0], 0.0, 0.0))
-    elif node.target is aten.permute.default and list(args[1]) == list(range(out.ndim)):
-        return args[0]
-    for kept, other, neutral in candidates:
-        if not isinstance(kept, fx.Node):
-            continue
-        value = values[kept]
-        like = (value.shape, value.dtype) == (out.shape, out.dtype)
-        if isinstance(other, fx.Node):
-            if other not in known:
-                continue
-            other = known[other]
-        if like and bool(torch.as_tensor(other == neutral).all()):
-            return kept
-    return None
-
-
-def smallest(value: Tensor) -> Tensor:
-    """A constant, kept once along each axis on which it repeats itself, so that strides are 0."""
-    kept = value
-    for axis, size in enumerate(value.shape):
-        first = kept.narrow(axis, 0, 1) if size else kept
-        if size > 1 and bool((kept == first).all()):
-            kept = first
-    return kept.contiguous().expand(value.shape)
+    tape = Tape(x)
+    with tape:
+        found = function(x)
+    outputs = {name: tape.note(value) for name, value in found.items()}
+    return Recording(tape.operations, tape.values, outputs)
