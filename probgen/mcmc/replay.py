@@ -8,7 +8,7 @@ one Python function, which Python runs fastest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,7 @@ class Operation:
         function: What was called.
         args: Its arguments, with references in place of tensors.
         kwargs: Its keyword arguments.
+        inputs: The numbers of the tensors among them.
         outputs: The numbers of its results.
         several: Whether it returns several.
         changed: The memory that it changes in place.
@@ -64,6 +65,7 @@ class Operation:
     function: Any
     args: list[Any]
     kwargs: dict[str, Any]
+    inputs: list[int]
     outputs: list[int | None]
     several: bool
     changed: frozenset[int]
@@ -132,14 +134,13 @@ class Recording:
         last: dict[int | None, int] = {}
         for k, line in enumerate(lines):
             last.update(dict.fromkeys((*line.inputs, *line.outputs), k))
-        for n in wanted:
-            last[n] = len(lines)
+        last.update(dict.fromkeys(wanted, len(lines)))
         text, scope = ["def program(v0):"], dict(self.scope)
         ends: dict[int, list[int]] = {}
         for n, k in last.items():
             if n:
                 ends.setdefault(k, []).append(n)
-        for k, line in enumerate(lines):
+        for k, line in enumerate(lines):  # values are let go of where they are read last
             left = ", ".join("_" if n is None else f"v{n}" for n in line.outputs)
             left = f"({left},)" if line.several else left
             done = "".join(f"; v{n} = None" for n in ends.get(k, ()))
@@ -179,6 +180,7 @@ class Shortening:
             self.take(op)
 
     def real(self, number: int) -> int:
+        """The tensor whose value another one has, since operations that do nothing are left out."""
         return self.same.get(number, number)
 
     def touch(self, numbers: Any) -> frozenset[int]:
@@ -192,13 +194,13 @@ class Shortening:
         return number in self.known or number in self.fixed
 
     def take(self, op: Operation) -> None:
-        inputs = list(dict.fromkeys(self.real(n) for n in references((op.args, op.kwargs))))
+        inputs = list(dict.fromkeys(self.same.get(n, n) for n in op.inputs))
         touched = self.touch([*inputs, *op.outputs])
         fixed = op.function in FILLS or all(map(self.constant, inputs))
         if fixed and not touched:
             self.known.update({n: self.values[n] for n in op.outputs if n is not None})
             return
-        if BY_VALUE.intersection(op.function.tags) and not self.chosen(op):
+        if not BY_VALUE.isdisjoint(op.function.tags) and not self.chosen(op):
             raise RuntimeError(f"{op.function} depends on values")
         if not touched:
             kept = self.unchanged(op)
@@ -219,7 +221,7 @@ class Shortening:
         """Whether elements are chosen by constants or integers, and so as many each time."""
         if op.function not in (aten.index.Tensor, aten.masked_select.default):
             return False
-        choices = [self.real(n) for n in references(op.args[1:])]
+        choices = [self.real(n) for n in op.inputs[1:]]
         return all(self.constant(n) or self.values[n].dtype == torch.long for n in choices)
 
     def unchanged(self, op: Operation) -> int | None:
@@ -309,17 +311,6 @@ class Shortening:
         name = f"o{id(value)}"
         self.scope[name] = value
         return name
-
-
-def references(value: Any) -> Iterator[int]:
-    """The numbers of the tensors among arguments."""
-    if isinstance(value, Ref):
-        yield value.number
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from references(inner)
-    elif isinstance(value, dict):
-        yield from references(list(value.values()))
 
 
 def solve(triangle: Tensor, b: Tensor, upper: bool) -> Tensor:

@@ -21,6 +21,7 @@ __all__ = ["record"]
 
 aten = torch.ops.aten
 SAME = (aten.detach.default, aten.alias.default, aten.lift_fresh.default)
+NOTHING: frozenset[int] = frozenset()
 WRITTEN: dict[Any, list[str | int]] = {}  # the arguments that an operation changes in place
 
 
@@ -50,29 +51,33 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         if function is aten._linalg_check_errors.default:
             return None  # a chain outside the domain gets nan, and stays alone
-        inputs, options = self.note(args), self.note(kwargs)
-        changed = frozenset(storage(t) for t in written(function, args, kwargs))
+        inputs: list[int] = []
+        noted = [self.note(value, inputs) for value in args]
+        options = {name: self.note(value, inputs) for name, value in kwargs.items()}
+        places = WRITTEN[function] if function in WRITTEN else written(function)
+        changed = frozenset(storage(t) for t in chosen(places, args, kwargs)) if places else NOTHING
         if changed & self.outside:
             raise RuntimeError(f"{function} changes a tensor that was there before")
         result = function(*args, **kwargs)
         if function in SAME:
-            self.numbers[id(result)] = inputs[0].number
+            self.numbers[id(result)] = inputs[0]
             self.values.append(result)
             return result
         several = isinstance(result, (tuple, list))
         outputs = [self.add(value) for value in (result if several else (result,))]
-        self.operations.append(Operation(function, inputs, options, outputs, several, changed))
+        operation = Operation(function, noted, options, inputs, outputs, several, changed)
+        self.operations.append(operation)
         return result
 
-    def note(self, value: Any) -> Any:
-        """An argument, with references in place of tensors."""
+    def note(self, value: Any, found: list[int]) -> Any:
+        """An argument, with references in place of tensors, whose numbers are put on a list."""
         if isinstance(value, Tensor):
             number = self.numbers.get(id(value))
-            return Ref(self.constant(value) if number is None else number)
+            number = self.constant(value) if number is None else number
+            found.append(number)
+            return Ref(number)
         if isinstance(value, (list, tuple)):
-            return [self.note(inner) for inner in value]
-        if isinstance(value, dict):
-            return {name: self.note(inner) for name, inner in value.items()}
+            return [self.note(inner, found) for inner in value]
         return value
 
     def constant(self, value: Tensor) -> int:
@@ -102,15 +107,16 @@ def storage(value: Tensor) -> int:
     return value.untyped_storage().data_ptr() or -id(value)
 
 
-def written(function: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors that an operation changes in place."""
-    places = WRITTEN.get(function)
-    if places is None:
-        found = enumerate(function._schema.arguments)
-        writes = [(k, a) for k, a in found if a.alias_info is not None and a.alias_info.is_write]
-        places = WRITTEN[function] = [a.name if a.kwarg_only else k for k, a in writes]
-    if not places:
-        return []
+def written(function: Any) -> list[str | int]:
+    """The arguments that an operation changes in place, by position or name."""
+    found = enumerate(function._schema.arguments)
+    writes = [(k, a) for k, a in found if a.alias_info is not None and a.alias_info.is_write]
+    WRITTEN[function] = [a.name if a.kwarg_only else k for k, a in writes]
+    return WRITTEN[function]
+
+
+def chosen(places: list[str | int], args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors among some arguments."""
     given = [kwargs.get(p) if isinstance(p, str) else args[p] for p in places]
     flat = [v for value in given for v in (value if isinstance(value, (list, tuple)) else [value])]
     return [value for value in flat if isinstance(value, Tensor)]
@@ -144,5 +150,5 @@ def record(function: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> Record
     tape = Tape(x)
     with tape:
         found = function(x)
-    outputs = {name: tape.note(value) for name, value in found.items()}
+    outputs = {name: tape.note(value, []) for name, value in found.items()}
     return Recording(tape.operations, tape.values, outputs)
