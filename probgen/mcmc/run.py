@@ -24,7 +24,9 @@ from .adaptation import warm_up
 from .draws import Draws
 from .gibbs import Gibbs
 from .hmc import ChEES, Trajectory
-from .kernel import Kernel
+from .kernel import Kernel, LowRank
+from .metric import Metric
+from .pathfinder import prepare
 from .potential import Potential, potential
 
 __all__ = ["run"]
@@ -37,13 +39,13 @@ def run(
     *args: Any,
     kernel: Kernel | None = None,
     chains: int = 128,
-    warmup: int = 200,
-    draws: int = 100,
+    warmup: int = 150,
+    draws: int = 250,
     thin: int = 1,
     seed: int | None = None,
     init: str | dict[str, Tensor] | Tensor = "uniform",
     superchains: int | None = None,
-    dense: bool = False,
+    metric: Metric = "auto",
     base: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -131,8 +133,16 @@ def run(
                 moves = kernel.gradient if base is None else base
                 target = potential(model, *args, base=moves, **kwargs)
             groups = share if superchains is None else superchains // world
-            position = target.initial(init, groups).repeat_interleave(share // groups, 0)
-        task = Task(kernel, target, seed, rank, warmup, draws, thin, dense)
+            moves = isinstance(init, str)
+            position = target.initial(init, share if moves else groups)
+            if warmup:
+                kernel, position, _ = prepare(
+                    kernel, position, target, metric=metric, chains=groups, move=moves
+                )
+            position = position[:groups].repeat_interleave(share // groups, 0)
+        if own and warmup and isinstance(position, Tensor):
+            kernel, position, _ = prepare(kernel, position, target, metric=metric, move=False)
+        task = Task(kernel, target, seed, rank, warmup, draws, thin, metric)
         start = time.perf_counter()
         store, stats, last = task.go(position, checkpoint, progress)
         seconds = time.perf_counter() - start
@@ -183,7 +193,7 @@ class Task:
     warmup: int
     draws: int
     thin: int
-    dense: bool
+    metric: Metric
 
     def go(
         self, position: Any, checkpoint: str | os.PathLike[str] | None, progress: bool
@@ -201,7 +211,7 @@ class Task:
             if done == 0:
                 bar.set_description("warm-up")
                 reseed = self.reseed(1)
-                warm = warm_up(kernel, state, self.target, self.warmup, dense=self.dense)
+                warm = warm_up(kernel, state, self.target, self.warmup, metric=self.metric)
                 for k in range(self.warmup):
                     reseed(k)
                     kernel, state, info = next(warm)
@@ -249,7 +259,9 @@ class Task:
         tensors |= {f"stats.{name}": value[:, :done] for name, value in stats.items()}
         tensors |= {f"state.{name}": value for name, value in tensors_of(state).items()}
         adapted = {name: getattr(kernel, name) for name in self.adapted()}
-        tensors |= {f"kernel.{n}": v for n, v in adapted.items() if isinstance(v, Tensor)}
+        for name, value in adapted.items():
+            if isinstance(value, Tensor | LowRank):
+                tensors |= tensors_of(value, f"kernel.{name}")
         numbers = {n: v for n, v in adapted.items() if isinstance(v, (int, float))}
         write(folder, tensors, {"done": done, "kernel": numbers, **self.description()})
 
@@ -287,7 +299,9 @@ class Task:
                         f"{folder} holds {done} draws. Ask for as many or more, got {self.draws}."
                     )
                 value[:, :done] = old.to(value)
-        scales = {n[7:]: v for n, v in tensors.items() if n.startswith("kernel.")}
+        scales: dict[str, Any] = {n[7:]: v for n, v in tensors.items() if n.startswith("kernel.")}
+        if "scale.vectors" in scales:
+            scales["scale"] = LowRank(*(scales.pop(f"scale.{n}") for n in LowRank._fields))
         kernel = dataclasses.replace(kernel, **content["kernel"], **scales)
         saved = {n[6:]: v for n, v in tensors.items() if n.startswith("state.")}
         return kernel, restored(state, saved), done
