@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .place import RADIUS, Place, unchecked
+from .vmapping import Batchable
 
 if TYPE_CHECKING:
     from .potential import Potential
@@ -80,7 +81,8 @@ def draw(potential: Potential, chains: int, **options: Any) -> Tensor:
 
     def point(given: dict[str, Tensor]) -> Tensor:
         place = Place(values=given, **options)
-        with poutine.block(), place:
+        like = given.get("") if potential.room else None
+        with poutine.block(), place, Batchable(like):
             potential.model()
         return torch.cat([place.parts[name].reshape(-1) for name in potential.layout])
 

@@ -31,10 +31,9 @@ from torch.distributions.transforms import (
     ComposeTransform,
     IndependentTransform,
 )
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
-from torch.overrides import TorchFunctionMode
 
 from ..core import Density
+from .vmapping import batchable
 
 __all__ = [
     "Enumerate",
@@ -91,11 +90,13 @@ class Place(Messenger):
         self.terms: dict[str, Tensor] = {}  # log densities, with the Jacobian's
         self.latent: list[str] = []
         self.discrete: list[str] = []
+        self.where = "before its first site"  # how far the run is
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         fn, name = msg["fn"], msg["name"]
         if isinstance(fn, _Subsample):
             return
+        self.where = f"at or after site {name!r}, a {type(fn).__name__}"
         check_site(msg)
         if msg["is_observed"]:
             return
@@ -164,27 +165,13 @@ class Place(Messenger):
         if name in self.discrete or self.marginal:
             return
         try:
-            with Short():
+            with batchable(fn):
                 log_prob = fn.log_prob(msg["value"])
         except (ValueError, NotImplementedError) as error:
             raise ValueError(f"Expected a log density at site {name!r}: {error}") from error
         log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"])
         log_prob = log_prob.sum() if log_prob.ndim else log_prob
         self.terms[name] = self.terms[name] + log_prob if name in self.terms else log_prob
-
-
-class Short(TorchFunctionMode):
-    """Takes the cross entropy of a Bernoulli law in one operation rather than ten."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        options = {k: v for k, v in (kwargs or {}).items() if v is not None}
-        plain = len(args) == 2 and options == {"reduction": "none"}
-        if function is binary_cross_entropy_with_logits and plain:
-            logits, value = args
-            return softplus(logits, threshold=37) - value * logits  # beyond, rounding is coarser
-        return function(*args, **(kwargs or {}))
 
 
 class Enumerate(EnumMessenger):

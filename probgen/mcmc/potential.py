@@ -15,7 +15,6 @@ The support of a site may depend on sites before it. The model is run as it stan
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +38,8 @@ from .place import (
 )
 from .replay import Recording
 from .tracing import record
+from .trial import check
+from .vmapping import Batchable, batchable
 
 __all__ = ["Potential", "potential"]
 
@@ -86,60 +87,34 @@ class Potential:
         self.point, self.dtype, self.device = like, like.dtype, like.device
         self.recorded: dict[Any, Recording | None] = {}
         self.asked: Counter[Any] = Counter()
-        self.batched = True
+        self.batched, self.room = True, False
+        self.slopeless = ""  # why there is no gradient
         self.whole = Part(self, "total", self.total)
         self.log_prior = Part(self, "prior", lambda u: self.both(u)[0])
         self.log_likelihood = Part(self, "likelihood", lambda u: self.both(u)[1])
-        self.check(like)
-
-    def check(self, u: Tensor) -> None:
-        """Finds out how the model runs for many chains, and gives what a run of one chain gives.
-
-        Raises:
-            ValueError: If the model draws random numbers outside its sites.
-        """
-        points = torch.stack([u, u + 0.001])
-        with unchecked(), torch.no_grad():
-            single = torch.stack([self.total(point) for point in points])
-            again = self.total(points[1])
-        if not torch.equal(torch.nan_to_num(single[1]), torch.nan_to_num(again)):
-            raise ValueError(
-                "Expected a model that gives one log density at one point, got two. It draws "
-                "random numbers, or keeps state, outside its sample sites."
-            )
-        reason = self.trial(points, single)
-        if reason:
-            self.batched = False
-            warnings.warn(
-                f"torch.func.vmap does not take this model, so chains are evaluated one after the "
-                f"other, which is slow: {reason}",
-                stacklevel=4,
-            )
-
-    def trial(self, points: Tensor, single: Tensor) -> str:
-        """Why the model does not run for many chains at once, or nothing."""
-        try:
-            with unchecked():
-                value = self.slopes(self.total, points)["value"]
-        except (RuntimeError, NotImplementedError) as error:
-            return str(error).strip().split("\n")[0]
-        same = torch.allclose(value, single, rtol=1e-3, atol=1e-3, equal_nan=True)
-        return "" if same else "its values there differ from those of one chain"
+        check(self, like)
 
     def run(self, place: Place) -> Tensor:
         """Runs the model, and returns its log density."""
-        if not self.discrete:
-            with poutine.block(), place:
-                self.model()
-            return sum_of(place.terms.values())
-        with poutine.block(), place, Enumerate(first_available_dim=-1 - self.nesting):
-            trace = poutine.trace(config_enumerate(self.model)).get_trace()
-        jacobian = sum_of(place.terms.values())
-        return jacobian + Marginal(trace, True, self.nesting).log_prob(trace)
+        like = place.u[0] if self.room and place.u is not None else None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(Batchable(like))
+            if not self.discrete:
+                with poutine.block(), place:
+                    self.model()
+                return sum_of(place.terms.values())
+            with poutine.block(), place, Enumerate(first_available_dim=-1 - self.nesting):
+                trace = poutine.trace(config_enumerate(self.model)).get_trace()
+            for node in trace.nodes.values():
+                if node["type"] == "sample":
+                    stack.enter_context(batchable(node["fn"]))
+            jacobian = sum_of(place.terms.values())
+            return jacobian + Marginal(trace, True, self.nesting).log_prob(trace)
 
     def at(self, u: Tensor) -> Place:
         """A run of the model at one point."""
-        return Place(u, layout=self.layout, marginal=bool(self.discrete))
+        self.place = Place(u, layout=self.layout, marginal=bool(self.discrete))
+        return self.place
 
     def total(self, u: Tensor) -> Tensor:
         """The log density of one chain."""
@@ -220,6 +195,11 @@ class Potential:
 
     def slopes(self, function: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor]:
         """The values of a function of one chain, of each chain, and their gradients."""
+        if self.slopeless:
+            raise ValueError(
+                f"Expected a model with a gradient, which this kernel uses, got one without: "
+                f"{self.slopeless}. Metropolis and EllipticalSlice use no gradient."
+            )
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             value = self.map(function, x)
@@ -238,7 +218,7 @@ class Potential:
     def values(self, u: Tensor) -> dict[str, Tensor]:
         """The values of all sites of one chain."""
         place = Place(u, layout=self.layout, marginal=True)  # no log densities
-        with poutine.block(), place:
+        with poutine.block(), place, Batchable(u[0] if self.room else None):
             self.model()
         base = {f"{name}_base" for name in self.moved}
         kept = set(place.values) - base
