@@ -125,7 +125,10 @@ def explain(potential: Potential, u: Tensor) -> str:
         value = potential.run(place)
     for name, term in place.terms.items():
         if not bool(torch.isfinite(term)):
-            stated = f", whose value is {short(place.values[name])}" if name in place.values else ""
+            at: Any = place.values.get(name, place.data.get(name))
+            stated = "" if at is None else f", whose value is {short(torch.as_tensor(at))}"
+            if name in place.data and not bool(torch.as_tensor(at).isfinite().all()):
+                stated += ". Data that are missing take a mask, as by poutine.mask"
             return (
                 f"Expected a finite log density at the initial points, got {float(term)} at "
                 f"site {name!r}{stated}, in {TRIES} tries. Check its support and its data, or "

@@ -59,8 +59,14 @@ class Batchable(TorchFunctionMode):
         elif function is torch.Tensor.__setitem__:
             target, mask, value = args
             if isinstance(mask, Tensor) and mask.dtype == torch.bool and number(value):
-                target.masked_fill_(mask.reshape(mask.shape + (1,) * (target.ndim - mask.ndim)), value)
+                target.masked_fill_(
+                    mask.reshape(mask.shape + (1,) * (target.ndim - mask.ndim)), value
+                )
                 return None
+        elif function is torch.Tensor.clamp_:  # which vmap does for one chain after the other
+            return args[0].copy_(args[0].clamp(*args[1:], **kwargs))
+        elif function is torch.isclose or function is torch.Tensor.isclose:
+            return isclose(*args, **kwargs)
         elif getattr(function, "__self__", None) is torch.Tensor.data and len(args) == 1:
             return args[0].detach()
         elif function is torch.Tensor.__bool__ and validates():
@@ -94,6 +100,13 @@ def mvlgamma(x: Tensor, p: int) -> Tensor:
     """The log of the multivariate gamma function, without a look at the values."""
     steps = torch.arange(p, dtype=x.dtype, device=x.device) / 2
     return (x[..., None] - steps).lgamma().sum(-1) + p * (p - 1) / 4 * math.log(math.pi)
+
+
+def isclose(
+    a: Tensor, b: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
+) -> Tensor:
+    both = equal_nan & a.isnan() & b.isnan()
+    return (a == b) | both | (((a - b).abs() <= atol + rtol * b.abs()) & b.isfinite())
 
 
 def safe_log(x: Tensor) -> Tensor:
