@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .place import RADIUS, Place, unchecked
+from .vmapping import Batchable
 
 if TYPE_CHECKING:
     from .potential import Potential
@@ -80,7 +81,8 @@ def draw(potential: Potential, chains: int, **options: Any) -> Tensor:
 
     def point(given: dict[str, Tensor]) -> Tensor:
         place = Place(values=given, **options)
-        with poutine.block(), place:
+        like = given.get("") if potential.room else None
+        with poutine.block(), place, Batchable(like):
             potential.model()
         return torch.cat([place.parts[name].reshape(-1) for name in potential.layout])
 
@@ -123,7 +125,10 @@ def explain(potential: Potential, u: Tensor) -> str:
         value = potential.run(place)
     for name, term in place.terms.items():
         if not bool(torch.isfinite(term)):
-            stated = f", whose value is {short(place.values[name])}" if name in place.values else ""
+            at: Any = place.values.get(name, place.data.get(name))
+            stated = "" if at is None else f", whose value is {short(torch.as_tensor(at))}"
+            if name in place.data and not bool(torch.as_tensor(at).isfinite().all()):
+                stated += ". Data that are missing take a mask, as by poutine.mask"
             return (
                 f"Expected a finite log density at the initial points, got {float(term)} at "
                 f"site {name!r}{stated}, in {TRIES} tries. Check its support and its data, or "

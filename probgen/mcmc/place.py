@@ -14,7 +14,7 @@ import pyro
 import torch
 from opt_einsum import shared_intermediates
 from pyro import poutine
-from pyro.distributions import Delta
+from pyro.distributions import Beta, Delta, ImproperUniform, Independent
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import broadcast_shape, scale_and_mask
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
@@ -30,11 +30,13 @@ from torch.distributions.transforms import (
     AffineTransform,
     ComposeTransform,
     IndependentTransform,
+    SigmoidTransform,
 )
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
-from torch.overrides import TorchFunctionMode
+from torch.nn.functional import logsigmoid
 
 from ..core import Density
+from .masks import free_of, inside, mask_of
+from .vmapping import batchable
 
 __all__ = [
     "Enumerate",
@@ -43,6 +45,7 @@ __all__ = [
     "Site",
     "ToBase",
     "check_enumerated",
+    "check_proper",
     "structure",
     "unchecked",
 ]
@@ -89,44 +92,53 @@ class Place(Messenger):
         self.parts: dict[str, Tensor] = {}
         self.values: dict[str, Tensor] = {}  # of latent and deterministic sites
         self.terms: dict[str, Tensor] = {}  # log densities, with the Jacobian's
+        self.moves: dict[str, tuple[Transform, Tensor, Tensor]] = {}  # numbers to values
+        self.data: dict[str, Any] = {}  # of observed sites
         self.latent: list[str] = []
         self.discrete: list[str] = []
+        self.where = "before its first site"  # how far the run is
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         fn, name = msg["fn"], msg["name"]
         if isinstance(fn, _Subsample):
             return
+        self.where = f"at or after site {name!r}, a {type(fn).__name__}"
         check_site(msg)
         if msg["is_observed"]:
+            self.data[name] = msg["value"]
             return
         if fn.has_enumerate_support:
             self.discrete.append(name)
             return
         transform = bijection(name, fn)
+        shape = shape_before(transform, fn.shape())
+        free = free_of(msg, self.data, shape)
+        shape = shape if free is None else free.shape
+        x = self.given.get(name)
         if self.u is not None:
-            where = self.find(name, shape_before(transform, fn.shape()))
+            where = self.find(name, shape)
             u = self.pieces[name].reshape(where.shape)
-            x = transform(u)
-            if x.shape != where.value:
-                raise ValueError(
-                    f"Expected a support of site {name!r} that depends on no discrete site, got "
-                    f"one for each of its values."
-                )
-        elif name in self.given:
-            x = self.given[name]
-            u = transform.inv(x)
-        elif self.prior:
-            x = fn()
-            u = transform.inv(x)
+        elif x is not None or self.prior:
+            x = fn() if x is None else x
+            whole = transform.inv(x)
+            u = whole if free is None else free.take(whole)
         else:
-            u = uniform(fn, transform)
-            x = transform(u)
-        self.parts[name] = u
+            u = uniform(fn, shape)
+        whole = u if free is None else free.fill(u)
+        x = transform(whole) if x is None else x
+        if self.u is not None and x.shape != where.value:
+            raise ValueError(
+                f"Expected a support of site {name!r} that depends on no discrete site, got one "
+                f"for each of its values."
+            )
+        ladj = transform.log_abs_det_jacobian(whole, x)
+        self.parts[name], self.moves[name] = u, (transform, whole, x)
+        if free is not None:
+            x, ladj = free.restrict(x, ladj)
         msg["value"], msg["done"] = x, True
-        ladj = transform.log_abs_det_jacobian(u, x)
         self.terms[name] = ladj.sum() if ladj.ndim else ladj
         self.latent.append(name)
-        msg["infer"] = {**(msg["infer"] or {}), "_placed": True}
+        msg["infer"] = {**(msg["infer"] or {}), "_placed": True, "_free": free}
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
         """Reads a parameter, without the store's own bookkeeping, which `vmap` does not take."""
@@ -163,9 +175,17 @@ class Place(Messenger):
             return
         if name in self.discrete or self.marginal:
             return
+        if infer.get("_placed") and plain(msg):
+            joint = joint_of(fn, *self.moves[name])
+            if joint is not None:
+                self.terms[name] = joint
+                return
+        kept, value = mask_of(msg), msg["value"]
+        if isinstance(kept, Tensor) and (msg["is_observed"] or infer.get("_free") is not None):
+            value = inside(value, fn, kept)
         try:
-            with Short():
-                log_prob = fn.log_prob(msg["value"])
+            with batchable(fn):
+                log_prob = fn.log_prob(value)
         except (ValueError, NotImplementedError) as error:
             raise ValueError(f"Expected a log density at site {name!r}: {error}") from error
         log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"])
@@ -173,18 +193,23 @@ class Place(Messenger):
         self.terms[name] = self.terms[name] + log_prob if name in self.terms else log_prob
 
 
-class Short(TorchFunctionMode):
-    """Takes the cross entropy of a Bernoulli law in one operation rather than ten."""
+def plain(msg: dict[str, Any]) -> bool:
+    """Whether a site has no mask and no scale."""
+    scale = msg["scale"]
+    return msg["mask"] is None and isinstance(scale, (int, float)) and scale == 1
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        options = {k: v for k, v in (kwargs or {}).items() if v is not None}
-        plain = len(args) == 2 and options == {"reduction": "none"}
-        if function is binary_cross_entropy_with_logits and plain:
-            logits, value = args
-            return softplus(logits, threshold=37) - value * logits  # beyond, rounding is coarser
-        return function(*args, **(kwargs or {}))
+
+def joint_of(fn: Any, transform: Transform, u: Tensor, x: Tensor) -> Tensor | None:
+    """The log density of a beta variable by its logit, which is exact where the value is 1."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    if type(fn) is not Beta or not isinstance(transform, SigmoidTransform):
+        return None
+    a, b = fn.concentration1, fn.concentration0
+    log_prob = a * logsigmoid(u) + b * logsigmoid(-u) + (a + b).lgamma() - a.lgamma() - b.lgamma()
+    return log_prob.sum() if log_prob.ndim else log_prob
 
 
 class Enumerate(EnumMessenger):
@@ -267,9 +292,8 @@ def shape_before(transform: Transform, shape: torch.Size) -> torch.Size:
     return transform.inverse_shape(shape)
 
 
-def uniform(fn: Any, transform: Transform) -> Tensor:
+def uniform(fn: Any, shape: torch.Size) -> Tensor:
     """Numbers in -2 to 2, of the dtype and on the device of a site."""
-    shape = shape_before(transform, fn.shape())
     try:
         with torch.no_grad():
             like = fn.sample()
@@ -301,6 +325,29 @@ def is_value(fn: Any) -> bool:
     """Whether a site states the value of one that was reparameterised."""
     masked = isinstance(fn, MaskedDistribution) and fn._mask is False
     return masked and isinstance(fn.base_dist, Delta)
+
+
+def check_proper(nodes: Any) -> None:
+    """Refuses an improper prior without data, which has no posterior."""
+    improper = []
+    for name, node in nodes:
+        if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
+            continue
+        fn = node["fn"]
+        if node["is_observed"]:
+            if not is_value(fn):
+                return
+            continue
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        if isinstance(fn, ImproperUniform):
+            improper.append(name)
+    if improper:
+        raise ValueError(
+            f"Expected a posterior, got an improper one: site {', '.join(map(repr, improper))} "
+            f"has an ImproperUniform prior, and there are no data. State observed sites, factors "
+            f"or a proper prior."
+        )
 
 
 def check_enumerated(nodes: Any) -> None:

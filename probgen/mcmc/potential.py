@@ -15,9 +15,7 @@ The support of a site may depend on sites before it. The model is run as it stan
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
 
+from .evaluation import Evaluation
 from .initial import draw, initial
 from .part import Part
 from .place import (
@@ -34,18 +33,17 @@ from .place import (
     Site,
     ToBase,
     check_enumerated,
+    check_proper,
     structure,
     unchecked,
 )
-from .replay import Recording
-from .tracing import record
+from .trial import check
+from .vmapping import Batchable, batchable
 
 __all__ = ["Potential", "potential"]
 
-Batched = Callable[[Tensor], dict[str, Tensor]]
 
-
-class Potential:
+class Potential(Evaluation):
     r"""The log density of a Pyro model's latent sites, as one real vector, for many chains.
 
     :func:`potential` makes it. It is a snapshot: it does not see parameters and data that change
@@ -73,7 +71,7 @@ class Potential:
         nesting: int,
         compile: bool = True,
     ) -> None:
-        self.model, self.nesting, self.compile = model, nesting, compile
+        self.model, self.nesting = model, nesting
         self.layout, at = {}, 0
         for name, part in found.parts.items():
             value = found.values[name].shape
@@ -83,63 +81,34 @@ class Potential:
         self.discrete = list(found.discrete)
         self.moved = moved
         like = torch.cat([part.detach().reshape(-1) for part in found.parts.values()])
-        self.point, self.dtype, self.device = like, like.dtype, like.device
-        self.recorded: dict[Any, Recording | None] = {}
-        self.asked: Counter[Any] = Counter()
-        self.batched = True
+        self.dtype, self.device = like.dtype, like.device
+        super().__init__(like, compile, bool(found.discrete))
         self.whole = Part(self, "total", self.total)
         self.log_prior = Part(self, "prior", lambda u: self.both(u)[0])
         self.log_likelihood = Part(self, "likelihood", lambda u: self.both(u)[1])
-        self.check(like)
-
-    def check(self, u: Tensor) -> None:
-        """Finds out how the model runs for many chains, and gives what a run of one chain gives.
-
-        Raises:
-            ValueError: If the model draws random numbers outside its sites.
-        """
-        points = torch.stack([u, u + 0.001])
-        with unchecked(), torch.no_grad():
-            single = torch.stack([self.total(point) for point in points])
-            again = self.total(points[1])
-        if not torch.equal(torch.nan_to_num(single[1]), torch.nan_to_num(again)):
-            raise ValueError(
-                "Expected a model that gives one log density at one point, got two. It draws "
-                "random numbers, or keeps state, outside its sample sites."
-            )
-        reason = self.trial(points, single)
-        if reason:
-            self.batched = False
-            warnings.warn(
-                f"torch.func.vmap does not take this model, so chains are evaluated one after the "
-                f"other, which is slow: {reason}",
-                stacklevel=4,
-            )
-
-    def trial(self, points: Tensor, single: Tensor) -> str:
-        """Why the model does not run for many chains at once, or nothing."""
-        try:
-            with unchecked():
-                value = self.slopes(self.total, points)["value"]
-        except (RuntimeError, NotImplementedError) as error:
-            return str(error).strip().split("\n")[0]
-        same = torch.allclose(value, single, rtol=1e-3, atol=1e-3, equal_nan=True)
-        return "" if same else "its values there differ from those of one chain"
+        check(self, like)
 
     def run(self, place: Place) -> Tensor:
         """Runs the model, and returns its log density."""
-        if not self.discrete:
-            with poutine.block(), place:
-                self.model()
-            return sum_of(place.terms.values())
-        with poutine.block(), place, Enumerate(first_available_dim=-1 - self.nesting):
-            trace = poutine.trace(config_enumerate(self.model)).get_trace()
-        jacobian = sum_of(place.terms.values())
-        return jacobian + Marginal(trace, True, self.nesting).log_prob(trace)
+        like = place.u[0] if self.room and place.u is not None else None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(Batchable(like))
+            if not self.discrete:
+                with poutine.block(), place:
+                    self.model()
+                return sum_of(place.terms.values())
+            with poutine.block(), place, Enumerate(first_available_dim=-1 - self.nesting):
+                trace = poutine.trace(config_enumerate(self.model)).get_trace()
+            for node in trace.nodes.values():
+                if node["type"] == "sample":
+                    stack.enter_context(batchable(node["fn"]))
+            jacobian = sum_of(place.terms.values())
+            return jacobian + Marginal(trace, True, self.nesting).log_prob(trace)
 
     def at(self, u: Tensor) -> Place:
         """A run of the model at one point."""
-        return Place(u, layout=self.layout, marginal=bool(self.discrete))
+        self.place = Place(u, layout=self.layout, marginal=bool(self.discrete))
+        return self.place
 
     def total(self, u: Tensor) -> Tensor:
         """The log density of one chain."""
@@ -170,98 +139,85 @@ class Potential:
         r"""The gradient alone."""
         return self.whole.gradient(x)
 
-    def evaluate(self, kind: str, function: Batched, x: Tensor, *names: str) -> dict[str, Tensor]:
-        """Some of what a function gives for all chains, recorded once it is asked for again."""
-        key = (kind, x.shape, x.dtype, x.device)
-        with torch.no_grad():
-            if key not in self.recorded:
-                self.asked[key] += 1
-                if self.asked[key] == 1:
-                    # a chain outside the domain of linear algebra ends all, unless recorded
-                    with unchecked(), contextlib.suppress(torch.linalg.LinAlgError):
-                        return function(x)
-                self.recorded[key] = self.prepare(function, x)
-            recording = self.recorded[key]
-            if recording is not None:
-                return recording(x, *names)
-            with unchecked():
-                return function(x)
-
-    def prepare(self, function: Batched, x: Tensor) -> Recording | None:
-        """The operations of a function, if replayed they give its numbers."""
-        if not self.compile or not self.batched or x.device.type == "meta":
-            return None
-        first = self.point.to(x).expand_as(x)
-        near = first + torch.linspace(0, 0.01, len(x)).to(x)[:, None]
-        own = x.detach().clone(memory_format=torch.contiguous_format)
-        try:
-            with unchecked():
-                recording = record(function, own)
-                try:
-                    other = x.roll(1, 0) + 0.01
-                    found = function(other)
-                except torch.linalg.LinAlgError:
-                    other = near
-                    found = function(other)
-                replayed = recording(other, *found)
-        except (RuntimeError, NotImplementedError, TypeError, ValueError, KeyError):
-            return None  # recording is only a shorter way to the same numbers
-        return recording if all(close(found[name], replayed[name]) for name in found) else None
-
-    def map(self, function: Callable[[Tensor], Any], x: Tensor, chunk: int | None = None) -> Any:
-        """A function of one chain, of each chain."""
-        if self.batched:
-            randomness = "different" if self.discrete else "error"
-            return torch.func.vmap(function, chunk_size=chunk, randomness=randomness)(x)
-        results = [function(u) for u in x]
-        if isinstance(results[0], Tensor):
-            return torch.stack(results)
-        return {name: torch.stack([r[name] for r in results]) for name in results[0]}
-
-    def slopes(self, function: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor]:
-        """The values of a function of one chain, of each chain, and their gradients."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            value = self.map(function, x)
-            if not value.requires_grad:
-                return {"value": value, "gradient": torch.zeros_like(x)}
-            (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
-        gradient = torch.zeros_like(x) if gradient is None else gradient
-        return {"value": value.detach(), "gradient": gradient}
-
     def check_shape(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.size:
             raise ValueError(
                 f"Expected positions with shape (chains, {self.size}), got {tuple(x.shape)}."
             )
 
-    def values(self, u: Tensor) -> dict[str, Tensor]:
-        """The values of all sites of one chain."""
+    def values(self, u: Tensor, sites: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """The values of all sites of one chain, or of some."""
         place = Place(u, layout=self.layout, marginal=True)  # no log densities
-        with poutine.block(), place:
+        with poutine.block(), place, Batchable(u[0] if self.room else None):
             self.model()
         base = {f"{name}_base" for name in self.moved}
         kept = set(place.values) - base
-        if self.discrete:  # what follows from a discrete site is not a value but a law
+        if self.discrete:  # what follows from a discrete site is not a value but a distribution
             kept &= set(self.layout) | set(self.moved)
+        if sites is not None:
+            unknown = sorted(set(sites) - kept)
+            if unknown:
+                raise ValueError(f"Expected `sites` of {sorted(kept)}, got {unknown}.")
+            kept = set(sites)
         return {name: value for name, value in place.values.items() if name in kept}
 
-    def unravel(self, x: Tensor) -> dict[str, Tensor]:
-        """The values of all sites, constrained to their supports.
+    def unravel(self, x: Tensor, sites: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Gives the values of sites, constrained to their supports.
 
         A site that was moved to the base of a flow has its own values here, not those of the base.
 
         Arguments:
             x: Positions, with shape :math:`(*, D)`.
+            sites: The names of the sites; by default all. The values of others are not kept.
 
         Returns:
-            For each latent and deterministic site, values with shape :math:`(*, *event)`.
+            For each latent and deterministic site, values with shape :math:`(*, *event)`. Where
+            `obs_mask` has data, a site takes these.
+
+        Raises:
+            ValueError: If a site is not of the model.
+        """
+        batch, names = x.shape[:-1], None if sites is None else list(sites)
+        with unchecked(), torch.no_grad():
+            flat = x.reshape(-1, self.size)
+            found = self.map(lambda u: self.values(u, names), flat, chunk=8192)
+        return {name: value.reshape(batch + value.shape[1:]) for name, value in found.items()}
+
+    def saturated(self, x: Tensor, fraction: float = 0.01) -> list[str]:
+        r"""Finds sites whose values are at the edge of what their precision can hold.
+
+        A value such as :math:`1 - 10^{-12}` is 1 in single precision: what lies beyond is cut off,
+        or piles up there. Such a value does not give back the real number :math:`u` it came from.
+
+        Arguments:
+            x: Positions, with shape :math:`(*, D)`.
+            fraction: The least part of the positions at which a site must be at the edge.
+
+        Returns:
+            The names of the sites.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> def model():
+            ...     pyro.sample("p", dist.Uniform(0.0, 1.0))
+            >>> log_density = potential(model)
+            >>> log_density.saturated(torch.zeros(10, 1))
+            []
+            >>> log_density.saturated(torch.full((10, 1), 30.0))
+            ['p']
         """
 
-        batch = x.shape[:-1]
+        def lost(u: Tensor) -> dict[str, Tensor]:
+            place = Place(u, layout=self.layout, marginal=True)
+            with poutine.block(), place, Batchable(u[0] if self.room else None):
+                self.model()
+            return {n: ~((t.inv(x) - u).abs() < 0.25).all() for n, (t, u, x) in place.moves.items()}
+
         with unchecked(), torch.no_grad():
-            found = self.map(self.values, x.reshape(-1, self.size), chunk=8192)
-        return {name: value.reshape(batch + value.shape[1:]) for name, value in found.items()}
+            found = self.map(lost, x.reshape(-1, self.size), chunk=8192)
+        at = [name for name, edge in found.items() if float(edge.float().mean()) >= fraction]
+        moved = {f"{name}_base": name for name in self.moved}
+        return [moved.get(name, name) for name in at]
 
     def draw(self, chains: int, *, prior: bool = False) -> Tensor:
         r"""Draws points from the prior, or uniformly in -2 to 2.
@@ -303,12 +259,6 @@ class Potential:
         return initial(self, how, chains, gradient)
 
 
-def close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors agree to the rounding of their greatest finite element."""
-    size = torch.nan_to_num(a, posinf=0.0, neginf=0.0).abs().max()
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(size), equal_nan=True)
-
-
 def sum_of(terms: Any) -> Any:
     total: Any = 0.0
     for term in terms:
@@ -345,7 +295,8 @@ def potential(
 
     Raises:
         ValueError: If there is no latent site, a site has no density, or no bijection leads to its
-            support; if data are subsampled; if sites or shapes change between runs.
+            support; if data are subsampled; if sites or shapes change between runs; if a prior is
+            improper and there are no data.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -377,6 +328,7 @@ def potential(
     if not first:
         extra = " Its discrete sites are summed out." if runs[0].discrete else ""
         raise ValueError(f"Expected a model with continuous latent sites, got none.{extra}")
+    check_proper(trace.nodes.items())
     if runs[1].discrete:
         check_enumerated(trace.nodes.items())
     frames = [f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())]
