@@ -2,6 +2,7 @@
 
 from .adaptation import StepSize, TrajectoryLength, warm_up
 from .annealed import AnnealedLangevin, AnnealedState
+from .convergence import ConvergenceWarning
 from .diagnostics import ess, ess_tail, mcse, nested_rhat, rhat
 from .draws import Draws, Summary
 from .elliptical import EllipticalSlice
@@ -35,6 +36,7 @@ __all__ = [
     "ChEES",
     "ChEESState",
     "Checkerboard",
+    "ConvergenceWarning",
     "Direct",
     "Draws",
     "EllipticalSlice",

@@ -168,6 +168,11 @@ class Modes(NamedTuple):
     factor: Tensor
     flat: Tensor | None
 
+    @property
+    def log_mass(self) -> Tensor:
+        r"""The log masses :math:`\log \pi(x) + \tfrac12 \log |H|`, with shape :math:`(M)`."""
+        return self.log_density + torch.linalg.slogdet(self.factor).logabsdet
+
 
 def curvature(x: Tensor, factor: Tensor, log_density: LogDensity, like: Tensor) -> Tensor:
     r"""Minus the Hessian at :math:`x` in the coordinates of a factor, by central differences.
@@ -221,9 +226,11 @@ def newton(
         new = factor @ (size[:, None] * vectors) * absolute.rsqrt()  # its square: |Hessian|^-1
         slope = gradient[0] @ new
         step = new @ slope
+        if lowest < 1e-6 and float(slope[1:].square().sum()) / 2 < ENOUGH:
+            direction = factor @ (size * vectors[:, 0])
+            if improper(x, direction, log_density, like):
+                return x, value[0], torch.full_like(factor, torch.nan), direction
         if lowest > 0 and float(slope.square().sum()) / 2 < ENOUGH:
-            if lowest < 1e-6:
-                return x, value[0], new, factor @ (size * vectors[:, 0])
             return x, value[0], new, None
         trial = (x + lengths[:, None] * step).to(like.dtype).double()
         values_there = evaluate_all(trial, log_density, like)[0]
@@ -236,7 +243,17 @@ def newton(
     return x, value[0], torch.full_like(factor, torch.nan), None
 
 
-def find_modes(paths: Paths, log_density: LogDensity, like: Tensor) -> Modes | None:
+def improper(x: Tensor, direction: Tensor, log_density: LogDensity, like: Tensor) -> bool:
+    """Whether a density falls by less than a nat along a direction, however far one goes."""
+    far = torch.tensor([1e2, 1e3, 1e4, 1e5, 1e6], dtype=x.dtype, device=x.device)
+    unit = direction / direction.abs().max() * x.abs().max().clamp(min=1)
+    points = torch.cat([x[None], x + far[:, None] * unit, x - far[:, None] * unit])
+    value = evaluate_all(points, log_density, like)[0]
+    sides = (value[1:] - value[0]).reshape(2, -1)
+    return bool((sides > -1).all(1).any())
+
+
+def find_modes(paths: Paths, log_density: LogDensity, like: Tensor) -> Modes:
     """Follow paths to their modes, each of which is found once.
 
     Arguments:
@@ -256,24 +273,24 @@ def find_modes(paths: Paths, log_density: LogDensity, like: Tensor) -> Modes | N
             break
         x, top, factor, direction = newton(position[k], factors[k], log_density, like)
         left[k] = False
+        flat = direction if flat is None else flat
         if not bool(torch.isfinite(factor).all()):
             failures += 1
             continue
-        flat = direction if flat is None else flat
         distance = torch.linalg.solve(factor, (position - x).mT).square().sum(0)
         left = left & (distance / 2 > 2 * (top - value).clamp(min=0) + d)
         known = any(float(torch.linalg.solve(f, (x - m)).square().sum()) < d for m, _, f in found)
         if not known:
             found.append((x, top, factor))
     if not found:
-        return None
+        return Modes(position[:0], value[:0], factors[:0], flat)
     position, value, factor = (torch.stack(parts) for parts in zip(*found))
     return Modes(position, value, factor, flat)
 
 
 def pathfinder(
     position: Tensor, log_density: LogDensity, chains: int | None = None
-) -> tuple[Tensor, Tensor, Modes | None] | None:
+) -> tuple[Tensor | None, Tensor | None, Modes | None]:
     r"""Draw initial points from normal approximations along optimisation paths.
 
     Arguments:
@@ -282,9 +299,9 @@ def pathfinder(
         chains: The number of points to draw; :math:`C` by default.
 
     Returns:
-        Points with shape :math:`(\text{chains}, D)`, the Cholesky factor of the best inverse
-        Hessian, with shape :math:`(D, D)`, and the modes if there are any; None if no approximation
-        meets the density.
+        Points with shape :math:`(\text{chains}, D)` and the Cholesky factor of the best inverse
+        Hessian, with shape :math:`(D, D)`, both None if no approximation meets the density; and
+        the modes.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -297,18 +314,18 @@ def pathfinder(
     d = position.shape[1]
     chains = len(position) if chains is None else chains
     if d > LARGEST:
-        return None
+        return None, None, None
     count = max(4, min(len(position), ELEMENTS // d**2))
     paths = optimize(position[:count], log_density)
     modes = find_modes(paths, log_density, position)
-    if modes is not None:
+    if len(modes.position):
         centers, factors = modes.position, torch.linalg.qr(modes.factor.mT).R.mT
-        mass = modes.log_density + factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        mass = modes.log_mass
     else:
         factors, bad = torch.linalg.cholesky_ex(paths.inverse)
         usable = (bad == 0) & torch.isfinite(paths.log_mass)
         if not bool(usable.any()):
-            return None
+            return None, None, modes
         centers, factors = paths.position[usable].double(), factors[usable]
         mass = torch.zeros_like(centers[:, 0])
     share = 0.75 * mass.softmax(0) + 0.25 / len(mass)
@@ -319,11 +336,11 @@ def pathfinder(
     log_weights = value - mixture(z.double(), centers, factors, share)
     top = log_weights.max()
     if not bool(torch.isfinite(top)):
-        return None
+        return None, None, modes
     weights = (log_weights - top).exp()
     weights = weights.clamp(max=float(weights.mean() * math.sqrt(len(weights))))
     chosen = torch.multinomial(weights, chains, replacement=True)
-    best = mass.argmax() if modes is not None else of[log_weights.argmax()]
+    best = mass.argmax() if len(modes.position) else of[log_weights.argmax()]
     return z[chosen], factors[best].to(position.dtype), modes
 
 
@@ -351,21 +368,21 @@ def prepare(
     """
     chains = len(position) if chains is None else chains
     fields = {field.name for field in dataclasses.fields(kernel)}
-    adapts = kernel.target is not None and "scale" in fields and position.ndim == 2
-    found = None
-    if adapts and position.device.type != "meta":
+    points: Tensor | None = None
+    factor: Tensor | None = None
+    modes: Modes | None = None
+    if kernel.target is not None and "scale" in fields and position.ndim == 2:
         try:
-            found = pathfinder(position, log_density, chains)
+            points, factor, modes = pathfinder(position, log_density, chains)
         except (RuntimeError, TypeError, NotImplementedError):
-            if kernel.gradient:  # whose own error says more
-                return kernel, position[:chains], None
-    if found is None:
-        return kernel, position[:chains], None
-    points, factor, modes = found
-    if kernel.scale is None:
+            if kernel.gradient:  # otherwise the density may lack a gradient, which nobody needs
+                raise
+    if factor is not None and kernel.scale is None:
         scale = reduced(factor, metric_kind(metric, position.shape[1]))
         kernel = dataclasses.replace(kernel, scale=scale)
-    return kernel, points if move else position[:chains], modes
+    if points is None or not move:
+        points = position[:chains]
+    return kernel, points, modes
 
 
 def reduced(factor: Tensor, kind: str) -> Scale:
