@@ -192,7 +192,7 @@ class ChEES(Kernel):
     scale: Tensor | None = None
     max_steps: int = 1000
 
-    target: ClassVar[float | None] = 0.8
+    target: ClassVar[float | None] = 0.85
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)

@@ -23,6 +23,8 @@ from .kernel import Kernel
 from .metric import Metric, metric_kind
 from .pathfinder import Modes, prepare
 from .potential import Potential, potential
+from .reparam import funnels
+from .reparam import noncentered as standardized
 
 __all__ = ["run"]
 
@@ -43,6 +45,7 @@ def run(
     superchains: int | None = None,
     metric: Metric = "auto",
     sites: Iterable[str] | None = None,
+    noncentered: Iterable[str] | bool = False,
     base: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -80,6 +83,9 @@ def run(
             factor, `"low_rank"` directions over a diagonal, or `"auto"`, which is dense up to 100
             dimensions and of low rank above.
         sites: The sites whose draws are kept; all by default.
+        noncentered: The sites to standardise, :math:`z = (\\theta - m) / s`, or True for all
+            location-scale sites whose scale is latent: for hierarchical models whose data say
+            little of each :math:`\\theta`, which make funnels otherwise.
         base: Whether sites with a frozen flow move to its base. Default: if the kernel uses
             gradients.
         checkpoint: A folder. The draws so far are written there every 30 seconds or more, at the
@@ -140,6 +146,8 @@ def run(
         else:
             if not isinstance(model, Potential):
                 moves = kernel.gradient if base is None else base
+                if noncentered:
+                    model = standardized(model, noncentered, *args, **kwargs)
                 target = potential(model, *args, base=moves, **kwargs)
             free = isinstance(init, str)
             position = target.initial(init, share if free else groups, gradient=kernel.gradient)
@@ -172,6 +180,13 @@ def run(
             latent = [name for name in values if name in target.layout or name in moved]
     result = Draws(values, stats, latent, moved, superchains, last, seconds, remarks)
     wrong = result.problems(max_rhat, min_ess) if rank == 0 else []
+    if wrong and isinstance(target, Potential):
+        sites_of_funnels = funnels(target.model)
+        if sites_of_funnels:
+            wrong.append(
+                f"sites with an unknown scale, as {', '.join(sites_of_funnels)}, make funnels; "
+                f"run(..., noncentered=True) standardises them."
+            )
     if wrong:
         warnings.warn("\n".join(wrong), ConvergenceWarning, stacklevel=2)
     return result
