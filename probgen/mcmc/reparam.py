@@ -57,8 +57,8 @@ def funnels(model: Callable[[], Any]) -> list[str]:
     Arguments:
         model: A Pyro model without arguments.
     """
-    found = Funnels()
-    with unchecked(), torch.enable_grad(), poutine.block(), Place(marginal=True), found:
+    found, place = Funnels(), Place(marginal=True)
+    with torch.random.fork_rng(), unchecked(), torch.enable_grad(), poutine.block(), place, found:
         model()
     return found.names
 
