@@ -3,6 +3,7 @@
 from .adaptation import Moments, StepSize, TrajectoryLength, warm_up
 from .annealed import AnnealedLangevin, AnnealedState
 from .diagnostics import ess, ess_tail, mcse, nested_rhat, rhat
+from .discrete_sites import infer_discrete
 from .draws import Draws, Summary
 from .elliptical import EllipticalSlice
 from .gibbs import BlockGibbs, Direct, Gibbs, GibbsInfo, GibbsState, GraphGibbs, colours
@@ -17,6 +18,7 @@ from .pyro_kernel import BatchedMCMC, PyroKernel
 from .replicas import ParallelTempering, ReplicaState
 from .run import run
 from .tempering import Annealed, ais, smc
+from .trial import ChainByChainWarning
 from .units import BinaryUnits, CategoricalUnits, GaussianUnits, Units
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "CategoricalUnits",
     "ChEES",
     "ChEESState",
+    "ChainByChainWarning",
     "Checkerboard",
     "Direct",
     "Draws",
@@ -65,6 +68,7 @@ __all__ = [
     "colours",
     "ess",
     "ess_tail",
+    "infer_discrete",
     "likelihood",
     "mcse",
     "minibatch",

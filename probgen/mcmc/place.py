@@ -46,6 +46,7 @@ __all__ = [
     "ToBase",
     "check_enumerated",
     "check_proper",
+    "nesting_of",
     "structure",
     "unchecked",
 ]
@@ -370,6 +371,12 @@ def check_enumerated(nodes: Any) -> None:
                 f"Expected no scale at site {name!r}, since a sum over discrete sites is not "
                 f"scaled by scaling its terms. Sum the sites out by hand."
             )
+
+
+def nesting_of(trace: Any) -> int:
+    """The greatest number of nested plates."""
+    frames = [f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())]
+    return max((-frame.dim for frame in frames if frame.dim is not None), default=0)
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ from .place import (
     ToBase,
     check_enumerated,
     check_proper,
+    nesting_of,
     structure,
     unchecked,
 )
@@ -331,6 +332,5 @@ def potential(
     check_proper(trace.nodes.items())
     if runs[1].discrete:
         check_enumerated(trace.nodes.items())
-    frames = [f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())]
-    nesting = max((-frame.dim for frame in frames if frame.dim is not None), default=0)
+    nesting = nesting_of(trace)
     return Potential(stated, runs[1], list(mover.moved), nesting, compile)
