@@ -23,7 +23,8 @@ from pyro.ops.rings import SampleRing
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from .place import Enumerate, check_enumerated, nesting_of, structure, unchecked
+from .checks import check_enumerated
+from .place import Enumerate, nesting_of, structure, unchecked
 from .trial import ChainByChainWarning
 from .vmapping import Batchable, batchable, rebound
 

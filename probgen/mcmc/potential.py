@@ -23,6 +23,7 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
 
+from .checks import check_enumerated, check_proper
 from .evaluation import Evaluation
 from .initial import draw, initial
 from .part import Part
@@ -32,8 +33,6 @@ from .place import (
     Place,
     Site,
     ToBase,
-    check_enumerated,
-    check_proper,
     nesting_of,
     structure,
     unchecked,
