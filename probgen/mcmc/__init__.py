@@ -4,6 +4,7 @@ from .adaptation import StepSize, TrajectoryLength, warm_up
 from .annealed import AnnealedLangevin, AnnealedState
 from .convergence import ConvergenceWarning
 from .diagnostics import ess, ess_tail, mcse, nested_rhat, rhat
+from .discrete_sites import infer_discrete
 from .draws import Draws, Summary
 from .elliptical import EllipticalSlice
 from .gibbs import BlockGibbs, Direct, Gibbs, GibbsInfo, GibbsState, GraphGibbs, colours
@@ -19,6 +20,7 @@ from .pyro_kernel import BatchedMCMC, PyroKernel
 from .replicas import ParallelTempering, ReplicaState
 from .run import run
 from .tempering import Annealed, ais, smc
+from .trial import ChainByChainWarning
 from .units import BinaryUnits, CategoricalUnits, GaussianUnits, Units
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "CategoricalUnits",
     "ChEES",
     "ChEESState",
+    "ChainByChainWarning",
     "Checkerboard",
     "ConvergenceWarning",
     "Direct",
@@ -69,6 +72,7 @@ __all__ = [
     "colours",
     "ess",
     "ess_tail",
+    "infer_discrete",
     "likelihood",
     "mcse",
     "minibatch",

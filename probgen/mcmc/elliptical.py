@@ -5,9 +5,10 @@ A density :math:`\pi(x) = \mathcal{N}(x; m, L L^\top) \, \ell(x)` is sampled on 
 .. math:: x(\theta) = m + (x - m) \cos \theta + (v - m) \sin \theta,
     \qquad v \sim \mathcal{N}(m, L L^\top),
 
-along which the normal law stays: :math:`\theta` is drawn uniformly, and its bracket shrinks towards
-0 until :math:`\log \ell(x(\theta)) > \log \ell(x) + \log u`. Any density has that form, with
-:math:`\ell = \pi / \mathcal{N}`; the closer :math:`\ell` is to a constant, the better.
+along which the normal distribution stays: :math:`\theta` is drawn uniformly, and its bracket
+shrinks towards 0 until :math:`\log \ell(x(\theta)) > \log \ell(x) + \log u`. Any density has
+that form, with :math:`\ell = \pi / \mathcal{N}`; the closer :math:`\ell` is to a constant, the
+better.
 """
 
 from __future__ import annotations
@@ -45,11 +46,17 @@ class EllipticalSlice(Kernel):
         https://proceedings.mlr.press/v9/murray10a.html
 
     Arguments:
-        mean: The mean :math:`m` of the normal law, with the shape of one position.
+        mean: The mean :math:`m` of the normal distribution, with the shape of one position; 0 by
+            default.
         scale: Its factor :math:`L`; 1 by default.
         shrinks: The greatest number of points tried on an ellipse; a chain that accepts none,
             which happens at far less than one step in a million unless the density is almost
             nowhere positive, stays where it is and counts as diverged.
+
+    Raises:
+        TypeError: If `mean` or `scale` is no tensor, or `shrinks` no integer.
+        ValueError: If `mean` or `scale` is not finite, `scale` is singular, or `shrinks` is less
+            than 1.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -67,6 +74,18 @@ class EllipticalSlice(Kernel):
     shrinks: int = 100
 
     gradient: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_finite("mean", self.mean)
+        check_finite("scale", self.scale)
+        if self.scale is not None and self.scale.device.type != "meta":
+            diagonal = self.scale if self.scale.ndim < 2 else self.scale.diagonal()
+            if not bool((diagonal != 0).all()):
+                raise ValueError(f"Expected a `scale` without zeros, got {self.scale}.")
+        if not isinstance(self.shrinks, int) or isinstance(self.shrinks, bool):
+            raise TypeError(f"Expected an integer as `shrinks`, got {self.shrinks!r}.")
+        if self.shrinks < 1:
+            raise ValueError(f"Expected `shrinks` of at least 1, got {self.shrinks}.")
 
     def init(self, position: Tensor, log_density: LogDensity) -> PositionState:
         return start(self, position, log_density)
@@ -99,3 +118,12 @@ class EllipticalSlice(Kernel):
     def normal(self, offset: Tensor) -> Tensor:
         """Minus the log of the normal density, up to a constant."""
         return total(shrink(self.scale, offset).square()) / 2
+
+
+def check_finite(name: str, value: Tensor | None) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Expected a tensor as `{name}`, got {value!r}.")
+    if value.device.type != "meta" and not bool(torch.isfinite(value).all()):
+        raise ValueError(f"Expected a finite `{name}`, got {value}.")

@@ -23,7 +23,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from .place import check_site, is_value, unchecked
+from .checks import check_site, is_value
+from .place import unchecked
 
 __all__ = ["Likelihood", "likelihood"]
 

@@ -23,6 +23,7 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
 
+from .checks import check_enumerated, check_proper
 from .evaluation import Evaluation
 from .initial import draw, initial
 from .part import Part
@@ -32,8 +33,7 @@ from .place import (
     Place,
     Site,
     ToBase,
-    check_enumerated,
-    check_proper,
+    nesting_of,
     structure,
     unchecked,
 )
@@ -331,6 +331,5 @@ def potential(
     check_proper(trace.nodes.items())
     if runs[1].discrete:
         check_enumerated(trace.nodes.items())
-    frames = [f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())]
-    nesting = max((-frame.dim for frame in frames if frame.dim is not None), default=0)
+    nesting = nesting_of(trace)
     return Potential(stated, runs[1], list(mover.moved), nesting, compile)

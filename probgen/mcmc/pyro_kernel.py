@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,11 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from .adaptation import warm_up
+from .arguments import check_options, check_vector_kernel
 from .draws import Draws
 from .hmc import ChEES
 from .kernel import Kernel
+from .place import unchecked
 from .potential import Potential, potential
 from .run import run
 
@@ -31,6 +34,10 @@ class PyroKernel(MCMCKernel):
         init: The initial point, as of :meth:`Potential.initial`.
         base: Whether sites with a frozen flow move to its base. Default: if the kernel uses
             gradients.
+        options: None. Arguments of Pyro's kernels are refused by name, with the way out.
+
+    Raises:
+        TypeError: If the kernel is none, or not one that moves a vector; if there are options.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -53,7 +60,12 @@ class PyroKernel(MCMCKernel):
         *,
         init: str | dict[str, Tensor] = "uniform",
         base: bool | None = None,
+        **options: Any,
     ) -> None:
+        check_vector_kernel(kernel)
+        check_options("PyroKernel", options)
+        if options:
+            raise TypeError(f"`PyroKernel` has no argument `{next(iter(options))}`.")
         self.kernel, self.model, self.init = kernel, model, init
         self.base = kernel.gradient if base is None else base
         self.transforms: dict[str, Any] = {}  # draws are constrained already
@@ -63,7 +75,7 @@ class PyroKernel(MCMCKernel):
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         self.target = potential(self.model, *args, base=self.base, **kwargs)
-        position = self.target.initial(self.init)
+        position = self.target.initial(self.init, gradient=self.kernel.gradient)
         if self.start is not None:
             flat = [self.start[name].reshape(-1) for name in self.target.layout]
             position = torch.cat(flat).to(position)[None]
@@ -123,9 +135,18 @@ class BatchedMCMC(AbstractMCMC):
         model: The Pyro model.
         num_samples: The number of draws of each chain.
         warmup_steps: The number of steps of warm-up.
-        chains: The number of chains.
+        chains: The number of chains; `num_chains` is another name.
         disable_progbar: Whether to hide the progress bar.
-        options: Further arguments of :func:`probgen.mcmc.run`.
+        num_chains: The number of chains, by Pyro's name.
+        initial_params: Initial points by site, in real numbers as for Pyro's `MCMC`, with chains
+            along the leading axis.
+        save_params: The names of the sites whose draws are given; by default all latent ones.
+        options: Further arguments of :func:`probgen.mcmc.run`. Those of Pyro's `MCMC` that have no
+            meaning here are refused by name, with the way out.
+
+    Raises:
+        TypeError: If the kernel is none, or not one that moves a vector; if an option is unknown.
+        ValueError: If `chains` and `num_chains` differ.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -148,28 +169,55 @@ class BatchedMCMC(AbstractMCMC):
         model: Callable[..., Any],
         num_samples: int = 100,
         warmup_steps: int = 200,
-        chains: int = 128,
+        chains: int | None = None,
         disable_progbar: bool = False,
+        *,
+        num_chains: int | None = None,
+        initial_params: dict[str, Tensor] | None = None,
+        save_params: list[str] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(ChEES() if kernel is None else kernel, chains, {})
+        own = ChEES() if kernel is None else kernel
+        check_vector_kernel(own)
+        if options.get("disable_validation") is True:  # as here
+            del options["disable_validation"]
+        known = frozenset(inspect.signature(run).parameters) - {"model", "args", "kwargs"}
+        given = {name for name, value in options.items() if value is not None or name in known}
+        options = {name: options[name] for name in options if name in given}
+        check_options("BatchedMCMC", options, known)
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise TypeError(f"`BatchedMCMC` has no argument `{unknown[0]}`.")
+        if chains is not None and num_chains is not None and chains != num_chains:
+            raise ValueError(
+                f"Expected one number of chains, got chains={chains} and num_chains={num_chains}."
+            )
+        if initial_params is not None and "init" in options:
+            raise TypeError("Expected `initial_params` or `init`, got both.")
+        count = next((n for n in (chains, num_chains) if n is not None), 128)
+        base = options.get("base")
+        super().__init__(PyroKernel(own, model, base=base), count, {})
         self.model, self.num_samples, self.warmup_steps = model, num_samples, warmup_steps
         self.progress, self.options = not disable_progbar, options
+        self.initial_params, self.save_params = initial_params, save_params
+        self._args: tuple[Any, ...] = ()  # where ArviZ looks for them
+        self._kwargs: dict[str, Any] = {}
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Runs the chains, given the model's arguments."""
-
-        def model() -> Any:
-            return self.model(*args, **kwargs)
-
+        self._args, self._kwargs = args, kwargs
+        options, kernel = dict(self.options), self.kernel.kernel
+        target = potential(self.model, *args, base=self.kernel.base, **kwargs)
+        if self.initial_params is not None:
+            options["init"] = constrained(target, self.initial_params, self.num_chains)
         self.draws = run(
-            model,
-            kernel=self.kernel,
+            target,
+            kernel=kernel,
             chains=self.num_chains,
             warmup=self.warmup_steps,
             draws=self.num_samples,
             progress=self.progress,
-            **self.options,
+            **options,
         )
 
     def get_samples(
@@ -181,7 +229,8 @@ class BatchedMCMC(AbstractMCMC):
             num_samples: How many, drawn with replacement; all by default.
             group_by_chain: Whether to keep the chains apart, along the leading axis.
         """
-        latent = {name: self.draws.samples[name] for name in self.draws.latent}
+        kept = self.draws.latent if self.save_params is None else self.save_params
+        latent = {name: self.draws.samples[name] for name in kept}
         if num_samples is not None:
             axis = 1 if group_by_chain else 0
             latent = latent if group_by_chain else {n: x.flatten(0, 1) for n, x in latent.items()}
@@ -194,7 +243,8 @@ class BatchedMCMC(AbstractMCMC):
         """Effective sample sizes and R-hat of each site, divergences and acceptance by chain."""
         ess, rhat = self.draws.ess(), self.draws.rhat()
         found: dict[str, Any] = {n: {"n_eff": ess[n], "r_hat": rhat[n]} for n in ess}
-        names = [f"chain {k}" for k in range(self.num_chains)]
+        width = len(str(self.num_chains - 1))  # so that their order is that of the alphabet
+        names = [f"chain {k:0{width}}" for k in range(self.num_chains)]
         diverged, rate = self.draws.stats["diverged"], self.draws.stats["acceptance"].mean(1)
         found["divergences"] = {
             name: row.nonzero()[:, 0].tolist() for name, row in zip(names, diverged)
@@ -209,3 +259,32 @@ class BatchedMCMC(AbstractMCMC):
             prob: For Pyro's interface; the table shows the central 90 %.
         """
         print(self.draws.summary())
+
+
+def constrained(target: Potential, params: dict[str, Tensor], chains: int) -> dict[str, Tensor]:
+    """Initial values of sites, of real numbers by site.
+
+    Raises:
+        ValueError: If a site is missing or unknown, or numbers have another shape.
+    """
+    if set(params) != set(target.layout):
+        raise ValueError(
+            f"Expected `initial_params` of the sites {list(target.layout)}, got {list(params)}."
+        )
+    parts = []
+    for name, site in target.layout.items():
+        value = torch.as_tensor(params[name], dtype=target.dtype, device=target.device)
+        if value.shape != (chains, *site.shape):
+            raise ValueError(
+                f"Expected `initial_params` of {name!r} with shape {(chains, *site.shape)}, as "
+                f"many as chains, got {tuple(value.shape)}."
+            )
+        parts.append(value.reshape(chains, -1))
+
+    def values(u: Tensor) -> dict[str, Tensor]:
+        place = target.at(u)
+        target.run(place)
+        return {name: place.values[name] for name in target.layout}
+
+    with unchecked(), torch.no_grad():
+        return target.map(values, torch.cat(parts, 1))

@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .adaptation import crossing, mean_acceptance
+from .arguments import check_kernel
 from .kernel import Kernel, LogDensity, value_and_gradient
 from .metric import Moments
 
@@ -101,6 +102,7 @@ def ais(
         The log evidence, its standard error and the weighted draws.
 
     Raises:
+        TypeError: If `kernel` is neither a kernel nor a function that gives one.
         ValueError: If the temperatures do not rise from 0 to 1.
 
     Warns:
@@ -116,6 +118,7 @@ def ais(
         >>> abs(result.log_z - math.log(math.pi / 2)) < 4 * result.se
         True
     """
+    check_kernel_at(kernel)
     betas = ladder(temperatures)
     position, at = initial, kernel if not isinstance(kernel, Kernel) else lambda beta: kernel
     weights: Any = 0.0
@@ -174,7 +177,9 @@ def smc(
         The log evidence, its standard error and the draws; the weights are those of the islands.
 
     Raises:
-        ValueError: If the islands do not divide the chains, or the threshold is no fraction.
+        TypeError: If `kernel` is neither a kernel nor a function that gives one.
+        ValueError: If the islands do not divide the chains, the threshold is no fraction, or
+            `steps` is less than 1.
 
     Warns:
         UserWarning: If the effective sample size is below a tenth of the chains.
@@ -188,7 +193,10 @@ def smc(
         >>> abs(result.log_z - math.log(math.pi / 2)) < 4 * result.se
         True
     """
+    check_kernel_at(kernel)
     position, chains = initial, size_of(initial)
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"Expected `steps` of at least 1, got {steps!r}.")
     if not 0 < threshold < 1:
         raise ValueError(f"Expected a `threshold` in (0, 1), got {threshold}.")
     if islands < 2 or chains % islands:
@@ -218,7 +226,15 @@ def smc(
     return finish(position, spread, ess, torch.tensor(betas), log_z[:, None])
 
 
+def check_kernel_at(kernel: Any) -> None:
+    """Refuses what is neither a kernel nor a function that gives one."""
+    if isinstance(kernel, (type, str)) or not callable(kernel):
+        check_kernel(kernel)
+
+
 def ladder(temperatures: int | Tensor) -> Tensor:
+    if isinstance(temperatures, bool) or not isinstance(temperatures, (int, Tensor)):
+        raise TypeError(f"Expected an integer or a tensor as `temperatures`, got {temperatures!r}.")
     if isinstance(temperatures, int):
         if temperatures < 1:
             raise ValueError(f"Expected at least one temperature, got {temperatures}.")
