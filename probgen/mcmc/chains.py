@@ -23,6 +23,7 @@ from .adaptation import warm_up
 from .hmc import Trajectory
 from .kernel import LowRank
 from .metric import Metric
+from .replicas import ParallelTempering, ReplicaState
 
 __all__ = ["Chains"]
 
@@ -71,7 +72,10 @@ class Chains:
         with tqdm(total=total, initial=done * self.thin, disable=hidden, leave=False) as bar:
             if done == 0:
                 shown, reseed = Progress(bar, "warm-up"), self.reseed(1)
-                warm = warm_up(kernel, state, self.target, self.warmup, metric=self.metric)
+                if isinstance(kernel, ParallelTempering):
+                    warm = kernel.warm_up(state, self.target, self.warmup)
+                else:
+                    warm = warm_up(kernel, state, self.target, self.warmup, metric=self.metric)
                 for k in range(self.warmup):
                     reseed(k)
                     kernel, state, info = next(warm)
@@ -100,8 +104,7 @@ class Chains:
 
     def empty(self, state: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Room for the draws, with shape :math:`(C, S, *)`."""
-        position = state.position if isinstance(state.position, dict) else {"x": state.position}
-        chains = len(state.log_density)
+        position, chains = positions(state), len(state.log_density)
 
         def room(like: Tensor, shape: torch.Size, dtype: torch.dtype | None = None) -> Tensor:
             return like.new_zeros((chains, self.draws, *shape), dtype=dtype)
@@ -121,12 +124,12 @@ class Chains:
         for name, value in adapted.items():
             if isinstance(value, Tensor | LowRank):
                 tensors |= tensors_of(value, f"kernel.{name}")
-        numbers = {n: v for n, v in adapted.items() if isinstance(v, (int, float))}
+        numbers = {n: v for n, v in adapted.items() if isinstance(v, (int, float, tuple))}
         write(folder, tensors, {"done": done, "kernel": numbers, **self.description()})
 
     def adapted(self) -> list[str]:
         names = {field.name for field in dataclasses.fields(self.kernel)}
-        return sorted(names & {"step_size", "length", "scale"})
+        return sorted(names & {"step_size", "length", "scale", "step_sizes", "betas"})
 
     def description(self) -> dict[str, Any]:
         name = type(self.kernel).__name__
@@ -198,13 +201,19 @@ def record(
     store: dict[str, Tensor], stats: dict[str, Tensor], k: int, state: Any, info: Any
 ) -> None:
     """Writes draw `k` of all chains."""
-    position = state.position if isinstance(state.position, dict) else {"x": state.position}
-    for name, value in position.items():
+    for name, value in positions(state).items():
         store[name][:, k] = value
     stats["log_density"][:, k] = state.log_density
     stats["acceptance"][:, k] = info.acceptance
     stats["diverged"][:, k] = info.diverged
     stats["steps"][:, k] = info.steps if isinstance(info, Trajectory) else 1
+
+
+def positions(state: Any) -> dict[str, Tensor]:
+    """The positions by name; of replicas, those of the coldest."""
+    if isinstance(state, ReplicaState):
+        return {"x": state.position[:, -1]}
+    return state.position if isinstance(state.position, dict) else {"x": state.position}
 
 
 def tensors_of(value: Any, prefix: str = "") -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core.checkpoint import read, write
 from . import diagnostics
 from .convergence import problems
+from .discrete_sites import infer_discrete
 
 __all__ = ["Draws", "Summary"]
 
@@ -203,12 +204,32 @@ class Draws:
         Returns:
             Values of the other sites, with shape `(draws, *event)`.
         """
-        values = {name: self.flat()[name] for name in self.latent}
+        return Predictive(model, self.chosen(draws))(*args, **kwargs)
+
+    def infer_discrete(
+        self, model: Callable[..., Any], *args: Any, draws: int | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Draw the discrete sites that were summed out, given the data and the other sites.
+
+        Arguments:
+            model: The Pyro model.
+            args: Its arguments, with the data.
+            draws: How many, spread evenly over all chains and draws; all by default.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            Values of the discrete sites, with shape `(draws, *)`.
+        """
+        return infer_discrete(model, self.chosen(draws), *args, **kwargs)
+
+    def chosen(self, draws: int | None) -> dict[str, Tensor]:
+        """Draws of the latent sites of all chains, or some of them, evenly spread."""
+        values = {name: self.samples[name].flatten(0, 1) for name in self.latent}
         count = len(next(iter(values.values())))
-        if draws is not None:
-            chosen = torch.linspace(0, count - 1, min(draws, count)).round().long()
-            values = {name: value[chosen] for name, value in values.items()}
-        return Predictive(model, values)(*args, **kwargs)
+        if draws is None:
+            return values
+        index = torch.linspace(0, count - 1, min(draws, count)).round().long()
+        return {name: value[index] for name, value in values.items()}
 
     def to_arviz(self) -> Any:
         """The draws as an `InferenceData` of ArviZ.

@@ -62,12 +62,20 @@ def evaluate(x: Tensor, log_density: LogDensity, dtype: torch.dtype) -> tuple[Te
 
 
 def initial_inverse(x: Tensor, g: Tensor) -> Tensor:
-    """The diagonal of a first inverse Hessian, from the spread of positions and gradients."""
-    spread = x.var(0) if len(x) > 1 else torch.ones_like(x[0])
-    slope = g.var(0) if len(x) > 1 else g[0].square()
-    diagonal = (spread / slope).sqrt()
-    usable = torch.isfinite(diagonal) & (diagonal > 0)
-    return torch.where(usable, diagonal, torch.where(spread > 0, spread, 1.0))
+    r"""The diagonal of a first inverse Hessian, from the spread of positions and gradients.
+
+    It is :math:`\operatorname{sd}(x) / \operatorname{sd}(g)`, exact for independent normal
+    variables, but at least :math:`1 / E[g^2]`, with which a step gains a nat where the log density
+    is linear.
+    """
+    if len(x) < 2:
+        return torch.ones_like(x[0]) if len(x) else x.new_ones(x.shape[1])
+    spread, slope = x.var(0), g.var(0)
+    ratio, least = (spread / slope).sqrt(), 1 / g.square().mean(0)
+    ratio = torch.where(torch.isfinite(ratio), ratio, 0.0)
+    least = torch.where(torch.isfinite(least), least, 0.0)
+    diagonal = torch.maximum(ratio, least)
+    return torch.where(diagonal > 0, diagonal, torch.where(spread > 0, spread, 1.0))
 
 
 def optimize(position: Tensor, log_density: LogDensity, steps: int | None = None) -> Paths:
@@ -93,7 +101,8 @@ def optimize(position: Tensor, log_density: LogDensity, steps: int | None = None
     steps = min(50 + 2 * d, 300) if steps is None else steps
     x = position.double()
     f, g = evaluate(x, log_density, dtype)
-    diagonal = initial_inverse(x, g)
+    near = torch.isfinite(f)[: max(1, paths // 2)]  # the rest may be far away
+    diagonal = initial_inverse(x[: len(near)][near], g[: len(near)][near])
     h = torch.diag(diagonal).repeat(paths, 1, 1)
     log_det = diagonal.log().sum().repeat(paths)
     fresh = torch.ones_like(f, dtype=torch.bool)  # not yet scaled by a step's curvature
@@ -289,7 +298,10 @@ def find_modes(paths: Paths, log_density: LogDensity, like: Tensor) -> Modes:
 
 
 def pathfinder(
-    position: Tensor, log_density: LogDensity, chains: int | None = None
+    position: Tensor,
+    log_density: LogDensity,
+    chains: int | None = None,
+    wide: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Modes | None]:
     r"""Draw initial points from normal approximations along optimisation paths.
 
@@ -297,6 +309,8 @@ def pathfinder(
         position: Dispersed points at which the log density is finite, with shape :math:`(C, D)`.
         log_density: The log density.
         chains: The number of points to draw; :math:`C` by default.
+        wide: Points from which half of the paths start, with shape :math:`(C, D)`, so that modes
+            far away are found; by default those at `position`, five times as far from their mean.
 
     Returns:
         Points with shape :math:`(\text{chains}, D)` and the Cholesky factor of the best inverse
@@ -316,7 +330,11 @@ def pathfinder(
     if d > LARGEST:
         return None, None, None
     count = max(4, min(len(position), ELEMENTS // d**2))
-    paths = optimize(position[:count], log_density)
+    if wide is None:
+        center = position.mean(0)
+        wide = center + 5 * (position - center)
+    half = (count + 1) // 2
+    paths = optimize(torch.cat([position[:half], wide[: count - half]]), log_density)
     modes = find_modes(paths, log_density, position)
     if len(modes.position):
         centers, factors = modes.position, torch.linalg.qr(modes.factor.mT).R.mT
@@ -352,6 +370,7 @@ def prepare(
     metric: Metric = "auto",
     chains: int | None = None,
     move: bool = True,
+    wide: Tensor | None = None,
 ) -> tuple[Any, Tensor, Modes | None]:
     """Find initial points and a scale for a kernel that adapts one, by :func:`pathfinder`.
 
@@ -362,6 +381,7 @@ def prepare(
         metric: The form of the scale.
         chains: The number of points to return; :math:`C` by default.
         move: Whether chains may start elsewhere than at `position`.
+        wide: Points far apart, as of :func:`pathfinder`.
 
     Returns:
         The kernel with a scale, the points, and the modes that were found.
@@ -373,7 +393,7 @@ def prepare(
     modes: Modes | None = None
     if kernel.target is not None and "scale" in fields and position.ndim == 2:
         try:
-            points, factor, modes = pathfinder(position, log_density, chains)
+            points, factor, modes = pathfinder(position, log_density, chains, wide)
         except (RuntimeError, TypeError, NotImplementedError):
             if kernel.gradient:  # otherwise the density may lack a gradient, which nobody needs
                 raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import time
 import warnings
@@ -14,6 +16,7 @@ import torch.distributed
 from torch import Tensor
 
 from ..core.processes import agree, join, mix, seed_of
+from .arguments import check_kernel, check_run_options
 from .chains import Chains
 from .convergence import ConvergenceWarning, unvisited
 from .draws import Draws
@@ -25,6 +28,7 @@ from .pathfinder import Modes, prepare
 from .potential import Potential, potential
 from .reparam import funnels
 from .reparam import noncentered as standardized
+from .replicas import ParallelTempering
 
 __all__ = ["run"]
 
@@ -118,6 +122,7 @@ def run(
         >>> abs(float(draws.samples["mean"].mean()) - 1.5) < 0.03
         True
     """
+    check_run_options(kwargs, model)
     check_numbers(chains=chains, draws=draws, thin=thin)
     if warmup is not None and warmup < 0:
         raise ValueError(f"Expected `warmup` of at least 0, got {warmup}.")
@@ -129,6 +134,7 @@ def run(
         warnings.warn(message, DeprecationWarning, stacklevel=2)
     metric_kind(metric, 1)
     kernel = ChEES() if kernel is None else kernel
+    check_kernel(kernel)
     own = isinstance(init, Tensor) or isinstance(kernel, Gibbs)
     if own:
         chains = check_initial(init)
@@ -153,18 +159,29 @@ def run(
             position = target.initial(init, share if free else groups, gradient=kernel.gradient)
         modes, resumed = None, folder is not None and (folder / "model.json").is_file()
         adapted = kernel
-        if isinstance(position, Tensor) and warmup != 0 and not resumed:
+        tempered = kernel if isinstance(kernel, ParallelTempering) else None
+        inner = kernel if tempered is None else tempered.kernel
+        if (
+            isinstance(position, Tensor)
+            and warmup != 0
+            and not resumed
+            and isinstance(inner, Kernel)
+        ):
             adapted, position, modes = prepare(
-                kernel,
+                inner,
                 position,
                 target,
                 metric=metric,
                 chains=len(position) if own else groups,
                 move=isinstance(init, str),
+                wide=None if own else prior_draws(target, position),
             )
         if not own:
             position = position[:groups].repeat_interleave(share // groups, 0)
-        found = modes is not None and len(modes.position) > 0
+        if tempered is not None:
+            adapted = dataclasses.replace(tempered, kernel=adapted)
+            position = tempered.spread(position) if position.ndim == 2 else position
+        found = modes is not None and len(modes.position) > 0 and tempered is None
         steps = warmup if warmup is not None else WARMUP if found else COLD
         settings = {"warmup": warmup}
         task = Chains(adapted, target, seed, rank, steps, draws, thin, metric, settings)
@@ -192,6 +209,15 @@ def run(
     return result
 
 
+def prior_draws(target: Potential, like: Tensor) -> Tensor | None:
+    """Draws from the prior where it can be drawn from and they are finite."""
+    with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
+        points = target.draw(len(like), prior=True).to(like)
+        usable = torch.isfinite(points).all(1, keepdim=True)
+        return torch.where(usable, points, like)
+    return None
+
+
 def check_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
@@ -211,10 +237,8 @@ def share_of(chains: int, superchains: int | None, world: int) -> int:
 
 def remarks_of(modes: Modes | None, target: Any, store: dict[str, Tensor]) -> tuple[str, ...]:
     """Problems that optimisation found before the chains ran."""
-    if modes is None:
-        return ()
     remarks = []
-    if modes.flat is not None:
+    if modes is not None and modes.flat is not None:
         size = modes.flat.abs() / modes.flat.abs().max()
         names = [f"x[{k}]" for k in (size > 0.05).nonzero()[:, 0].tolist()]
         if isinstance(target, Potential):
@@ -225,7 +249,15 @@ def remarks_of(modes: Modes | None, target: Any, store: dict[str, Tensor]) -> tu
             f"that direction, and draws mean nothing there. Give a proper prior, or drop a "
             f"parameter that the data do not determine."
         )
-    if len(modes.position) and "x" in store:
+    if isinstance(target, Potential):
+        names = target.saturated(store["x"].flatten(0, 1))
+        if names:
+            remarks.append(
+                f"draws of {', '.join(names)} reach the edge of what their type resolves near the "
+                f"boundary of the support, and mass beyond it is lost. Use float64 data, or sample "
+                f"a transformed variable."
+            )
+    if modes is not None and len(modes.position) and "x" in store:
         missed = unvisited(store["x"], modes.position, modes.factor, modes.log_mass)
         remarks += [] if missed is None else [missed]
     return tuple(remarks)
