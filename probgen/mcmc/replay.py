@@ -8,12 +8,15 @@ one Python function, which Python runs fastest.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .arrays import LARGEST, LEAST, SCOPE, array_text, pays
 
 __all__ = ["Operation", "Recording", "Ref"]
 
@@ -22,6 +25,7 @@ FILLS = (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default
 SUMS = (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
 PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 VIEWS = (aten.view.default, aten.expand.default, aten._to_copy.default)
+REFERENCE = re.compile(r"\bv\d+\b")
 BY_VALUE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 SIGNS = {
     **{"add": "+", "sub": "-", "mul": "*", "div": "/"},
@@ -76,11 +80,27 @@ class Line:
     """An operation of the shortened tape, as text."""
 
     text: str
+    array: str  # the same for arrays, or nothing
     inputs: list[int]
     outputs: list[int | None]
     several: bool
     touched: frozenset[int] = frozenset()  # memory that some operation changes in place
     changes: bool = False
+
+    def left(self) -> str:
+        names = ", ".join("_" if n is None else f"v{n}" for n in self.outputs)
+        return f"({names},)" if self.several else names
+
+    def in_tensors(self) -> str:
+        return f"{self.left()} = {self.text}"
+
+    def in_arrays(self) -> str:
+        """The line where all values are arrays, of which torch makes tensors for its own part."""
+        if self.array:
+            return f"{self.left()} = {self.array}"
+        own = REFERENCE.sub(r"T(\g<0>)", self.text)
+        moved = f"[y.numpy() for y in {own}]" if self.several else f"({own}).numpy()"
+        return f"{self.left()} = {moved}"
 
 
 class Recording:
@@ -100,6 +120,7 @@ class Recording:
         self.outputs = {name: short.real(ref.number) for name, ref in outputs.items()}
         self.known = {n: values[n] for n in self.outputs.values() if n in short.known}
         self.memory = {n: short.touch([n]) for n in self.outputs.values()}
+        self.example = values[0]
         self.programs: dict[tuple[str, ...], Callable[[Tensor], Any]] = {}
 
     def __call__(self, x: Tensor, *names: str) -> dict[str, Tensor]:
@@ -135,21 +156,23 @@ class Recording:
         for k, line in enumerate(lines):
             last.update(dict.fromkeys((*line.inputs, *line.outputs), k))
         last.update(dict.fromkeys(wanted, len(lines)))
-        text, scope = ["def program(v0):"], dict(self.scope)
         ends: dict[int, list[int]] = {}
         for n, k in last.items():
             if n:
                 ends.setdefault(k, []).append(n)
+        arrays, scope = pays(self.example, lines), {**self.scope, **SCOPE}
+        text = ["def program(v0):"]
+        if arrays:
+            text += [" v0 = v0.detach().numpy()", " with np_quiet():", "  pass"]
         for k, line in enumerate(lines):  # values are let go of where they are read last
-            left = ", ".join("_" if n is None else f"v{n}" for n in line.outputs)
-            left = f"({left},)" if line.several else left
             done = "".join(f"; v{n} = None" for n in ends.get(k, ()))
-            text.append(f" {left} = {line.text}{done}")
+            text.append(f"  {line.in_arrays()}{done}" if arrays else f" {line.in_tensors()}{done}")
         given = []
         for n in wanted:
             if n in self.known:
                 scope[f"k{n}"] = self.known[n].detach().clone()
-            given.append(f"k{n}.clone()" if n in self.known else f"v{n}")
+            own = f"T(v{n})" if arrays else f"v{n}"
+            given.append(f"k{n}.clone()" if n in self.known else own)
         text.append(f" return ({', '.join(given)},)")
         exec(compile("\n".join(text), "<probgen.mcmc>", "exec"), scope)
         return scope["program"]
@@ -172,8 +195,9 @@ class Shortening:
 
     def __post_init__(self) -> None:
         self.same: dict[int, int] = {}
-        self.seen: dict[str, list[int | None]] = {}
         self.changed = frozenset().union(*(op.changed for op in self.operations))
+        self.long = len(self.operations) >= LEAST
+        self.seen: dict[str, list[int | None]] = {}
         made = {n for op in self.operations for n in op.outputs}
         self.fixed = set(range(1, len(self.values))) - made  # tensors that were there before
         for op in self.operations:
@@ -214,8 +238,22 @@ class Shortening:
             if before is not op.outputs:
                 self.same.update({a: b for a, b in zip(op.outputs, before) if a is not None})  # type: ignore[misc]
                 return
+        array = ""
+        if self.long and not touched:
+            array = array_text(op, self.values, self.real, self.array)
         changes = bool(op.changed)
-        self.lines.append(Line(text, inputs, op.outputs, op.several, touched, changes))
+        self.lines.append(Line(text, array, inputs, op.outputs, op.several, touched, changes))
+
+    def array(self, number: int) -> str | None:
+        """The name of a constant as an array or a number, empty if it is neither, or None."""
+        if not self.constant(number):
+            return None
+        value, name = self.values[number].detach(), f"a{number}"
+        if name not in self.scope:
+            if value.numel() > LARGEST or value.device.type != "cpu":
+                return ""
+            self.scope[name] = value.numpy() if value.ndim else value.item()
+        return name
 
     def chosen(self, op: Operation) -> bool:
         """Whether elements are chosen by constants or integers, and so as many each time."""
@@ -275,10 +313,7 @@ class Shortening:
             if name == "expand" and len(args) == 2:
                 return f"{self.source(args[0])}.expand({self.source(args[1])})"
             if name == "slice" and len(args) == 4 and not touched:
-                size = self.values[op.outputs[0]].shape[args[1]]  # type: ignore[index]
-                first, dim, start = (self.source(value) for value in args[:3])
-                self.scope[name] = torch.narrow
-                return f"{name}({first}, {dim}, {start}, {size})"
+                return self.narrow(op)
             if name in FUNCTIONS:
                 self.scope[name] = getattr(torch, name)
                 return f"{name}({', '.join(map(self.source, args))})"
@@ -286,6 +321,14 @@ class Shortening:
         self.scope[call] = function
         options = [f"{key}={self.source(value)}" for key, value in op.kwargs.items()]
         return f"{call}({', '.join([*map(self.source, args), *options])})"
+
+    def narrow(self, op: Operation) -> str:
+        """Elements next to each other, which Python asks for faster than for a slice."""
+        first, dim, start = op.args[:3]
+        whole, size = (self.values[n].shape[dim] for n in (op.inputs[0], op.outputs[0]))  # type: ignore[index]
+        start = 0 if start is None else max(start + whole, 0) if start < 0 else min(start, whole)
+        self.scope["narrow"] = torch.narrow
+        return f"narrow({self.source(first)}, {dim}, {start}, {size})"
 
     def shared(self, op: Operation) -> bool:
         """Whether a triangle is the same for all chains."""
