@@ -1,20 +1,22 @@
 r"""Runs a tape of tensor operations, shortened.
 
 What does not depend on the position is computed once, equal operations are merged, and those that
-do nothing or that nobody reads are left out. Products are fused with the sums that take them, and
-gradients of elements are gathered before they are spread, which changes the rounding of sums and
-nothing else. What is left becomes the text of one Python function, which Python runs fastest.
+do nothing or that nobody reads are left out. All of it is exact. What is left becomes the text of
+one Python function, which Python runs fastest.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .arrays import LARGEST, LEAST, SCOPE, array_text, pays
 
 __all__ = ["Operation", "Recording", "Ref"]
 
@@ -23,6 +25,7 @@ FILLS = (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default
 SUMS = (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
 PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 VIEWS = (aten.view.default, aten.expand.default, aten._to_copy.default)
+REFERENCE = re.compile(r"\bv\d+\b")
 BY_VALUE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 SIGNS = {
     **{"add": "+", "sub": "-", "mul": "*", "div": "/"},
@@ -38,9 +41,6 @@ PLAIN = (
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
 )
 WORDS = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan}  # of texts
-
-
-NONE: frozenset[int] = frozenset()
 
 
 class Ref:
@@ -80,34 +80,27 @@ class Line:
     """An operation of the shortened tape, as text."""
 
     text: str
+    array: str  # the same for arrays, or nothing
     inputs: list[int]
     outputs: list[int | None]
     several: bool
     touched: frozenset[int] = frozenset()  # memory that some operation changes in place
     changes: bool = False
-    factors: tuple[str, str] | None = None  # of a product
-    terms: tuple[int, int] | None = None  # of a sum, or of a difference
-    sign: int = 1  # of the second term
-    negated: int | None = None  # of what this is the negative
 
+    def left(self) -> str:
+        names = ", ".join("_" if n is None else f"v{n}" for n in self.outputs)
+        return f"({names},)" if self.several else names
 
-@dataclass
-class Gathered:
-    """A sum of a tensor and of elements along a dimension, which is formed when it is read.
+    def in_tensors(self) -> str:
+        return f"{self.left()} = {self.text}"
 
-    Arguments:
-        plain: The tensor, by its number, if there is one.
-        elements: The elements by their place, each by its number.
-        dim: The dimension.
-        size: Its size.
-        sizes: The shape of the sum.
-    """
-
-    plain: int | None
-    elements: dict[int, int]
-    dim: int
-    size: int
-    sizes: list[int]
+    def in_arrays(self) -> str:
+        """The line where all values are arrays, of which torch makes tensors for its own part."""
+        if self.array:
+            return f"{self.left()} = {self.array}"
+        own = REFERENCE.sub(r"T(\g<0>)", self.text)
+        moved = f"[y.numpy() for y in {own}]" if self.several else f"({own}).numpy()"
+        return f"{self.left()} = {moved}"
 
 
 class Recording:
@@ -123,12 +116,11 @@ class Recording:
         self, operations: list[Operation], values: list[Tensor], outputs: dict[str, Ref]
     ) -> None:
         short = Shortening(operations, values)
-        for ref in outputs.values():
-            short.form(short.real(ref.number))
         self.lines, self.scope = short.lines, short.scope
         self.outputs = {name: short.real(ref.number) for name, ref in outputs.items()}
         self.known = {n: values[n] for n in self.outputs.values() if n in short.known}
         self.memory = {n: short.touch([n]) for n in self.outputs.values()}
+        self.example = values[0]
         self.programs: dict[tuple[str, ...], Callable[[Tensor], Any]] = {}
 
     def __call__(self, x: Tensor, *names: str) -> dict[str, Tensor]:
@@ -159,27 +151,28 @@ class Recording:
 
     def compile(self, names: tuple[str, ...]) -> Callable[[Tensor], Any]:
         """The operations as one Python function."""
-        wanted = [self.outputs[name] for name in names]
-        lines = fused(self.needed(names), wanted)
+        lines, wanted = self.needed(names), [self.outputs[name] for name in names]
         last: dict[int | None, int] = {}
         for k, line in enumerate(lines):
             last.update(dict.fromkeys((*line.inputs, *line.outputs), k))
         last.update(dict.fromkeys(wanted, len(lines)))
-        text, scope = ["def program(v0):"], {**self.scope, "addcmul": torch.addcmul}
         ends: dict[int, list[int]] = {}
         for n, k in last.items():
             if n:
                 ends.setdefault(k, []).append(n)
+        arrays, scope = pays(self.example, lines), {**self.scope, **SCOPE}
+        text = ["def program(v0):"]
+        if arrays:
+            text += [" v0 = v0.detach().numpy()", " with np_quiet():", "  pass"]
         for k, line in enumerate(lines):  # values are let go of where they are read last
-            left = ", ".join("_" if n is None else f"v{n}" for n in line.outputs)
-            left = f"({left},)" if line.several else left
             done = "".join(f"; v{n} = None" for n in ends.get(k, ()))
-            text.append(f" {left} = {line.text}{done}")
+            text.append(f"  {line.in_arrays()}{done}" if arrays else f" {line.in_tensors()}{done}")
         given = []
         for n in wanted:
             if n in self.known:
                 scope[f"k{n}"] = self.known[n].detach().clone()
-            given.append(f"k{n}.clone()" if n in self.known else f"v{n}")
+            own = f"T(v{n})" if arrays else f"v{n}"
+            given.append(f"k{n}.clone()" if n in self.known else own)
         text.append(f" return ({', '.join(given)},)")
         exec(compile("\n".join(text), "<probgen.mcmc>", "exec"), scope)
         return scope["program"]
@@ -202,10 +195,9 @@ class Shortening:
 
     def __post_init__(self) -> None:
         self.same: dict[int, int] = {}
-        self.seen: dict[str, list[int | None]] = {}
-        self.gathered: dict[int, Gathered] = {}
-        self.numbers: dict[Any, str] = {}  # names of tensors of numbers
         self.changed = frozenset().union(*(op.changed for op in self.operations))
+        self.long = len(self.operations) >= LEAST
+        self.seen: dict[str, list[int | None]] = {}
         made = {n for op in self.operations for n in op.outputs}
         self.fixed = set(range(1, len(self.values))) - made  # tensors that were there before
         for op in self.operations:
@@ -228,10 +220,6 @@ class Shortening:
     def take(self, op: Operation) -> None:
         inputs = list(dict.fromkeys(self.same.get(n, n) for n in op.inputs))
         touched = self.touch([*inputs, *op.outputs])
-        if not touched and self.gather(op, inputs):
-            return
-        for number in inputs:
-            self.form(number)
         fixed = op.function in FILLS or all(map(self.constant, inputs))
         if fixed and not touched:
             self.known.update({n: self.values[n] for n in op.outputs if n is not None})
@@ -250,119 +238,22 @@ class Shortening:
             if before is not op.outputs:
                 self.same.update({a: b for a, b in zip(op.outputs, before) if a is not None})  # type: ignore[misc]
                 return
-        line = Line(text, inputs, op.outputs, op.several, touched, bool(op.changed))
-        if not touched and self.alike(op):
-            refs = [self.real(a.number) for a in op.args if isinstance(a, Ref)]
-            if op.function is aten.mul.Tensor:
-                line.factors = (self.source(op.args[0]), self.operand(op.args[1], op))
-            elif op.function is aten.neg.default:
-                line.negated = refs[0]
-            elif op.function in (aten.add.Tensor, aten.sub.Tensor) and not op.kwargs:
-                if len(refs) == 2:
-                    line.terms = (refs[0], refs[1])
-                    line.sign = 1 if op.function is aten.add.Tensor else -1
-        self.lines.append(line)
+        array = ""
+        if self.long and not touched:
+            array = array_text(op, self.values, self.real, self.array)
+        changes = bool(op.changed)
+        self.lines.append(Line(text, array, inputs, op.outputs, op.several, touched, changes))
 
-    def alike(self, op: Operation) -> bool:
-        """Whether all tensors of an operation have one type, with decimal places."""
-        number = op.outputs[0]
-        if number is None:
-            return False
-        dtype = self.values[number].dtype
-        return dtype.is_floating_point and all(self.values[n].dtype == dtype for n in op.inputs)
-
-    def gather(self, op: Operation, inputs: list[int]) -> bool:
-        """Put off a gradient of an element, or a sum with one, until it is read."""
-        number = op.outputs[0]
-        if number is None or all(map(self.constant, inputs)):
-            return False
-        if op.function is aten.select_backward.default:
-            element, sizes, dim, index = op.args
-            dim %= len(sizes)
-            source = self.real(element.number)
-            self.form(source)
-            places = {index % sizes[dim]: source}
-            self.gathered[number] = Gathered(None, places, dim, sizes[dim], sizes)
-            return True
-        pair = [self.real(a.number) for a in op.args if isinstance(a, Ref)]
-        if op.function is not aten.add.Tensor or op.kwargs or len(pair) != 2:
-            return False
-        if not any(n in self.gathered for n in pair) or pair[0] == pair[1]:
-            return False
-        shape = self.values[number].shape
-        if any(self.values[n].shape != shape for n in pair):
-            return False
-        first, second = (self.gathered.get(n) for n in pair)
-        one = first or second
-        if first and second and (first.dim, first.sizes) != (second.dim, second.sizes):
-            return False
-        sides = [
-            one and Gathered(n, {}, one.dim, one.size, one.sizes) if part is None else part
-            for n, part in zip(pair, (first, second))
-        ]
-        self.gathered[number] = self.joined(*sides)  # type: ignore[arg-type]
-        return True
-
-    def joined(self, a: Gathered, b: Gathered) -> Gathered:
-        """The sum of two."""
-        plain = self.sum(a.plain, b.plain)
-        places = {**a.elements}
-        for k, number in b.elements.items():
-            total = self.sum(places.get(k), number)
-            places[k] = number if total is None else total
-        return Gathered(plain, places, a.dim, a.size, a.sizes)
-
-    def sum(self, a: int | None, b: int | None) -> int | None:
-        """A line that adds two tensors, or the one that there is."""
-        if a is None or b is None:
-            return b if a is None else a
-        self.values.append(self.values[a])
-        return self.add(Ref(a), Ref(b), len(self.values) - 1)
-
-    def add(self, a: Ref, b: Ref, number: int) -> int:
-        self.take(
-            Operation(aten.add.Tensor, [a, b], {}, [a.number, b.number], [number], False, NONE)
-        )
-        return self.real(number)
-
-    def form(self, number: int) -> None:
-        """Compute a sum that was put off."""
-        part = self.gathered.pop(number, None)
-        if part is None:
-            return
-        refs = {k: Ref(n) for k, n in part.elements.items()}
-        inputs = list(part.elements.values())
-        if len(refs) == part.size:
-            args: list[Any] = [[refs[k] for k in range(part.size)], part.dim]
-            spread = [Operation(aten.stack.default, args, {}, inputs, [None], False, NONE)]
-        else:
-            spread = [
-                Operation(
-                    aten.select_backward.default,
-                    [ref, part.sizes, part.dim, k],
-                    {},
-                    [ref.number],
-                    [None],
-                    False,
-                    NONE,
-                )
-                for k, ref in refs.items()
-            ]
-        total = part.plain
-        for k, op in enumerate(spread):
-            self.values.append(self.values[number])
-            made = len(self.values) - 1
-            last = k == len(spread) - 1 and total is None
-            op.outputs = [number if last else made]
-            text = self.text(op, False)
-            self.lines.append(Line(text, op.inputs, op.outputs, False))
-            if not last:
-                if total is None:
-                    total = made
-                elif k < len(spread) - 1:
-                    total = self.sum(total, made)
-                else:
-                    self.lines.append(Line(f"v{total} + v{made}", [total, made], [number], False))
+    def array(self, number: int) -> str | None:
+        """The name of a constant as an array or a number, empty if it is neither, or None."""
+        if not self.constant(number):
+            return None
+        value, name = self.values[number].detach(), f"a{number}"
+        if name not in self.scope:
+            if value.numel() > LARGEST or value.device.type != "cpu":
+                return ""
+            self.scope[name] = value.numpy() if value.ndim else value.item()
+        return name
 
     def chosen(self, op: Operation) -> bool:
         """Whether elements are chosen by constants or integers, and so as many each time."""
@@ -414,7 +305,7 @@ class Shortening:
             return f"solve({self.source(args[0])}, {self.source(args[1])}, {upper})"
         if not op.kwargs and not op.changed:
             if name in SIGNS and len(args) == 2:
-                return f"{self.source(args[0])} {SIGNS[name]} {self.operand(args[1], op)}"
+                return f"{self.source(args[0])} {SIGNS[name]} {self.source(args[1])}"
             if name == "neg":
                 return f"-{self.source(args[0])}"
             if name == "view" and not touched:  # strides may differ from those of the recording
@@ -422,10 +313,7 @@ class Shortening:
             if name == "expand" and len(args) == 2:
                 return f"{self.source(args[0])}.expand({self.source(args[1])})"
             if name == "slice" and len(args) == 4 and not touched:
-                size = self.values[op.outputs[0]].shape[args[1]]  # type: ignore[index]
-                first, dim, start = (self.source(value) for value in args[:3])
-                self.scope[name] = torch.narrow
-                return f"{name}({first}, {dim}, {start}, {size})"
+                return self.narrow(op)
             if name in FUNCTIONS:
                 self.scope[name] = getattr(torch, name)
                 return f"{name}({', '.join(map(self.source, args))})"
@@ -434,18 +322,13 @@ class Shortening:
         options = [f"{key}={self.source(value)}" for key, value in op.kwargs.items()]
         return f"{call}({', '.join([*map(self.source, args), *options])})"
 
-    def operand(self, value: Any, op: Operation) -> str:
-        """A number as a tensor, which operations take in faster, if that changes nothing."""
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not self.alike(op):
-            return self.source(value)
-        tensor = self.values[op.outputs[0]]  # type: ignore[index]
-        if not tensor.ndim:
-            return self.source(value)
-        name = f"n{len(self.scope)}"
-        known = self.numbers.setdefault((value, tensor.dtype, tensor.device), name)
-        if known == name:
-            self.scope[name] = torch.tensor(value, dtype=tensor.dtype, device=tensor.device)
-        return known
+    def narrow(self, op: Operation) -> str:
+        """Elements next to each other, which Python asks for faster than for a slice."""
+        first, dim, start = op.args[:3]
+        whole, size = (self.values[n].shape[dim] for n in (op.inputs[0], op.outputs[0]))  # type: ignore[index]
+        start = 0 if start is None else max(start + whole, 0) if start < 0 else min(start, whole)
+        self.scope["narrow"] = torch.narrow
+        return f"narrow({self.source(first)}, {dim}, {start}, {size})"
 
     def shared(self, op: Operation) -> bool:
         """Whether a triangle is the same for all chains."""
@@ -471,41 +354,6 @@ class Shortening:
         name = f"o{id(value)}"
         self.scope[name] = value
         return name
-
-
-def fused(lines: list[Line], wanted: list[int]) -> list[Line]:
-    """Lines, in which a product that one sum alone reads is formed with it."""
-    uses: dict[int, int] = dict.fromkeys(wanted, 2)
-    for line in lines:
-        for n in line.inputs:
-            uses[n] = uses.get(n, 0) + 1
-    single = {n for n, count in uses.items() if count == 1}
-    inner = {
-        line.outputs[0]: line
-        for line in lines
-        if (line.factors or line.negated is not None) and line.outputs[0] in single
-    }
-    gone, kept = set(), []
-    for line in lines:
-        orders = [] if line.terms is None else [(*line.terms, line.sign)]
-        if orders and line.sign == 1:
-            orders.append((orders[0][1], orders[0][0], 1))
-        for a, b, sign in orders:
-            part = inner.get(b)
-            if part is None or a == b or a not in line.inputs:
-                continue
-            if part.factors:
-                value = ", value=-1" if sign < 0 else ""
-                text = f"addcmul(v{a}, {part.factors[0]}, {part.factors[1]}{value})"
-            elif sign > 0 and part.negated in part.inputs:
-                text = f"v{a} - v{part.negated}"
-            else:
-                continue
-            gone.add(b)
-            line = Line(text, list(dict.fromkeys([a, *part.inputs])), line.outputs, False)
-            break
-        kept.append(line)
-    return [line for line in kept if line.outputs[0] not in gone]
 
 
 def solve(triangle: Tensor, b: Tensor, upper: bool) -> Tensor:
