@@ -659,7 +659,9 @@ OPERATIONS = {
     "scatter": lambda u: torch.zeros(4).scatter_add(0, torch.tensor([0, 1, 1, 2, 3, 3]), u).prod(),
     "constants": lambda u: (u * 1 + 0) ** 1 @ torch.ones(6) + torch.zeros(3).sum() * u[0],
     "halves": lambda u: (u.double() * 2).float().sum() + (u > 0).float() @ u + u.sign().sum(),
-    "strides": lambda u: u.reshape(3, 2).mT.reshape(-1).cumsum(0)[3] + u.unfold(0, 3, 1).sin().sum(),
+    "strides": lambda u: (
+        u.reshape(3, 2).mT.reshape(-1).cumsum(0)[3] + u.unfold(0, 3, 1).sin().sum()
+    ),
 }  # fmt: skip
 
 
