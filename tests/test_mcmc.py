@@ -136,7 +136,7 @@ def test_recorded_operations_give_the_same_numbers():
         value, slope = short.value_and_gradient(x)
         assert bool(short.recorded) == (k > 1)  # not for one evaluation
     for a, b in zip((value, slope), plain.value_and_gradient(x)):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
     recording = short.recorded[("total'", x.shape, x.dtype, x.device)]
     assert recording.size("value") < recording.size("gradient") < 60
 
@@ -306,7 +306,7 @@ def z_score(x, exact):
 KERNELS = {
     "chees": (mcmc.ChEES(), 100),
     "hmc": (mcmc.HMC(steps=8), 100),
-    "mala": (mcmc.MALA(), 300),
+    "mala": (mcmc.MALA(), 600),
     "metropolis": (mcmc.Metropolis(), 1500),
     "elliptical": (mcmc.EllipticalSlice(scale=torch.tensor([5.0, 1.5] + 8 * [1.0])), 300),
 }
@@ -332,11 +332,11 @@ def test_eight_schools_are_exact(name, float64):
     assert abs(float(theta.quantile(0.95)) - 16.11) < 0.6
 
 
-@pytest.mark.parametrize("dense", [False, True])
-def test_a_normal_with_condition_number_1e4(dense, float64):
+@pytest.mark.parametrize("metric", ["diagonal", "dense"])
+def test_a_normal_with_condition_number_1e4(metric, float64):
     d, n = 10, 128
     sd = torch.logspace(-1, 1, d)  # variances over four decades
-    turn = torch.linalg.qr(torch.randn(d, d)).Q if dense else torch.eye(d)
+    turn = torch.linalg.qr(torch.randn(d, d)).Q if metric == "dense" else torch.eye(d)
     factor = turn * sd
     precision = torch.linalg.inv(factor @ factor.T)
 
@@ -344,7 +344,7 @@ def test_a_normal_with_condition_number_1e4(dense, float64):
         return -((x @ precision) * x).sum(-1) / 2
 
     result = run(
-        log_density, init=torch.randn(n, d), draws=400, dense=dense, seed=1, progress=False
+        log_density, init=torch.randn(n, d), draws=400, metric=metric, seed=1, progress=False
     )
     z = torch.linalg.solve(factor, result.samples["x"].flatten(0, 1).T).T.reshape(n, 400, d)
     means = z.mean(1)

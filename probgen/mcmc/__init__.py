@@ -1,17 +1,19 @@
 """Markov chain Monte Carlo with all chains along one batch axis."""
 
-from .adaptation import Moments, StepSize, TrajectoryLength, warm_up
+from .adaptation import StepSize, TrajectoryLength, warm_up
 from .annealed import AnnealedLangevin, AnnealedState
+from .convergence import ConvergenceWarning
 from .diagnostics import ess, ess_tail, mcse, nested_rhat, rhat
 from .discrete_sites import infer_discrete
 from .draws import Draws, Summary
 from .elliptical import EllipticalSlice
 from .gibbs import BlockGibbs, Direct, Gibbs, GibbsInfo, GibbsState, GraphGibbs, colours
 from .hmc import HMC, ChEES, ChEESState, Trajectory
-from .kernel import GradientState, Info, Kernel, LogDensity, PositionState, Score
+from .kernel import GradientState, Info, Kernel, LogDensity, LowRank, PositionState, Score
 from .langevin import MALA, SGLD, ULA, SGLDState, minibatch
 from .lattice import Checkerboard
 from .likelihood import Likelihood, likelihood
+from .metric import Moments
 from .metropolis import Metropolis
 from .potential import Potential, potential
 from .pyro_kernel import BatchedMCMC, PyroKernel
@@ -37,6 +39,7 @@ __all__ = [
     "ChEESState",
     "ChainByChainWarning",
     "Checkerboard",
+    "ConvergenceWarning",
     "Direct",
     "Draws",
     "EllipticalSlice",
@@ -50,6 +53,7 @@ __all__ = [
     "Kernel",
     "Likelihood",
     "LogDensity",
+    "LowRank",
     "Metropolis",
     "Moments",
     "ParallelTempering",

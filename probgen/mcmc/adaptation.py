@@ -2,11 +2,9 @@ r"""Warm-up: what adapts a kernel to its target.
 
 Three objects, each apart from the kernels and from each other:
 
-- the step size, by dual averaging of :math:`\delta - \alpha`, where :math:`\alpha` is the harmonic
-  mean of the acceptance over chains and :math:`\delta` the kernel's target;
-- the scale, from all chains: standard deviations that also heed the gradients,
-  :math:`s_i^4 = \operatorname{var}(x_i) / \operatorname{var}(\partial_i \log \pi)`, which is exact
-  for independent normal variables however few the draws, or the Cholesky factor of the covariance;
+- the step size, by stochastic approximation of :math:`E[\alpha] = \delta`, where :math:`\alpha` is
+  the mean acceptance over chains and :math:`\delta` the kernel's target;
+- the metric, from positions and gradients of all chains (:mod:`probgen.mcmc.metric`);
 - the length of a trajectory, by ascent of the chains' mean square jump per unit of work.
 """
 
@@ -20,16 +18,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernel import LogDensity, shrink, total
+from .kernel import LogDensity, Scale, shrink, total
+from .metric import Metric, Moments, metric_kind
 
-__all__ = ["Moments", "StepSize", "TrajectoryLength", "warm_up"]
+__all__ = ["StepSize", "TrajectoryLength", "warm_up"]
+
+WINDOWS = (0.1, 0.25, 0.5, 0.8)  # of warm-up, at whose ends the metric is set
+SHORT = 64  # leapfrog steps of a trajectory before the last window
+LENGTH = math.pi / 2  # of a trajectory in a good metric: a quarter of a period
+WORK = 1.15  # power of the length that a greater jump has to be worth
+SHORTEST = 0.5  # length in units of the metric
 
 
 class StepSize:
-    r"""Dual averaging of the logarithm of a step size.
+    r"""Stochastic approximation of the logarithm of a step size.
+
+    .. math:: \log \epsilon_{k + 1} = \log \epsilon_k + \tfrac32 k^{-0.7} (\alpha_k - \delta)
+
+    With many chains :math:`\alpha_k` has little noise, so that a rule with one gain suffices. What
+    is kept is the average of late iterates.
 
     References:
-        Hoffman & Gelman, "The No-U-Turn Sampler", 2014, https://arxiv.org/abs/1111.4246
+        Polyak & Juditsky, "Acceleration of stochastic approximation by averaging", 1992,
+        https://doi.org/10.1137/0330046
 
     Arguments:
         step_size: The first step.
@@ -44,14 +55,8 @@ class StepSize:
     """
 
     def __init__(self, step_size: float, target: float) -> None:
-        self.target = target
-        self.restart(step_size)
-
-    def restart(self, step_size: float) -> None:
-        """Starts anew from a step size."""
-        self.center = math.log(10 * step_size)
+        self.target, self.count = target, 0
         self.log_current = self.log_average = math.log(step_size)
-        self.gap, self.count = 0.0, 0
 
     @property
     def current(self) -> float:
@@ -64,73 +69,28 @@ class StepSize:
         return math.exp(self.log_average)
 
     def update(self, acceptance: float) -> None:
-        """Takes the acceptance of a step into account."""
+        """Account for the mean acceptance of a step."""
         self.count += 1
-        k = self.count
-        self.gap += (self.target - acceptance - self.gap) / (k + 10)
-        self.log_current = self.center - math.sqrt(k) / 0.05 * self.gap
-        self.log_average += k**-0.75 * (self.log_current - self.log_average)
+        self.log_current += 1.5 * self.count**-0.7 * (acceptance - self.target)
+        self.log_average += min(1.0, 3 / (self.count + 2)) * (self.log_current - self.log_average)
 
-
-class Moments:
-    """Running means and covariances of positions and gradients over all chains.
-
-    Arguments:
-        dense: Whether to keep the covariance of positions, rather than variances.
-    """
-
-    def __init__(self, dense: bool) -> None:
-        self.dense = dense
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets everything."""
-        self.count = 0
-        self.sums: list[Tensor] = []
-
-    def update(self, x: Tensor, gradient: Tensor | None) -> None:
-        """Takes the chains' positions, with shape :math:`(C, D)`, and gradients into account."""
-        if not self.sums:  # sums about the first mean, which rounding likes
-            self.shift = x.mean(0)
-        d = x - self.shift
-        parts = [d.sum(0), d.mT @ d if self.dense else d.square().sum(0)]
-        if gradient is not None:
-            parts += [gradient.sum(0), gradient.square().sum(0)]
-        self.sums = [a + b for a, b in zip(self.sums, parts)] if self.sums else parts
-        self.count += len(x)
-
-    def scale(self) -> Tensor | None:
-        """The factor :math:`L`; none of fewer than ten positions, or of chains that stand still."""
-        n = self.count
-        if n < 10:
-            return None
-        mean, second = self.sums[0] / n, self.sums[1] / n
-        if self.dense:
-            covariance = (second - torch.outer(mean, mean)) * (n / (n - 1))
-            weight = n / (n + 5 * len(mean))  # towards the diagonal, where draws are few
-            diagonal = torch.diag(covariance.diagonal())
-            factor, bad = torch.linalg.cholesky_ex(weight * covariance + (1 - weight) * diagonal)
-            return None if int(bad) else factor
-        variance = second - mean.square()
-        if len(self.sums) == 4:
-            slope = self.sums[3] / n - (self.sums[2] / n).square()
-            variance = (variance / slope).sqrt()
-        usable = torch.isfinite(variance) & (variance > 0)
-        if not bool(usable.any()):
-            return None
-        return torch.where(usable, variance, variance[usable].median()).sqrt()
+    def limit(self, high: float) -> None:
+        """Keep the step size below a bound."""
+        self.log_current = min(self.log_current, math.log(high))
 
 
 class TrajectoryLength:
     r"""Stochastic ascent on the logarithm of a trajectory's length :math:`T`.
 
     In units of the scale, the mean square jump :math:`J = E |x' - x|^2` over chains and over the
-    last lengths :math:`t` taken is to be great for the work: :math:`J / T^{0.7}` is climbed, whose
-    logarithm has in :math:`\log T` the slope
+    last lengths :math:`t` taken is to be great for the work: :math:`J / T^{1.15}` is climbed,
+    whose logarithm has in :math:`\log T` the slope
 
-    .. math:: \frac{2}{J} \, E \left[ t \, (x' - x)^\top r' \right] - 0.7,
+    .. math:: \frac{2}{J} \, E \left[ t \, (x' - x)^\top r' \right] - 1.15,
 
-    where chains are weighted by acceptance. Lengths are jittered, so that a jump to the antipode
+    where chains are weighted by acceptance. The odds of a trajectory that ends
+    outside the support, which shorter ones leave less often, are taken from the slope. Lengths are
+    jittered, so that a jump to the antipode
     gains nothing. The paper climbs :math:`C = E[(|x' - m|^2 - |x - m|^2)^2] / 4` alone, whose slope
     is noisier and whose lengths are greater.
 
@@ -172,7 +132,9 @@ class TrajectoryLength:
             return
         self.slope += 0.1 * (slope - self.slope)
         self.jump += 0.1 * (jump - self.jump)
-        self.log_length += self.rate * min(max(self.slope / self.jump - 0.7, -3.0), 3.0)
+        left = float(info.outside.double().mean())
+        climb = self.slope / self.jump - WORK - left / max(1 - left, 0.01)
+        self.log_length += self.rate * min(max(climb, -3.0), 3.0)
         self.count += 1
         self.log_average += (self.log_length - self.log_average) / (1 + 0.1 * self.count)
 
@@ -197,23 +159,30 @@ def spread(x: Tensor) -> float:
 
 
 def warm_up(
-    kernel: Any, state: Any, log_density: LogDensity, steps: int, *, dense: bool = False
+    kernel: Any,
+    state: Any,
+    log_density: LogDensity,
+    steps: int,
+    *,
+    metric: Metric = "auto",
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """Adapts what a kernel has of a step size, a scale and a length of trajectories.
+    """Adapt the step size, the scale and the trajectory length that a kernel has.
 
     A kernel without a target acceptance is only run. Step sizes per chain become one for all. The
-    scale is set from the first positions and at the ends of four growing windows, of 10, 15, 25 and
-    30 % of the steps.
+    scale is set from the first positions, unless the kernel has one, and at the ends of four
+    growing windows, of 10, 15, 25 and 30 % of the steps. At the ends of the first two, chains that
+    have accepted nothing move to the place of others that have.
 
     Arguments:
         kernel: The kernel.
         state: The chains' state.
         log_density: The target.
         steps: The number of steps.
-        dense: Whether the scale is a Cholesky factor rather than standard deviations.
+        metric: The form of the scale: `"diagonal"`, `"dense"`, `"low_rank"`, or `"auto"`, which is
+            dense up to 100 dimensions and of low rank above.
 
     Yields:
-        After each step the kernel for the next one, the state, and what the step says. The last
+        After each step the kernel for the next one, the state, and its diagnostics. The last
         kernel is the adapted one.
 
     Example:
@@ -224,7 +193,7 @@ def warm_up(
         >>> state = kernel.init(torch.randn(64, 2), normal)
         >>> for kernel, state, info in warm_up(kernel, state, normal, steps=100):
         ...     acceptance = info.acceptance.mean()
-        >>> kernel.scale.round()
+        >>> kernel.scale.diagonal().abs().round()
         tensor([  1., 100.])
     """
     fields = {field.name for field in dataclasses.fields(kernel)}
@@ -238,42 +207,71 @@ def warm_up(
         mean = float(kernel.step_size.log().mean().exp())
         kernel = dataclasses.replace(kernel, step_size=mean)
     scales = "scale" in fields and state.position.ndim == 2
-    moments = Moments(dense)
-    ends = {round(part * steps) for part in (0.1, 0.25, 0.5, 0.8)} if scales else set()
-    if scales:
+    kind = metric_kind(metric, state.position[0].numel())
+    moments = Moments(kind)
+    ends = {round(part * steps): k for k, part in enumerate(WINDOWS)} if scales else {}
+    if scales and kernel.scale is None:
         moments.update(state.position, getattr(state, "gradient", None))
         kernel = rescaled(kernel, moments)
+    moments = Moments(kind, kernel.scale) if scales else moments
+    longest = getattr(kernel, "max_steps", None)
+    if longest is not None:
+        kernel = dataclasses.replace(kernel, max_steps=min(longest, SHORT))
     kernel = crossing(kernel, state, log_density)
     size = StepSize(kernel.step_size, kernel.target)
     length = TrajectoryLength(kernel.length) if "length" in fields else None
+    moved = torch.zeros_like(state.log_density, dtype=torch.bool)
     for k in range(steps):
         old = state.position
         state, info = kernel.step(state, log_density)
-        size.update(harmonic(info.acceptance))
+        moved = moved | info.accepted
+        size.update(mean_acceptance(info.acceptance) if length is None else usable_acceptance(info))
         if length is not None:
             length.update(old, info, kernel.scale)
         if scales:
             moments.update(state.position, getattr(state, "gradient", None))
-        if k + 1 in ends:
+        window = ends.get(k + 1)
+        if window is not None:
+            if window < 2:
+                state = relocated(state, moved)
+            moved = torch.zeros_like(moved)
             kernel = crossing(rescaled(kernel, moments), state, log_density)
-            size.restart(kernel.step_size)
+            moments = Moments(kind, kernel.scale)
+            size = StepSize(kernel.step_size, kernel.target)
+            if length is not None:  # which is in units of the metric
+                length = TrajectoryLength(LENGTH if window == 0 else length.average)
         last = k == steps - 1
+        if length is not None:
+            size.limit(1.5 * length.current)
         kernel = dataclasses.replace(kernel, step_size=size.average if last else size.current)
         if length is not None:
-            length.limit(size.current, size.current * kernel.max_steps)
+            low = SHORTEST / 100 if bool(info.outside.any()) else SHORTEST
+            length.limit(low, size.current * kernel.max_steps)
             kernel = dataclasses.replace(kernel, length=length.average if last else length.current)
+        if last and longest is not None:
+            kernel = dataclasses.replace(kernel, max_steps=longest)
         yield kernel, state, info
 
 
 def rescaled(kernel: Any, moments: Moments) -> Any:
-    """The kernel with the scale of the moments, which are cleared, if they have one."""
-    scale = moments.scale()
-    moments.clear()
+    """The kernel with the scale of the moments, if they have one."""
+    scale: Scale | None = moments.scale()
     return kernel if scale is None else dataclasses.replace(kernel, scale=scale)
 
 
+def relocated(state: Any, moved: Tensor) -> Any:
+    """The state, in which chains that have not moved take the place of random ones that have."""
+    stuck = ~moved
+    if not bool(stuck.any()) or 2 * int(stuck.sum()) > len(moved):
+        return state
+    healthy = moved.nonzero()[:, 0]
+    index = torch.arange(len(moved), device=moved.device)
+    index[stuck] = healthy[torch.randint(len(healthy), (int(stuck.sum()),), device=moved.device)]
+    return type(state)(*(v[index] if isinstance(v, Tensor) else v for v in state))
+
+
 def crossing(kernel: Any, state: Any, log_density: LogDensity) -> Any:
-    """The kernel with the step size, among powers of 2, where acceptance falls below 0.8."""
+    """The kernel with the step size, among powers of 2, where acceptance crosses its target."""
     probe = {"steps": 1, "length": 1e-12}
     fields = {field.name for field in dataclasses.fields(kernel)}
     single = dataclasses.replace(
@@ -282,7 +280,7 @@ def crossing(kernel: Any, state: Any, log_density: LogDensity) -> Any:
     size, up = float(kernel.step_size), None
     for _ in range(50):
         single = dataclasses.replace(single, step_size=size)
-        accepts = harmonic(single.step(state, log_density)[1].acceptance) > 0.8
+        accepts = usable_acceptance(single.step(state, log_density)[1]) > kernel.target
         if up is None:
             up = accepts
         if accepts != up:
@@ -291,6 +289,17 @@ def crossing(kernel: Any, state: Any, log_density: LogDensity) -> Any:
     return dataclasses.replace(kernel, step_size=size)
 
 
-def harmonic(acceptance: Tensor) -> float:
-    """The harmonic mean over chains, in which a chain that is stuck counts as 0.01."""
-    return 1 / float((1 / acceptance.clamp(min=0.01)).mean())
+def mean_acceptance(acceptance: Tensor) -> float:
+    """The mean over chains."""
+    return float(acceptance.mean())
+
+
+def usable_acceptance(info: Any) -> float:
+    """The mean acceptance, for trajectories of an adapted length of those within the support.
+
+    A trajectory that ends outside is too long rather than too coarse.
+    """
+    outside = getattr(info, "outside", None)
+    if outside is None or bool(outside.all()):
+        return mean_acceptance(info.acceptance)
+    return float(info.acceptance.sum() / (~outside).sum())

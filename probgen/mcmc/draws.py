@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..core.checkpoint import read, write
 from . import diagnostics
+from .convergence import problems
+from .discrete_sites import infer_discrete
 
 __all__ = ["Draws", "Summary"]
 
@@ -20,7 +22,7 @@ ROWS = 40  # of a summary that are printed
 
 
 class Row(NamedTuple):
-    """What is said of one number."""
+    """The summary of one element of a site."""
 
     name: str
     mean: float
@@ -39,15 +41,16 @@ class Summary(NamedTuple):
 
     Arguments:
         rows: The rows: mean, standard deviation, quantiles of 5, 50 and 95 %, the standard error
-            of the mean, bulk and tail effective sample size, and R-hat.
-        notes: What else a reader has to know.
+            of the mean, bulk and tail effective sample size, and R-hat. Rows that have not
+            converged come first, the worst at the top.
+        notes: Problems found, the worst first, then remarks.
     """
 
     rows: list[Row]
     notes: list[str]
 
     def __str__(self) -> str:
-        width = max(len(row.name) for row in self.rows)
+        width = max((len(row.name) for row in self.rows), default=0)
         names = ("mean", "sd", "5 %", "50 %", "95 %", "mcse", "ess", "tail ess", "r-hat")
         lines = [" " * width + "".join(f"{name:>11}" for name in names)]
         for row in self.rows[:ROWS]:
@@ -72,6 +75,7 @@ class Draws:
         superchains: The number of groups of chains that started at one point, if any.
         kernel: The kernel as adapted.
         seconds: How long the run took.
+        remarks: Problems found while the chains ran.
     """
 
     samples: dict[str, Tensor]
@@ -81,6 +85,7 @@ class Draws:
     superchains: int | None = None
     kernel: Any = None
     seconds: float = 0.0
+    remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         chains, draws = next(iter(self.samples.values())).shape[:2]
@@ -112,37 +117,68 @@ class Draws:
         groups = self.superchains
         return {name: diagnostics.nested_rhat(x, groups) for name, x in self.samples.items()}
 
-    def summary(self) -> Summary:
-        """A table of all sites."""
+    def summary(self, max_rhat: float = 1.01, min_ess: float = 400.0) -> Summary:
+        """Summarize all sites in a table.
+
+        Elements that never vary, or are not finite, have no row.
+
+        Arguments:
+            max_rhat: The R-hat above which a row counts as not converged.
+            min_ess: The effective sample size below which it does.
+        """
         rows = []
         for name, x in self.samples.items():
-            shape = x.shape[2:]
             flat = x.double().reshape(*x.shape[:2], -1)
             pooled = flat.flatten(0, 1)
             columns = [pooled.mean(0), pooled.std(0)]
             columns += [diagnostics.quantile(pooled, q) for q in (0.05, 0.5, 0.95)]
             columns += [diagnostics.mcse(flat), diagnostics.ess(flat), diagnostics.ess_tail(flat)]
             table = torch.stack([*columns, diagnostics.rhat(flat)], 1).tolist()
-            for index, row in zip(names(shape), table, strict=True):
-                rows.append(Row(f"{name}{index}", *row))
-        return Summary(rows, self.notes())
+            fixed = ((pooled == pooled[0]) | ~torch.isfinite(pooled)).all(0).tolist()
+            for index, row, constant in zip(names(x.shape[2:]), table, fixed, strict=True):
+                if not constant:
+                    rows.append(Row(f"{name}{index}", *row))
+        bad = [not r.rhat <= max_rhat or not min(r.ess_bulk, r.ess_tail) >= min_ess for r in rows]
+        worst = sorted(
+            (r for r, b in zip(rows, bad) if b), key=lambda r: -(r.rhat + 1 / r.ess_bulk)
+        )
+        rest = [r for r, b in zip(rows, bad) if not b]
+        return Summary(worst + rest, self.notes(max_rhat, min_ess))
 
-    def notes(self) -> list[str]:
-        """What else a reader has to know."""
-        diverged = self.stats["diverged"]
-        notes = []
-        if bool(diverged.any()):
-            chains = int(diverged.any(1).sum())
-            notes.append(
-                f"{int(diverged.sum())} of {diverged.numel()} proposals diverged, in {chains} of "
-                f"{len(diverged)} chains: draws may miss where the density is steep."
-            )
+    def problems(self, max_rhat: float = 1.01, min_ess: float = 400.0) -> list[str]:
+        """Say what is wrong with the draws; nothing if nothing was found.
+
+        Arguments:
+            max_rhat: The greatest R-hat that is not reported.
+            min_ess: The least effective sample size that is not reported.
+        """
+        found = problems(
+            self.samples,
+            self.stats,
+            latent=self.latent,
+            max_steps=getattr(self.kernel, "max_steps", None),
+            max_rhat=max_rhat,
+            min_ess=min_ess,
+        )
+        return [*self.remarks, *found]
+
+    def notes(self, max_rhat: float = 1.01, min_ess: float = 400.0) -> list[str]:
+        """Problems found, then remarks.
+
+        Arguments:
+            max_rhat: The greatest R-hat that is not reported.
+            min_ess: The least effective sample size that is not reported.
+        """
+        notes = self.problems(max_rhat, min_ess)
         if self.kernel is not None and not self.kernel.exact:
             name = type(self.kernel).__name__
             notes.append(f"{name} tests no proposal: draws have a bias that grows with its step")
         if self.superchains is not None:
-            most = max(float(value.max()) for value in self.nested_rhat().values())
-            notes.append(f"nested r-hat of {self.superchains} superchains: at most {most:.4f}")
+            nested = torch.cat([v.reshape(-1) for v in self.nested_rhat().values()])
+            nested = nested[torch.isfinite(nested)]
+            if len(nested):
+                most = float(nested.max())
+                notes.append(f"nested r-hat of {self.superchains} superchains: at most {most:.4f}")
         if self.moved:
             notes.append(f"sampled in the base of their flow: {', '.join(self.moved)}")
         return notes
@@ -168,12 +204,32 @@ class Draws:
         Returns:
             Values of the other sites, with shape `(draws, *event)`.
         """
-        values = {name: self.flat()[name] for name in self.latent}
+        return Predictive(model, self.chosen(draws))(*args, **kwargs)
+
+    def infer_discrete(
+        self, model: Callable[..., Any], *args: Any, draws: int | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Draw the discrete sites that were summed out, given the data and the other sites.
+
+        Arguments:
+            model: The Pyro model.
+            args: Its arguments, with the data.
+            draws: How many, spread evenly over all chains and draws; all by default.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            Values of the discrete sites, with shape `(draws, *)`.
+        """
+        return infer_discrete(model, self.chosen(draws), *args, **kwargs)
+
+    def chosen(self, draws: int | None) -> dict[str, Tensor]:
+        """Draws of the latent sites of all chains, or some of them, evenly spread."""
+        values = {name: self.samples[name].flatten(0, 1) for name in self.latent}
         count = len(next(iter(values.values())))
-        if draws is not None:
-            chosen = torch.linspace(0, count - 1, min(draws, count)).round().long()
-            values = {name: value[chosen] for name, value in values.items()}
-        return Predictive(model, values)(*args, **kwargs)
+        if draws is None:
+            return values
+        index = torch.linspace(0, count - 1, min(draws, count)).round().long()
+        return {name: value[index] for name, value in values.items()}
 
     def to_arviz(self) -> Any:
         """The draws as an `InferenceData` of ArviZ.
@@ -202,6 +258,7 @@ class Draws:
             "superchains": self.superchains,
             "seconds": self.seconds,
             "sites": list(self.samples),
+            "remarks": list(self.remarks),
         }
         write(path, tensors, content)
 
@@ -213,8 +270,8 @@ class Draws:
             raise ValueError(f"Expected draws in {path}, found another checkpoint.")
         samples = {name: tensors[f"samples.{name}"] for name in content["sites"]}
         stats = {n[6:]: x for n, x in tensors.items() if n.startswith("stats.")}
-        said = {key: content[key] for key in ("latent", "moved", "superchains", "seconds")}
-        return cls(samples, stats, **said)
+        other = {key: content[key] for key in ("latent", "moved", "superchains", "seconds")}
+        return cls(samples, stats, **other, remarks=tuple(content.get("remarks", ())))
 
 
 def names(shape: torch.Size) -> list[str]:

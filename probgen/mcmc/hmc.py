@@ -41,17 +41,19 @@ LIMIT = 1000.0  # nats of energy gained, beyond which a trajectory has diverged
 
 
 class Trajectory(NamedTuple):
-    """What a person, and the adaptation of a trajectory's length, wants to see of a step.
+    """Diagnostics of one transition; the trajectory length is adapted from them.
 
     Arguments:
         acceptance: The acceptance probabilities, with shape :math:`(C)`.
         accepted: Whether each proposal was taken, with shape :math:`(C)`.
-        diverged: Whether each trajectory gained more than 1000 nats of energy, or left the
-            numbers, with shape :math:`(C)`.
+        diverged: Whether each trajectory gained more than 1000 nats of energy, or was no longer
+            finite, with shape :math:`(C)`. One that ends outside the support, where the log
+            density is -inf, is rejected but has not diverged.
         proposal: The proposals :math:`x'`, with shape :math:`(C, *)`.
         momentum: The last momenta :math:`r'`, with shape :math:`(C, *)`.
         length: The length of the trajectory, :math:`n \\epsilon`.
         steps: The number of leapfrog steps :math:`n`.
+        outside: Whether each trajectory ended outside the support, with shape :math:`(C)`.
     """
 
     acceptance: Tensor
@@ -61,6 +63,7 @@ class Trajectory(NamedTuple):
     momentum: Tensor
     length: float | Tensor
     steps: int
+    outside: Tensor
 
 
 class ChEESState(NamedTuple):
@@ -102,10 +105,11 @@ def trajectory(
         else:
             value, g = value_and_gradient(x, log_density)
         r = torch.addcmul(r, pull(scale, g), pace, value=1.0 if k < steps - 1 else 0.5)
-    gained = value - start_density + (total(first.square()) - total(r.square())) / 2
-    accepted, info = decide(gained, LIMIT)
-    new = GradientState(x, value, g)
-    return choose(accepted, new, state), Trajectory(*info, x, r, step_size * steps, steps)
+    kinetic = (total(first.square()) - total(r.square())) / 2
+    outside = (value == -torch.inf) & (kinetic >= -LIMIT)
+    accepted, info = decide(value - start_density + kinetic, LIMIT, outside)
+    new = choose(accepted, GradientState(x, value, g), state)
+    return new, Trajectory(*info, x, r, step_size * steps, steps, outside)
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ class ChEES(Kernel):
     scale: Tensor | None = None
     max_steps: int = 1000
 
-    target: ClassVar[float | None] = 0.651
+    target: ClassVar[float | None] = 0.85
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
@@ -199,10 +203,11 @@ class ChEES(Kernel):
         return ChEESState._make((*start(self, position, log_density), 0))
 
     def step(self, state: ChEESState, log_density: LogDensity) -> tuple[ChEESState, Trajectory]:
-        length = 2 * halton(state.taken + 1) * self.length
-        steps = min(max(math.ceil(length / self.step_size), 1), self.max_steps)
+        length = max((0.5 + halton(state.taken + 1)) * self.length, self.step_size)
+        steps = min(math.ceil(length / self.step_size - 1e-9), self.max_steps)
+        size = min(length / steps, self.step_size)
         old = GradientState(*state[:3])
-        new, info = trajectory(old, log_density, self.step_size, self.scale, steps)
+        new, info = trajectory(old, log_density, size, self.scale, steps)
         return ChEESState._make((*new, state.taken + 1)), info
 
 

@@ -30,6 +30,29 @@ LogDensity = Callable[[Any], Tensor]
 State = TypeVar("State", bound=tuple)
 
 
+class LowRank(NamedTuple):
+    r"""A factor :math:`L = \operatorname{diag}(d) (I + U (\operatorname{diag}(s) - I) U^\top)`.
+
+    It takes the place of a Cholesky factor where a dense one would be too large.
+
+    Arguments:
+        diagonal: The scales :math:`d`, with shape :math:`(D)`.
+        vectors: Orthonormal directions :math:`U`, with shape :math:`(D, K)`.
+        values: The scales :math:`s` along them, in units of the diagonal, with shape :math:`(K)`.
+    """
+
+    diagonal: Tensor
+    vectors: Tensor
+    values: Tensor
+
+    def along(self, v: Tensor, values: Tensor) -> Tensor:
+        """Scale `v`, with shape :math:`(C, D)`, along the directions."""
+        return v + ((v @ self.vectors) * (values - 1)) @ self.vectors.mT
+
+
+Scale = Tensor | LowRank
+
+
 class PositionState(NamedTuple):
     r"""What a kernel without gradients needs of a chain.
 
@@ -58,7 +81,7 @@ class GradientState(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a person wants to see of a step.
+    """Diagnostics of one transition.
 
     Arguments:
         acceptance: The acceptance probabilities, with shape :math:`(C)`.
@@ -186,9 +209,16 @@ def start(kernel: Kernel, position: Tensor, log_density: LogDensity) -> Any:
     return state
 
 
-def decide(log_ratio: Tensor, limit: float = torch.inf) -> tuple[Tensor, Info]:
-    r"""Accepts with probability :math:`\min(1, e^r)`; nan, and losses beyond a limit, diverge."""
+def decide(
+    log_ratio: Tensor, limit: float = torch.inf, outside: Tensor | None = None
+) -> tuple[Tensor, Info]:
+    r"""Accept with probability :math:`\min(1, e^r)`; nan, and losses beyond a limit, diverge.
+
+    Proposals outside the support are rejected, and do not count as diverged.
+    """
     diverged = torch.isnan(log_ratio) | (log_ratio == torch.inf) | (log_ratio < -limit)
+    if outside is not None:
+        diverged = diverged & ~outside
     acceptance = log_ratio.clamp(max=0).exp().masked_fill(diverged, 0)
     accepted = torch.rand_like(acceptance) < acceptance
     return accepted, Info(acceptance, accepted, diverged)
@@ -210,28 +240,34 @@ def total(value: Tensor) -> Tensor:
     return value.sum(-1) if value.ndim == 2 else value.flatten(1).sum(-1)
 
 
-def dense(scale: Tensor | None, like: Tensor) -> bool:
-    return scale is not None and scale.ndim == 2 and like.ndim == 2
+def dense(scale: Scale | None, like: Tensor) -> bool:
+    return isinstance(scale, Tensor) and scale.ndim == 2 and like.ndim == 2
 
 
-def stretch(scale: Tensor | None, v: Tensor) -> Tensor:
+def stretch(scale: Scale | None, v: Tensor) -> Tensor:
     """:math:`L v`, for each chain."""
     if scale is None:
         return v
+    if isinstance(scale, LowRank):
+        return scale.diagonal * scale.along(v, scale.values)
     return v @ scale.mT if dense(scale, v) else scale * v
 
 
-def pull(scale: Tensor | None, v: Tensor) -> Tensor:
+def pull(scale: Scale | None, v: Tensor) -> Tensor:
     r""":math:`L^\top v`, for each chain."""
     if scale is None:
         return v
+    if isinstance(scale, LowRank):
+        return scale.along(scale.diagonal * v, scale.values)
     return v @ scale if dense(scale, v) else scale * v
 
 
-def shrink(scale: Tensor | None, v: Tensor) -> Tensor:
+def shrink(scale: Scale | None, v: Tensor) -> Tensor:
     """:math:`L^{-1} v`, for each chain."""
     if scale is None:
         return v
+    if isinstance(scale, LowRank):
+        return scale.along(v / scale.diagonal, 1 / scale.values)
     if dense(scale, v):
         return torch.linalg.solve_triangular(scale.mT, v, upper=True, left=False)
     return v / scale

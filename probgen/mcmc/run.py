@@ -1,35 +1,39 @@
-"""Runs chains: warm-up, draws, and what can be said of them.
-
-Nothing random is carried from step to step: the numbers of a step follow from the seed, the step
-and the process. So a run that was interrupted goes on exactly as it would have.
-"""
+"""Run chains: initial points, warm-up, draws, and a check that they have converged."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..core.checkpoint import read, write
 from ..core.processes import agree, join, mix, seed_of
-from .adaptation import warm_up
+from .arguments import check_kernel, check_run_options
+from .chains import Chains
+from .convergence import ConvergenceWarning, unvisited
 from .draws import Draws
 from .gibbs import Gibbs
-from .hmc import ChEES, Trajectory
+from .hmc import ChEES
 from .kernel import Kernel
+from .metric import Metric, metric_kind
+from .pathfinder import Modes, prepare
 from .potential import Potential, potential
+from .reparam import funnels
+from .reparam import noncentered as standardized
+from .replicas import ParallelTempering
 
 __all__ = ["run"]
 
-PAUSE = 30.0  # seconds between checkpoints
+WARMUP = 100  # steps of warm-up of chains that start at modes
+COLD = 300  # steps of warm-up of others
 
 
 def run(
@@ -37,23 +41,30 @@ def run(
     *args: Any,
     kernel: Kernel | None = None,
     chains: int = 128,
-    warmup: int = 200,
-    draws: int = 100,
+    warmup: int | None = None,
+    draws: int = 250,
     thin: int = 1,
     seed: int | None = None,
     init: str | dict[str, Tensor] | Tensor = "uniform",
     superchains: int | None = None,
-    dense: bool = False,
+    metric: Metric = "auto",
+    sites: Iterable[str] | None = None,
+    noncentered: Iterable[str] | bool = False,
     base: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    max_rhat: float = 1.01,
+    min_ess: float = 400.0,
+    dense: bool | None = None,
     **kwargs: Any,
 ) -> Draws:
-    r"""Draws from the posterior of a Pyro model, or from a log density, with many chains at once.
+    r"""Draw from the posterior of a Pyro model, or from a log density, with many chains at once.
 
-    Warm-up adapts the step size, the scale and the length of trajectories from all chains, as far
-    as the kernel has them; it starts from those given. Under ``torchrun`` each process runs its
-    share of the chains, adapts with them, and gets all draws.
+    Optimisation from all initial points finds the modes and their curvature. Chains start from
+    normal approximations there, weighted by importance, unless initial points are given. Warm-up
+    then adapts the step size, the metric and the length of trajectories from all chains, as far
+    as the kernel has them. Under ``torchrun`` each process runs its share of the chains, adapts
+    with them, and gets all draws.
 
     Arguments:
         model: A Pyro model, a :class:`Potential`, or a log density: a function of positions with
@@ -61,21 +72,32 @@ def run(
         args: The model's arguments.
         kernel: The kernel; :class:`ChEES` by default.
         chains: The number of chains :math:`C`.
-        warmup: The number of steps of warm-up.
+        warmup: The number of steps of warm-up; by default 100 where chains start at modes that
+            were found, else 300.
         draws: The number of draws :math:`S` of each chain.
         thin: The number of steps per draw.
         seed: The seed; by default drawn from torch's generator, whose state the run leaves alone.
         init: The initial points: `"uniform"`, `"prior"`, `"median"`, `"importance"` or values by
             name (:meth:`Potential.initial`); for a log density, positions with shape
-            :math:`(C, *)`, or a dictionary of them under :class:`Gibbs`.
+            :math:`(C, *)`, or a dictionary of them under :class:`Gibbs`. Chains start exactly at
+            values that are given.
         superchains: The number of groups of chains that share an initial point, for the nested
             :math:`\hat R`.
-        dense: Whether to adapt a Cholesky factor rather than standard deviations.
+        metric: The form of the scale: `"diagonal"` standard deviations, a `"dense"` Cholesky
+            factor, `"low_rank"` directions over a diagonal, or `"auto"`, which is dense up to 100
+            dimensions and of low rank above.
+        sites: The sites whose draws are kept; all by default.
+        noncentered: The sites to standardise, :math:`z = (\\theta - m) / s`, or True for all
+            location-scale sites whose scale is latent: for hierarchical models whose data say
+            little of each :math:`\\theta`, which make funnels otherwise.
         base: Whether sites with a frozen flow move to its base. Default: if the kernel uses
             gradients.
         checkpoint: A folder. The draws so far are written there every 30 seconds or more, at the
             end and when interrupted; called again with the same folder, the run goes on.
         progress: Whether to show a progress bar.
+        max_rhat: The R-hat above which a warning names a site.
+        min_ess: The effective sample size below which a warning names a site.
+        dense: Deprecated; `metric="dense"` or `"diagonal"`.
         kwargs: The model's keyword arguments.
 
     Returns:
@@ -85,6 +107,9 @@ def run(
         ValueError: If a number is not positive, or no initial point has a finite density: the
             message names the site.
 
+    Warns:
+        ConvergenceWarning: If draws may not follow the posterior.
+
     Example:
         >>> import pyro, pyro.distributions as dist
         >>> def model(y):
@@ -93,57 +118,149 @@ def run(
         ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
         >>> draws = run(model, torch.tensor([1.0, 2.0, 3.0]), chains=64, seed=0, progress=False)
         >>> draws.samples["mean"].shape
-        torch.Size([64, 100])
+        torch.Size([64, 250])
         >>> abs(float(draws.samples["mean"].mean()) - 1.5) < 0.03
         True
     """
-    for name, value, least in (
-        ("chains", chains, 1),
-        ("draws", draws, 1),
-        ("thin", thin, 1),
-        ("warmup", warmup, 0),
-    ):
-        if value < least:
-            raise ValueError(f"Expected `{name}` of at least {least}, got {value}.")
+    check_run_options(kwargs, model)
+    check_numbers(chains=chains, draws=draws, thin=thin)
+    if warmup is not None and warmup < 0:
+        raise ValueError(f"Expected `warmup` of at least 0, got {warmup}.")
     if superchains is not None and (superchains < 2 or chains % superchains):
         raise ValueError(f"Expected `superchains` >= 2 that divide {chains}, got {superchains}.")
+    if dense is not None:
+        metric = "dense" if dense else "diagonal"
+        message = f"`dense` is deprecated: use metric={metric!r}."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+    metric_kind(metric, 1)
     kernel = ChEES() if kernel is None else kernel
+    check_kernel(kernel)
     own = isinstance(init, Tensor) or isinstance(kernel, Gibbs)
     if own:
         chains = check_initial(init)
     rank, world, device = join(None, torch.device("cpu"))
+    share = share_of(chains, superchains, world)
+    folder = None if checkpoint is None else Path(checkpoint) / "chains-0"
+    seed = agree(seed_of(folder) if seed is None else seed, world, device)
+    with torch.random.fork_rng():
+        torch.manual_seed(mix(seed, 0, rank))
+        groups = share if superchains is None else superchains // world
+        target: Any = model
+        start = time.perf_counter()
+        if own:
+            position: Any = part(init, slice(rank * share, (rank + 1) * share))
+        else:
+            if not isinstance(model, Potential):
+                moves = kernel.gradient if base is None else base
+                if noncentered:
+                    model = standardized(model, noncentered, *args, **kwargs)
+                target = potential(model, *args, base=moves, **kwargs)
+            free = isinstance(init, str)
+            position = target.initial(init, share if free else groups, gradient=kernel.gradient)
+        modes, resumed = None, folder is not None and (folder / "model.json").is_file()
+        adapted = kernel
+        tempered = kernel if isinstance(kernel, ParallelTempering) else None
+        inner = kernel if tempered is None else tempered.kernel
+        if (
+            isinstance(position, Tensor)
+            and warmup != 0
+            and not resumed
+            and isinstance(inner, Kernel)
+        ):
+            adapted, position, modes = prepare(
+                inner,
+                position,
+                target,
+                metric=metric,
+                chains=len(position) if own else groups,
+                move=isinstance(init, str),
+                wide=None if own else prior_draws(target, position),
+            )
+        if not own:
+            position = position[:groups].repeat_interleave(share // groups, 0)
+        if tempered is not None:
+            adapted = dataclasses.replace(tempered, kernel=adapted)
+            position = tempered.spread(position) if position.ndim == 2 else position
+        found = modes is not None and len(modes.position) > 0 and tempered is None
+        steps = warmup if warmup is not None else WARMUP if found else COLD
+        settings = {"warmup": warmup}
+        task = Chains(adapted, target, seed, rank, steps, draws, thin, metric, settings)
+        store, stats, last = task.go(position, checkpoint, progress)
+        seconds = time.perf_counter() - start
+        remarks = remarks_of(modes, target, store)
+        if world > 1:
+            store = {name: gather(value, world, device) for name, value in store.items()}
+            stats = {name: gather(value, world, device) for name, value in stats.items()}
+        values, latent, moved = store, list(store), []
+        if isinstance(target, Potential):
+            values, moved = target.unravel(store["x"], sites), target.moved
+            latent = [name for name in values if name in target.layout or name in moved]
+    result = Draws(values, stats, latent, moved, superchains, last, seconds, remarks)
+    wrong = result.problems(max_rhat, min_ess) if rank == 0 else []
+    if wrong and isinstance(target, Potential):
+        sites_of_funnels = funnels(target.model)
+        if sites_of_funnels:
+            wrong.append(
+                f"sites with an unknown scale, as {', '.join(sites_of_funnels)}, make funnels; "
+                f"run(..., noncentered=True) standardises them."
+            )
+    if wrong:
+        warnings.warn("\n".join(wrong), ConvergenceWarning, stacklevel=2)
+    return result
+
+
+def prior_draws(target: Potential, like: Tensor) -> Tensor | None:
+    """Draws from the prior where it can be drawn from and they are finite."""
+    with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
+        points = target.draw(len(like), prior=True).to(like)
+        usable = torch.isfinite(points).all(1, keepdim=True)
+        return torch.where(usable, points, like)
+    return None
+
+
+def check_numbers(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"Expected `{name}` of at least 1, got {value}.")
+
+
+def share_of(chains: int, superchains: int | None, world: int) -> int:
+    """The number of chains of each process."""
     if chains % world:
         raise ValueError(f"Expected chains that divide into {world} processes, got {chains}.")
     if superchains is not None and superchains % world:
         raise ValueError(
             f"Expected superchains that divide into {world} processes, got {superchains}."
         )
-    share = chains // world
-    folder = None if checkpoint is None else Path(checkpoint) / "chains-0"
-    seed = agree(seed_of(folder) if seed is None else seed, world, device)
-    with torch.random.fork_rng():
-        torch.manual_seed(mix(seed, 0, rank))
-        target: Any = model
-        if own:
-            position: Any = part(init, slice(rank * share, (rank + 1) * share))
-        else:
-            if not isinstance(model, Potential):
-                moves = kernel.gradient if base is None else base
-                target = potential(model, *args, base=moves, **kwargs)
-            groups = share if superchains is None else superchains // world
-            position = target.initial(init, groups).repeat_interleave(share // groups, 0)
-        task = Task(kernel, target, seed, rank, warmup, draws, thin, dense)
-        start = time.perf_counter()
-        store, stats, last = task.go(position, checkpoint, progress)
-        seconds = time.perf_counter() - start
-        if world > 1:
-            store = {name: gather(value, world, device) for name, value in store.items()}
-            stats = {name: gather(value, world, device) for name, value in stats.items()}
-        values = target.unravel(store["x"]) if isinstance(target, Potential) else store
-    if not isinstance(target, Potential):
-        return Draws(store, stats, list(store), [], superchains, last, seconds)
-    latent = [name for name in values if name in target.layout or name in target.moved]
-    return Draws(values, stats, latent, target.moved, superchains, last, seconds)
+    return chains // world
+
+
+def remarks_of(modes: Modes | None, target: Any, store: dict[str, Tensor]) -> tuple[str, ...]:
+    """Problems that optimisation found before the chains ran."""
+    remarks = []
+    if modes is not None and modes.flat is not None:
+        size = modes.flat.abs() / modes.flat.abs().max()
+        names = [f"x[{k}]" for k in (size > 0.05).nonzero()[:, 0].tolist()]
+        if isinstance(target, Potential):
+            layout = target.layout.items()
+            names = [n for n, s in layout if bool((size[s.start : s.stop] > 0.05).any())]
+        remarks.append(
+            f"the posterior is improper along {', '.join(names)}: its density does not fall in "
+            f"that direction, and draws mean nothing there. Give a proper prior, or drop a "
+            f"parameter that the data do not determine."
+        )
+    if isinstance(target, Potential):
+        names = target.saturated(store["x"].flatten(0, 1))
+        if names:
+            remarks.append(
+                f"draws of {', '.join(names)} reach the edge of what their type resolves near the "
+                f"boundary of the support, and mass beyond it is lost. Use float64 data, or sample "
+                f"a transformed variable."
+            )
+    if modes is not None and len(modes.position) and "x" in store:
+        missed = unvisited(store["x"], modes.position, modes.factor, modes.log_mass)
+        remarks += [] if missed is None else [missed]
+    return tuple(remarks)
 
 
 def check_initial(init: Any) -> int:
@@ -170,164 +287,3 @@ def gather(value: Tensor, world: int, device: torch.device) -> Tensor:
     parts = [torch.empty_like(own) for _ in range(world)]
     torch.distributed.all_gather(parts, own)
     return torch.cat(parts).to(value.device)
-
-
-@dataclasses.dataclass
-class Task:
-    """What does not change during a run."""
-
-    kernel: Any
-    target: Any
-    seed: int
-    rank: int
-    warmup: int
-    draws: int
-    thin: int
-    dense: bool
-
-    def go(
-        self, position: Any, checkpoint: str | os.PathLike[str] | None, progress: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
-        """Takes the steps, from the start or from where an earlier run was interrupted."""
-        folder = None if checkpoint is None else Path(checkpoint) / f"chains-{self.rank}"
-        kernel, state = self.kernel, self.kernel.init(position, self.target)
-        store, stats = self.empty(state)
-        done = 0
-        if folder is not None and (folder / "model.json").is_file():
-            kernel, state, done = self.resume(folder, kernel, state, store, stats)
-        total = (self.warmup + self.draws * self.thin) if done == 0 else self.draws * self.thin
-        hidden = not progress or self.rank > 0
-        with tqdm(total=total, initial=done * self.thin, disable=hidden, leave=False) as bar:
-            if done == 0:
-                bar.set_description("warm-up")
-                reseed = self.reseed(1)
-                warm = warm_up(kernel, state, self.target, self.warmup, dense=self.dense)
-                for k in range(self.warmup):
-                    reseed(k)
-                    kernel, state, info = next(warm)
-                    bar.update()
-            bar.set_description("draws")
-            reseed, written = self.reseed(2), time.monotonic()
-            kept = state, done  # set together, so that an interrupt never parts them
-            try:
-                for k in range(done, self.draws):
-                    for t in range(self.thin):
-                        reseed(k * self.thin + t)
-                        state, info = kernel.step(state, self.target)
-                        bar.update()
-                    record(store, stats, k, state, info)
-                    kept = state, k + 1
-                    if folder is not None and time.monotonic() - written > PAUSE:
-                        self.save(folder, kernel, store, stats, *kept)
-                        written = time.monotonic()
-            finally:  # an interrupt too leaves a run that goes on
-                if folder is not None and kept[1] > 0:
-                    self.save(folder, kernel, store, stats, *kept)
-        return store, stats, kernel
-
-    def reseed(self, phase: int) -> Callable[[int], Any]:
-        first = mix(self.seed, phase, self.rank)
-        return lambda step: torch.manual_seed((first + step) % 2**63)
-
-    def empty(self, state: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Room for the draws, with shape :math:`(C, S, *)`."""
-        position = state.position if isinstance(state.position, dict) else {"x": state.position}
-        chains = len(state.log_density)
-
-        def room(like: Tensor, shape: torch.Size, dtype: torch.dtype | None = None) -> Tensor:
-            return like.new_zeros((chains, self.draws, *shape), dtype=dtype)
-
-        store = {name: room(value, value.shape[1:]) for name, value in position.items()}
-        value, none = state.log_density, torch.Size()
-        stats = {name: room(value, none) for name in ("log_density", "acceptance", "steps")}
-        return store, {**stats, "diverged": room(value, none, torch.bool)}
-
-    def save(
-        self, folder: Path, kernel: Any, store: Any, stats: Any, state: Any, done: int
-    ) -> None:
-        tensors = {f"draws.{name}": value[:, :done] for name, value in store.items()}
-        tensors |= {f"stats.{name}": value[:, :done] for name, value in stats.items()}
-        tensors |= {f"state.{name}": value for name, value in tensors_of(state).items()}
-        adapted = {name: getattr(kernel, name) for name in self.adapted()}
-        tensors |= {f"kernel.{n}": v for n, v in adapted.items() if isinstance(v, Tensor)}
-        numbers = {n: v for n, v in adapted.items() if isinstance(v, (int, float))}
-        write(folder, tensors, {"done": done, "kernel": numbers, **self.description()})
-
-    def adapted(self) -> list[str]:
-        names = {field.name for field in dataclasses.fields(self.kernel)}
-        return sorted(names & {"step_size", "length", "scale"})
-
-    def description(self) -> dict[str, Any]:
-        name = type(self.kernel).__name__
-        return {"seed": self.seed, "name": name, "warmup": self.warmup, "thin": self.thin}
-
-    def resume(
-        self, folder: Path, kernel: Any, state: Any, store: Any, stats: Any
-    ) -> tuple[Any, Any, int]:
-        """Reads what :meth:`save` wrote."""
-        tensors, content = read(folder)
-        for name, expected in self.description().items():
-            if content.get(name) != expected:
-                raise ValueError(
-                    f"{folder} holds a run with {name} {content.get(name)}, not {expected}. Use "
-                    f"another folder, or the same settings."
-                )
-        done = content["done"]
-        for kind, room in (("draws", store), ("stats", stats)):
-            for name, value in room.items():
-                old = tensors.get(f"{kind}.{name}")
-                if old is None or old.shape[0] != len(value) or old.shape[2:] != value.shape[2:]:
-                    found = None if old is None else tuple(old.shape)
-                    raise ValueError(
-                        f"{folder} holds draws of {name!r} with shape {found}, for a run with "
-                        f"shape {tuple(value.shape)}. Use another folder, or the same chains."
-                    )
-                if done > self.draws:
-                    raise ValueError(
-                        f"{folder} holds {done} draws. Ask for as many or more, got {self.draws}."
-                    )
-                value[:, :done] = old.to(value)
-        scales = {n[7:]: v for n, v in tensors.items() if n.startswith("kernel.")}
-        kernel = dataclasses.replace(kernel, **content["kernel"], **scales)
-        saved = {n[6:]: v for n, v in tensors.items() if n.startswith("state.")}
-        return kernel, restored(state, saved), done
-
-
-def record(
-    store: dict[str, Tensor], stats: dict[str, Tensor], k: int, state: Any, info: Any
-) -> None:
-    """Writes draw `k` of all chains."""
-    position = state.position if isinstance(state.position, dict) else {"x": state.position}
-    for name, value in position.items():
-        store[name][:, k] = value
-    stats["log_density"][:, k] = state.log_density
-    stats["acceptance"][:, k] = info.acceptance
-    stats["diverged"][:, k] = info.diverged
-    stats["steps"][:, k] = info.steps if isinstance(info, Trajectory) else 1
-
-
-def tensors_of(value: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors and counts of a state, by name."""
-    if isinstance(value, Tensor):
-        return {prefix: value}
-    if isinstance(value, int):
-        return {prefix: torch.tensor(value)}
-    items = value._asdict() if hasattr(value, "_asdict") else value
-    found: dict[str, Tensor] = {}
-    for name, inner in items.items():
-        found |= tensors_of(inner, f"{prefix}.{name}" if prefix else name)
-    return found
-
-
-def restored(template: Any, saved: dict[str, Tensor], prefix: str = "") -> Any:
-    """A state like another one, with saved numbers."""
-    if isinstance(template, Tensor):
-        return saved[prefix].to(template)
-    if isinstance(template, int):
-        return int(saved[prefix])
-    items = template._asdict() if hasattr(template, "_asdict") else template
-    new = {
-        name: restored(inner, saved, f"{prefix}.{name}" if prefix else name)
-        for name, inner in items.items()
-    }
-    return type(template)(**new) if hasattr(template, "_asdict") else new

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .adaptation import Moments, crossing, harmonic
+from .adaptation import crossing, mean_acceptance
 from .arguments import check_kernel
 from .kernel import Kernel, LogDensity, value_and_gradient
+from .metric import Moments
 
 __all__ = ["Annealed", "ais", "smc"]
 
@@ -216,7 +217,7 @@ def smc(
                 current = adapted(current, position, path)
             position, acceptance = move(current, position, path, steps)
             if fixed and hasattr(current, "step_size") and current.target is not None:
-                change = math.exp(harmonic(acceptance) - current.target)
+                change = math.exp(mean_acceptance(acceptance) - current.target)
                 kernel = dataclasses.replace(current, step_size=current.step_size * change)
             bar.update(beta - betas[-1])
             betas.append(beta)
@@ -258,7 +259,8 @@ def adapted(kernel: Any, position: Any, path: LogDensity) -> Any:
     if kernel.target is None or not isinstance(position, Tensor) or position.ndim != 2:
         return kernel
     first = kernel.scale is None
-    moments = Moments(dense=kernel.scale is not None and kernel.scale.ndim == 2)
+    dense = isinstance(kernel.scale, Tensor) and kernel.scale.ndim == 2
+    moments = Moments("dense" if dense else "diagonal")
     moments.update(position, None)
     scale = moments.scale()
     kernel = kernel if scale is None else dataclasses.replace(kernel, scale=scale)
