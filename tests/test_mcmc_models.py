@@ -399,6 +399,27 @@ def scan():
     pyro.sample("y", dist.Normal(0.0, torch.stack(h)).to_event(1), obs=torch.ones(21))
 
 
+def differentiates():
+    x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    b = pyro.sample("b", dist.Beta(2.0, 2.0))
+    with torch.enable_grad():
+        z = x if x.requires_grad else x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(z.pow(3).sum(), z, create_graph=True)
+    inner = torch.func.grad(lambda z: z.sin().sum())(x)
+    pyro.sample("y", dist.Normal(slope + inner, 1.0 + b).to_event(1), obs=torch.ones(2))
+
+
+def test_models_that_take_gradients_run_for_all_chains_at_once():
+    log_density = potential(differentiates)
+    assert log_density.inner
+    for _ in range(3):
+        check_chains(log_density, torch.randn(4, 3))
+    assert log_density.unravel(torch.zeros(3, 3))["x"].shape == (3, 2)
+    assert log_density(torch.zeros(3, 3)).shape == (3,)
+    draws = run(differentiates, kernel=mcmc.Metropolis(), warmup=5, draws=5, progress=False)
+    assert draws.samples["x"].shape == (128, 5, 2)
+
+
 @pytest.mark.parametrize("model", [writes, scan])
 def test_loops_run_for_all_chains_at_once(model):
     log_density = potential(model)
@@ -659,9 +680,7 @@ OPERATIONS = {
     "scatter": lambda u: torch.zeros(4).scatter_add(0, torch.tensor([0, 1, 1, 2, 3, 3]), u).prod(),
     "constants": lambda u: (u * 1 + 0) ** 1 @ torch.ones(6) + torch.zeros(3).sum() * u[0],
     "halves": lambda u: (u.double() * 2).float().sum() + (u > 0).float() @ u + u.sign().sum(),
-    "strides": lambda u: (
-        u.reshape(3, 2).mT.reshape(-1).cumsum(0)[3] + u.unfold(0, 3, 1).sin().sum()
-    ),
+    "strides": lambda u: u.reshape(3, 2).mT.reshape(-1).cumsum(0)[3] + u.unfold(0, 3, 1).prod(1)[0],
 }  # fmt: skip
 
 

@@ -36,12 +36,14 @@ class Evaluation:
     Attributes:
         batched: Whether `vmap` takes the functions; otherwise chains come one after the other.
         room: Whether fresh tensors must be tensors of the chain.
+        inner: Whether gradients are taken of one chain, within `vmap`, for functions that take
+            gradients themselves.
         slopeless: Why there is no gradient, or nothing.
     """
 
     def __init__(self, point: Tensor, compile: bool, random: bool) -> None:
         self.point, self.compile, self.random = point, compile, random
-        self.batched, self.room, self.slopeless = True, False, ""
+        self.batched, self.room, self.inner, self.slopeless = True, False, False, ""
         self.recorded: dict[Any, Recording | None] = {}
         self.asked: Counter[Any] = Counter()
 
@@ -87,7 +89,8 @@ class Evaluation:
         """A function of one chain, of each chain."""
         if self.batched:
             randomness = "different" if self.random else "error"
-            return torch.func.vmap(function, chunk_size=chunk, randomness=randomness)(x)
+            one = tracked(function) if self.inner else function
+            return torch.func.vmap(one, chunk_size=chunk, randomness=randomness)(x)
         results = [function(u) for u in x]
         if isinstance(results[0], Tensor):
             return torch.stack(results)
@@ -100,6 +103,10 @@ class Evaluation:
                 f"Expected a model with a gradient, which this kernel uses, got one without: "
                 f"{self.slopeless}. Metropolis and EllipticalSlice use no gradient."
             )
+        if self.inner:
+            both = torch.func.grad_and_value(function)
+            gradient, value = torch.func.vmap(both, randomness="different")(x)
+            return {"value": value, "gradient": gradient}
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             value = self.map(function, x)
@@ -108,6 +115,15 @@ class Evaluation:
             (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
         gradient = torch.zeros_like(x) if gradient is None else gradient
         return {"value": value.detach(), "gradient": gradient}
+
+
+def tracked(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """A function whose argument requires a gradient, which it may ask for itself."""
+
+    def seen(u: Tensor) -> tuple[Tensor, Any]:
+        return u.sum(), function(u)
+
+    return lambda u: torch.func.grad(seen, has_aux=True)(u)[1]
 
 
 def close(a: Tensor, b: Tensor) -> bool:

@@ -24,6 +24,8 @@ from .kernel import (
     Kernel,
     LogDensity,
     check_positive,
+    check_scale,
+    check_steps,
     choose,
     decide,
     dense,
@@ -145,7 +147,8 @@ class HMC(Kernel):
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
-        check_positive("steps", self.steps)
+        check_scale(self.scale)
+        check_steps("steps", self.steps)
 
     def init(self, position: Tensor, log_density: LogDensity) -> GradientState:
         return start(self, position, log_density)
@@ -196,8 +199,9 @@ class ChEES(Kernel):
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
+        check_scale(self.scale)
         check_positive("length", self.length)
-        check_positive("max_steps", self.max_steps)
+        check_steps("max_steps", self.max_steps)
 
     def init(self, position: Tensor, log_density: LogDensity) -> ChEESState:
         return ChEESState._make((*start(self, position, log_density), 0))

@@ -14,6 +14,7 @@ position, or a Cholesky factor with shape :math:`(D, D)`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -273,8 +274,72 @@ def shrink(scale: Scale | None, v: Tensor) -> Tensor:
     return v / scale
 
 
-def check_positive(name: str, value: float | Tensor) -> None:
+def check_positive(name: str, value: Any) -> None:
+    """Refuse what is not a positive number, or a tensor of them.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not positive or not finite.
+    """
     if isinstance(value, Tensor):
+        if value.device.type == "cpu" and not bool((torch.isfinite(value) & (value > 0)).all()):
+            raise ValueError(f"Expected a positive `{name}`, got {value}.")
         return
-    if not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Expected a number as `{name}`, got {value!r}.")
+    if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"Expected a positive `{name}`, got {value}.")
+
+
+def check_steps(name: str, value: Any) -> None:
+    """Refuse what is not a whole number of at least 1."""
+    check_positive(name, value)
+    if value != int(value):
+        raise ValueError(f"Expected a whole number as `{name}`, got {value}.")
+
+
+def check_scale(scale: Any) -> None:
+    """Refuse what is no factor of a covariance.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it is not finite.
+    """
+    if scale is None or isinstance(scale, LowRank):
+        return
+    if not isinstance(scale, Tensor):
+        raise TypeError(
+            f"Expected `scale` as a tensor of standard deviations or a Cholesky factor, got "
+            f"{scale!r}. A factor for all dimensions belongs in `step_size`."
+        )
+    if scale.device.type == "cpu" and not bool(torch.isfinite(scale).all()):
+        raise ValueError(f"Expected a finite `scale`, got {scale}.")
+
+
+class Guarded:
+    """A user's log density, in which a value outside a validated support has density zero.
+
+    Arguments:
+        function: Maps positions with shape :math:`(C, *)` to values with shape :math:`(C)`.
+    """
+
+    def __init__(self, function: Callable[[Any], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, x: Any) -> Tensor:
+        try:
+            return self.function(x)
+        except ValueError as error:
+            if not isinstance(x, Tensor) or "within the support" not in str(error):
+                raise
+        rows = [self.one(row) for row in x.split(1)]
+        return torch.cat(rows)
+
+    def one(self, row: Tensor) -> Tensor:
+        """The log density of one chain."""
+        try:
+            return self.function(row)
+        except ValueError as error:
+            if "within the support" not in str(error):
+                raise
+            return row.flatten(1).sum(-1) * 0 - torch.inf

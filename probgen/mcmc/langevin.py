@@ -13,6 +13,7 @@ step of length :math:`\sqrt{2 \epsilon}`, and MALA, which tests it, has no bias.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -27,6 +28,7 @@ from .kernel import (
     Kernel,
     LogDensity,
     check_positive,
+    check_scale,
     over,
     pull,
     start,
@@ -67,6 +69,7 @@ class ULA(Kernel):
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
+        check_scale(self.scale)
 
     def init(self, position: Tensor, log_density: LogDensity) -> GradientState:
         return start(self, position, log_density)
@@ -105,6 +108,7 @@ class MALA(Kernel):
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
+        check_scale(self.scale)
 
     def init(self, position: Tensor, log_density: LogDensity) -> GradientState:
         return start(self, position, log_density)
@@ -171,8 +175,9 @@ class SGLD(Kernel):
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
+        check_scale(self.scale)
         check_positive("delay", self.delay)
-        if not self.decay >= 0:
+        if not 0 <= self.decay < math.inf:
             raise ValueError(f"Expected a `decay` of at least 0, got {self.decay}.")
 
     def init(self, position: Tensor, log_density: LogDensity) -> SGLDState:

@@ -20,6 +20,7 @@ from .kernel import (
     LogDensity,
     PositionState,
     check_positive,
+    check_scale,
     choose,
     decide,
     over,
@@ -62,6 +63,7 @@ class Metropolis(Kernel):
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
+        check_scale(self.scale)
 
     def init(self, position: Tensor, log_density: LogDensity) -> PositionState:
         return start(self, position, log_density)

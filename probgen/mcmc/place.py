@@ -97,13 +97,13 @@ class Place(Messenger):
         self.data: dict[str, Any] = {}  # of observed sites
         self.latent: list[str] = []
         self.discrete: list[str] = []
-        self.where = "before its first site"  # how far the run is
+        self.progress = [""]  # how far the run is
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         fn, name = msg["fn"], msg["name"]
         if isinstance(fn, _Subsample):
             return
-        self.where = f"at or after site {name!r}, a {type(fn).__name__}"
+        self.progress[0] = f"at or after site {name!r}, a {type(fn).__name__}"
         check_site(msg)
         if msg["is_observed"]:
             self.data[name] = msg["value"]

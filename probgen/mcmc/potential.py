@@ -80,6 +80,7 @@ class Potential(Evaluation):
         self.size = at
         self.discrete = list(found.discrete)
         self.moved = moved
+        self.progress = [""]  # how far a run came
         like = torch.cat([part.detach().reshape(-1) for part in found.parts.values()])
         self.dtype, self.device = like.dtype, like.device
         super().__init__(like, compile, bool(found.discrete))
@@ -107,8 +108,9 @@ class Potential(Evaluation):
 
     def at(self, u: Tensor) -> Place:
         """A run of the model at one point."""
-        self.place = Place(u, layout=self.layout, marginal=bool(self.discrete))
-        return self.place
+        place = Place(u, layout=self.layout, marginal=bool(self.discrete))
+        place.progress = self.progress
+        return place
 
     def total(self, u: Tensor) -> Tensor:
         """The log density of one chain."""

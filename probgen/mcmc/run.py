@@ -22,7 +22,7 @@ from .convergence import ConvergenceWarning, unvisited
 from .draws import Draws
 from .gibbs import Gibbs
 from .hmc import ChEES
-from .kernel import Kernel
+from .kernel import Guarded, Kernel
 from .metric import Metric, metric_kind
 from .pathfinder import Modes, prepare
 from .potential import Potential, potential
@@ -148,6 +148,7 @@ def run(
         target: Any = model
         start = time.perf_counter()
         if own:
+            target = model if hasattr(model, "value_and_gradient") else Guarded(model)
             position: Any = part(init, slice(rank * share, (rank + 1) * share))
         else:
             if not isinstance(model, Potential):

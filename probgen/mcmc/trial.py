@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .place import Place, unchecked
+from .place import unchecked
 
 if TYPE_CHECKING:
     from .potential import Potential
@@ -44,13 +46,12 @@ def check(potential: Potential, u: Tensor) -> None:
             "Expected a model that gives one log density at one point, got two. It draws random "
             "numbers, or keeps state, outside its sample sites."
         )
-    reason = trial(potential, points, single, slopes=True)
-    if not reason:
-        return
-    potential.room = True
-    if not trial(potential, points, single, slopes=True):
-        return
-    potential.room = potential.batched = False
+    reasons = []
+    for potential.inner, potential.room in itertools.product((False, True), (False, True)):
+        reasons.append(trial(potential, points, single, slopes=True))
+        if not reasons[-1]:
+            return
+    potential.room = potential.inner = potential.batched = False
     potential.slopeless = slopeless(potential, points)
     if potential.slopeless:
         potential.batched = True
@@ -59,7 +60,7 @@ def check(potential: Potential, u: Tensor) -> None:
         potential.batched = False
     warnings.warn(
         f"torch.func.vmap does not take this model, so chains are evaluated one after the other, "
-        f"which is slow: {reason}. It takes models made of torch's operations that do "
+        f"which is slow: {reasons[0]}. It takes models made of torch's operations that do "
         f"not branch on values: torch.where in place of `if`, and no .item() or numpy.",
         ChainByChainWarning,
         stacklevel=5,
@@ -68,23 +69,25 @@ def check(potential: Potential, u: Tensor) -> None:
 
 def trial(potential: Potential, points: Tensor, single: Tensor, slopes: bool) -> str:
     """Why a model does not run for many chains at once, or nothing."""
-    failed = ""
-    try:
-        with unchecked():
-            if slopes:
-                value = potential.slopes(potential.total, points)["value"]
-            else:
-                with torch.no_grad():
-                    value = potential.map(potential.total, points)
-    except Exception as error:  # which is of vmap, since one chain ran at these points
-        failed = str(error).strip().split("\n")[0] or type(error).__name__
-    if failed:
-        where = potential.place.where
-        potential.place = Place()  # which kept its values
-        check_escaped(where)
+    value, failed = attempt(potential, points, slopes)
+    if value is None:
+        where = potential.progress[0]
+        check_escaped(lambda: attempt(potential, points, slopes), where)
         return f"{failed} ({where})"
     same = torch.allclose(value, single, rtol=1e-3, atol=1e-3, equal_nan=True)
     return "" if same else "its values there differ from those of one chain"
+
+
+def attempt(potential: Potential, points: Tensor, slopes: bool) -> tuple[Tensor | None, str]:
+    """The values for many chains at once, or none and why."""
+    try:
+        with unchecked():
+            if slopes:
+                return potential.slopes(potential.total, points)["value"], ""
+            with torch.no_grad():
+                return potential.map(potential.total, points), ""
+    except Exception as error:  # which is of vmap, since one chain ran at these points
+        return None, str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def slopeless(potential: Potential, points: Tensor) -> str:
@@ -97,15 +100,26 @@ def slopeless(potential: Potential, points: Tensor) -> str:
     return ""
 
 
-def check_escaped(where: str) -> None:
-    """Refuses a model that keeps a tensor of a run that failed: to touch it ends the process."""
-    wrapped = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", None)
-    if wrapped is None:
-        return
-    gc.collect()
-    if any(type(x) is Tensor and wrapped(x) for x in gc.get_objects()):
+def check_escaped(again: Callable[[], Any], where: str) -> None:
+    """Refuses a model that keeps a tensor of a run that failed: to touch it ends the process.
+
+    Arguments:
+        again: Runs the model.
+        where: How far it came.
+    """
+    before = wrapped()
+    again()
+    known = {id(x) for x in before}
+    if any(id(x) not in known for x in wrapped()):
         raise ValueError(
             f"Expected a model that keeps nothing of its runs, got one that stores a tensor which "
             f"depends on its sites, as on a module or in a global list ({where}). Return it, or "
             f"state it by pyro.deterministic."
         )
+
+
+def wrapped() -> list[Tensor]:
+    """All tensors of torch.func's transforms that something holds on to."""
+    test = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", None)
+    gc.collect()
+    return [] if test is None else [x for x in gc.get_objects() if type(x) is Tensor and test(x)]
