@@ -65,17 +65,16 @@ def initial_inverse(x: Tensor, g: Tensor) -> Tensor:
     r"""The diagonal of a first inverse Hessian, from the spread of positions and gradients.
 
     It is :math:`\operatorname{sd}(x) / \operatorname{sd}(g)`, exact for independent normal
-    variables, but at least :math:`1 / E[g^2]`, with which a step gains a nat where the log density
-    is linear.
+    variables; where gradients are all the same up to rounding, :math:`1 / g^2`, with which a step
+    gains a nat.
     """
     if len(x) < 2:
         return torch.ones_like(x[0]) if len(x) else x.new_ones(x.shape[1])
-    spread, slope = x.var(0), g.var(0)
-    ratio, least = (spread / slope).sqrt(), 1 / g.square().mean(0)
-    ratio = torch.where(torch.isfinite(ratio), ratio, 0.0)
-    least = torch.where(torch.isfinite(least), least, 0.0)
-    diagonal = torch.maximum(ratio, least)
-    return torch.where(diagonal > 0, diagonal, torch.where(spread > 0, spread, 1.0))
+    spread, slope, mean = x.var(0), g.var(0), g.mean(0)
+    alike = slope <= (1e-5 * mean).square()
+    diagonal = torch.where(alike, mean.square().reciprocal(), (spread / slope).sqrt())
+    usable = torch.isfinite(diagonal) & (diagonal > 0)
+    return torch.where(usable, diagonal, torch.where(spread > 0, spread, 1.0))
 
 
 def optimize(position: Tensor, log_density: LogDensity, steps: int | None = None) -> Paths:

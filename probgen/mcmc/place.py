@@ -25,7 +25,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Transform, TransformedDistribution, biject_to
+from torch.distributions import Transform, TransformedDistribution, biject_to, constraints
 from torch.distributions.transforms import (
     AffineTransform,
     ComposeTransform,
@@ -50,6 +50,7 @@ __all__ = [
     "unchecked",
 ]
 
+MIXTURES: Any = getattr(constraints, "MixtureSameFamilyConstraint", ())
 RADIUS = 2.0  # of the uniform initial points, as in Stan
 TRIES = 100  # of points at which a model can be run
 
@@ -240,10 +241,19 @@ class Marginal(TraceEinsumEvaluator):
             return contract_to_tensor(factors, self._enum_dims, cache=cache, ring=ring)
 
 
+def bounds_differ(support: Any) -> bool:
+    """Whether the components of a mixture have bounds of their own."""
+    bounds = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    return any(isinstance(b, Tensor) and b.ndim > 0 for b in bounds)
+
+
 def bijection(name: str, fn: Any) -> Transform:
     """The bijection from real vectors onto a site's support."""
+    support = fn.support
+    if isinstance(support, MIXTURES) and not bounds_differ(support.base_constraint):
+        support = support.base_constraint
     try:
-        return biject_to(fn.support)
+        return biject_to(support)
     except NotImplementedError:
         kind = "discrete and cannot be enumerated" if fn.support.is_discrete else str(fn.support)
         raise ValueError(

@@ -142,7 +142,7 @@ class ParallelTempering(Kernel):
         if self.betas is None:
             return
         b = [float(x) for x in self.betas]
-        if not b or b[0] < 0 or b[-1] != 1 or any(y <= x for x, y in itertools.pairwise(b)):
+        if not b or not b[0] >= 0 or b[-1] != 1 or any(not y > x for x, y in itertools.pairwise(b)):
             raise ValueError(f"Expected `betas` that rise from 0 or more to 1, got {b}.")
 
     def ladder(self) -> list[float]:
