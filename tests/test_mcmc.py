@@ -305,7 +305,7 @@ def z_score(x, exact):
 
 KERNELS = {
     "chees": (mcmc.ChEES(), 100),
-    "hmc": (mcmc.HMC(steps=8), 100),
+    "hmc": (mcmc.HMC(steps=8), 300),
     "mala": (mcmc.MALA(), 600),
     "metropolis": (mcmc.Metropolis(), 1500),
     "elliptical": (mcmc.EllipticalSlice(scale=torch.tensor([5.0, 1.5] + 8 * [1.0])), 300),

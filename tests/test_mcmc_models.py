@@ -431,6 +431,33 @@ def test_loops_run_for_all_chains_at_once(model):
     assert log_density.unravel(torch.zeros(3, 2))["b"].tolist() == [0.5] * 3
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "prior",
+    [
+        dist.Beta(2.0, 3.0),
+        dist.Dirichlet(tensor([1.0, 2.0, 0.5])),
+        dist.HalfCauchy(1.0),
+        dist.Gamma(2.0, 3.0),
+        dist.StudentT(9.0),
+        dist.LKJCholesky(3, 2.0),
+        dist.MultivariateNormal(tensor([1.0, 2.0]), eye(2) * 2),
+        dist.Uniform(1.0, 3.0),
+    ],
+)
+def test_priors_are_drawn_for_all_chains_at_once(prior, monkeypatch):
+    from probgen.mcmc import initial
+
+    log_density = potential(lambda: pyro.sample("x", prior))
+    monkeypatch.setattr(initial.contextlib, "suppress", lambda *_: initial.contextlib.nullcontext())
+    torch.manual_seed(0)
+    x = log_density.unravel(log_density.draw(20000, prior=True))["x"]
+    exact = prior.sample((20000,))
+    if not isinstance(prior, dist.HalfCauchy):
+        torch.testing.assert_close(x.mean(0), exact.mean(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(x.median(0).values, exact.median(0).values, atol=0.05, rtol=0)
+
+
 def test_a_hidden_markov_model_takes_few_operations():
     def model(y):
         means = pyro.sample("means", dist.Normal(0.0, 1.0).expand([2]).to_event(1))

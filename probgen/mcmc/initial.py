@@ -81,8 +81,7 @@ def draw(potential: Potential, chains: int, **options: Any) -> Tensor:
 
     def point(given: dict[str, Tensor]) -> Tensor:
         place = Place(values=given, **options)
-        like = given.get("") if potential.room else None
-        with poutine.block(), place, Batchable(like):
+        with poutine.block(), place, Batchable(given.get("")):
             potential.model()
         return torch.cat([place.parts[name].reshape(-1) for name in potential.layout])
 

@@ -120,7 +120,9 @@ class Place(Messenger):
             where = self.find(name, shape)
             u = self.pieces[name].reshape(where.shape)
         elif x is not None or self.prior:
-            x = fn() if x is None else x
+            if x is None:
+                with batchable(fn):
+                    x = fn()
             whole = transform.inv(x)
             u = whole if free is None else free.take(whole)
         else:

@@ -197,6 +197,7 @@ class Shortening:
         self.same: dict[int, int] = {}
         self.changed = frozenset().union(*(op.changed for op in self.operations))
         self.long = len(self.operations) >= LEAST
+        self.numbers: dict[Any, str] = {}
         self.seen: dict[str, list[int | None]] = {}
         made = {n for op in self.operations for n in op.outputs}
         self.fixed = set(range(1, len(self.values))) - made  # tensors that were there before
@@ -305,7 +306,7 @@ class Shortening:
             return f"solve({self.source(args[0])}, {self.source(args[1])}, {upper})"
         if not op.kwargs and not op.changed:
             if name in SIGNS and len(args) == 2:
-                return f"{self.source(args[0])} {SIGNS[name]} {self.source(args[1])}"
+                return f"{self.source(args[0])} {SIGNS[name]} {self.operand(*args)}"
             if name == "neg":
                 return f"-{self.source(args[0])}"
             if name == "view" and not touched:  # strides may differ from those of the recording
@@ -321,6 +322,18 @@ class Shortening:
         self.scope[call] = function
         options = [f"{key}={self.source(value)}" for key, value in op.kwargs.items()]
         return f"{call}({', '.join([*map(self.source, args), *options])})"
+
+    def operand(self, first: Any, value: Any) -> str:
+        """A number as a tensor of the first operand's type, which is read in half the time."""
+        if type(value) not in (int, float) or not isinstance(first, Ref):
+            return self.source(value)
+        like = self.values[first.number]
+        if not like.dtype.is_floating_point or not like.ndim:
+            return self.source(value)
+        number = torch.tensor(value, dtype=like.dtype)
+        name = self.numbers.setdefault((repr(value), like.dtype), f"n{len(self.numbers)}")
+        self.scope.setdefault(name, number)
+        return name
 
     def narrow(self, op: Operation) -> str:
         """Elements next to each other, which Python asks for faster than for a slice."""

@@ -9,6 +9,7 @@ that gives the same numbers. A few densities of Pyro branch on values or call an
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import torch
 from pyro.distributions import CoalescentTimesWithRate, DiscreteHMM, Stable, StableWithLogProb
 from pyro.distributions import stable_log_prob as stable
 from torch import Tensor
+from torch.distributions import Dirichlet
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from torch.overrides import TorchFunctionMode
 
@@ -28,9 +30,13 @@ __all__ = ["Batchable", "batchable"]
 ROOM = {
     *(torch.zeros, torch.ones, torch.empty, torch.full, torch.zeros_like, torch.ones_like),
     *(torch.empty_like, torch.full_like, torch.clone, torch.Tensor.clone, torch.eye),
+    torch.Tensor.new,
     *(getattr(torch.Tensor, f"new_{kind}") for kind in ("zeros", "ones", "empty", "full")),
 }
-PARTS = ("base_dist", "_component_distribution", "observation_dist", "component0", "component1")
+PARTS = (
+    *("base_dist", "_component_distribution", "observation_dist", "component0", "component1"),
+    *("_dirichlet", "_beta"),  # of which beta variables and Cholesky factors are drawn
+)
 NEAR = stable.alpha_near_one_tolerance
 
 
@@ -144,18 +150,25 @@ def parts(fn: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def batchable(fn: Any) -> Iterator[None]:
-    """Replaces densities, of a distribution or its parts, that `vmap` does not take."""
+    """Replaces what `vmap` does not take of a distribution or its parts."""
     replaced = []
-    for part in parts(fn):
-        other = OTHERS.get(getattr(type(part), "log_prob", None))
-        if other is not None and "log_prob" not in vars(part):
-            part.log_prob = partial(other, part)
-            replaced.append(part)
+    for part, name in itertools.product(parts(fn), ("log_prob", "rsample")):
+        other = OTHERS.get(getattr(type(part), name, None))
+        if other is not None and name not in vars(part):
+            setattr(part, name, partial(other, part))
+            replaced.append((part, name))
     try:
         yield
     finally:
-        for part in replaced:
-            del part.log_prob
+        for part, name in replaced:
+            delattr(part, name)
+
+
+def dirichlet_rsample(fn: Any, shape: Any = ()) -> Tensor:
+    """A draw from a Dirichlet distribution, by gamma variables."""
+    alpha = fn.concentration.expand(fn._extended_shape(torch.Size(shape)))
+    draw = torch._standard_gamma(alpha).clamp(min=torch.finfo(alpha.dtype).tiny)
+    return draw / draw.sum(-1, keepdim=True)
 
 
 def stable_log_prob(alpha: Tensor, beta: Tensor, value: Tensor, coords: str) -> Tensor:
@@ -187,9 +200,10 @@ def mean(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     return torch.logaddexp(a + weight.log(), b + (1 - weight).log())
 
 
-OTHERS = {
+OTHERS: dict[Any, Callable[..., Any]] = {
     DiscreteHMM.log_prob: rebound(DiscreteHMM.log_prob, safe_log=safe_log),
     CoalescentTimesWithRate.log_prob: rebound(CoalescentTimesWithRate.log_prob, safe_log=safe_log),
+    Dirichlet.rsample: dirichlet_rsample,
     Stable.log_prob: rebound(Stable.log_prob, _stable_log_prob=stable_log_prob),
 }
 OTHERS[StableWithLogProb.log_prob] = OTHERS[Stable.log_prob]
