@@ -23,7 +23,7 @@ from .metric import Metric, Moments, metric_kind
 
 __all__ = ["StepSize", "TrajectoryLength", "warm_up"]
 
-WINDOWS = (0.1, 0.25, 0.5, 0.8)  # of warm-up, at whose ends the metric is set
+WINDOWS = (0.1, 0.25, 0.45, 0.7)  # of warm-up, at whose ends the metric is set
 SHORT = 64  # leapfrog steps of a trajectory before the last window
 LENGTH = math.pi / 2  # of a trajectory in a good metric: a quarter of a period
 WORK = 1.15  # power of the length that a greater jump has to be worth
@@ -170,7 +170,7 @@ def warm_up(
 
     A kernel without a target acceptance is only run. Step sizes per chain become one for all. The
     scale is set from the first positions, unless the kernel has one, and at the ends of four
-    growing windows, of 10, 15, 25 and 30 % of the steps. At the ends of the first two, chains that
+    growing windows, of 10, 15, 20 and 25 % of the steps. At the ends of the first two, chains that
     have accepted nothing move to the place of others that have.
 
     Arguments:

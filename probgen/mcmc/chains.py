@@ -23,6 +23,7 @@ from .adaptation import warm_up
 from .hmc import Trajectory
 from .kernel import LowRank
 from .metric import Metric
+from .potential import Potential
 from .replicas import ParallelTempering, ReplicaState
 
 __all__ = ["Chains"]
@@ -100,7 +101,8 @@ class Chains:
 
     def reseed(self, phase: int) -> Callable[[int], Any]:
         first = mix(self.seed, phase, self.rank)
-        return lambda step: torch.manual_seed((first + step) % 2**63)
+        device = self.target.device if isinstance(self.target, Potential) else None
+        return lambda step: seed_all((first + step) % 2**63, device)
 
     def empty(self, state: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Room for the draws, with shape :math:`(C, S, *)`."""
@@ -167,6 +169,14 @@ class Chains:
         kernel = dataclasses.replace(kernel, **content["kernel"], **scales)
         saved = {n[6:]: v for n, v in tensors.items() if n.startswith("state.")}
         return kernel, restored(state, saved), done
+
+
+def seed_all(seed: int, device: torch.device | None) -> None:
+    """Seed the generators that chains use; torch's own way asks every kind of device."""
+    if device is None or device.type != "cpu":
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 class Progress:

@@ -61,8 +61,8 @@ def quantities(samples: dict[str, Tensor]) -> list[Quantity]:
         index, flat = index[~fixed], flat[..., ~fixed]
         if not len(index):
             continue
-        sizes = torch.fmin(diagnostics.ess(flat), diagnostics.ess_tail(flat))
-        rows = zip(index.tolist(), diagnostics.rhat(flat).tolist(), sizes.tolist(), strict=True)
+        found_rhat, sizes = diagnostics.diagnose(flat)
+        rows = zip(index.tolist(), found_rhat.tolist(), sizes.tolist(), strict=True)
         for k, (i, rhat, ess) in enumerate(rows):
             found.append(Quantity(f"{name}{element(i, x.shape[2:])}", rhat, ess, flat[..., k]))
     return found
@@ -83,7 +83,6 @@ def problems(
     samples: dict[str, Tensor],
     stats: dict[str, Tensor],
     *,
-    latent: list[str] | None = None,
     max_steps: int | None = None,
     max_rhat: float = 1.01,
     min_ess: float = 400.0,
@@ -93,7 +92,6 @@ def problems(
     Arguments:
         samples: Draws by site, with shape :math:`(C, S, *)`.
         stats: The statistics of :class:`~probgen.mcmc.Draws`.
-        latent: The sites whose draws tell if a chain has moved; all by default.
         max_steps: The greatest number of leapfrog steps of the kernel.
         max_rhat: The greatest R-hat that is not reported.
         min_ess: The least effective sample size that is not reported.
@@ -107,7 +105,7 @@ def problems(
                 *groups(found, max_rhat),
                 unmixed(found, max_rhat),
                 few(found, min_ess),
-                unmoved({n: x for n, x in samples.items() if latent is None or n in latent}),
+                unmoved(samples),
                 diverged(stats),
                 cut(stats, max_steps),
                 *unresolved(found, stats),
@@ -150,7 +148,8 @@ def unmoved(samples: dict[str, Tensor]) -> str | None:
         return None
     return (
         f"{count} of {len(still)} chains never moved: every proposal was rejected. Start them "
-        f"elsewhere with `init`, or take more warm-up."
+        f"elsewhere with `init`, or take more warm-up. Use float64 data if the type does not "
+        f"resolve the width of the posterior."
     )
 
 

@@ -80,8 +80,26 @@ def rhat(draws: Tensor) -> Tensor:
         (True, True)
     """
     split = halves(draws)
-    median = split.flatten(0, 1).median(0).values
-    return torch.maximum(*(ratio(normal_scores(x)) for x in (split, (split - median).abs())))
+    return torch.maximum(ratio(normal_scores(split)), ratio(folded_scores(split)))
+
+
+def folded_scores(split: Tensor) -> Tensor:
+    """The normal scores of distances from the median."""
+    return normal_scores((split - split.flatten(0, 1).median(0).values).abs())
+
+
+def diagnose(draws: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The split :math:`\hat R`, and the lesser of the bulk and the tail effective sample size.
+
+    It is :func:`rhat`, :func:`ess` and :func:`ess_tail` for the price of less.
+
+    Arguments:
+        draws: The draws, with shape :math:`(C, S, *)`, where :math:`S \ge 4`.
+    """
+    split = halves(draws)
+    scores = normal_scores(split)
+    worst = torch.maximum(ratio(scores), ratio(folded_scores(split)))
+    return worst, torch.fmin(effective(scores), ess_tail(draws))
 
 
 def nested_rhat(draws: Tensor, superchains: int) -> Tensor:
@@ -125,13 +143,16 @@ def normal_scores(x: Tensor) -> Tensor:
     """Ranks among all draws, ties by their mean, as quantiles of a standard normal."""
     flat = x.flatten(0, 1)
     n = len(flat)
-    order = flat.sort(0).values.movedim(0, -1).contiguous()
-    values = flat.movedim(0, -1).contiguous()
-    below = torch.searchsorted(order, values)
-    upto = torch.searchsorted(order, values, right=True)
-    rank = (below + 1 + upto).double() / 2
+    values, order = flat.movedim(0, -1).sort(-1)
+    place = torch.arange(n, device=x.device).expand(values.shape)
+    new = torch.ones_like(values, dtype=torch.bool)
+    new[..., 1:] = values[..., 1:] != values[..., :-1]
+    first = place.masked_fill(~new, 0).cummax(-1).values
+    last = new.roll(-1, -1)  # the end of a group of ties is before the start of the next
+    end = place.masked_fill(~last, n - 1).flip(-1).cummin(-1).values.flip(-1)
+    rank = (first + end).double() / 2 + 1
     z = torch.special.ndtri((rank - 0.375) / (n + 0.25))
-    return z.movedim(-1, 0).reshape(x.shape)
+    return torch.empty_like(z).scatter_(-1, order, z).movedim(-1, 0).reshape(x.shape)
 
 
 def quantile(flat: Tensor, q: float) -> Tensor:

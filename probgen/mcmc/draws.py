@@ -152,10 +152,10 @@ class Draws:
             max_rhat: The greatest R-hat that is not reported.
             min_ess: The least effective sample size that is not reported.
         """
+        latent = {name: x for name, x in self.samples.items() if name in self.latent}
         found = problems(
-            self.samples,
+            latent or self.samples,
             self.stats,
-            latent=self.latent,
             max_steps=getattr(self.kernel, "max_steps", None),
             max_rhat=max_rhat,
             min_ess=min_ess,

@@ -309,7 +309,7 @@ def pathfinder(
         log_density: The log density.
         chains: The number of points to draw; :math:`C` by default.
         wide: Points from which half of the paths start, with shape :math:`(C, D)`, so that modes
-            far away are found; by default those at `position`, five times as far from their mean.
+            far away are found; by default those at `position`, ten times as far from their mean.
 
     Returns:
         Points with shape :math:`(\text{chains}, D)` and the Cholesky factor of the best inverse
@@ -331,7 +331,7 @@ def pathfinder(
     count = max(4, min(len(position), ELEMENTS // d**2))
     if wide is None:
         center = position.mean(0)
-        wide = center + 5 * (position - center)
+        wide = center + 10 * (position - center)
     half = (count + 1) // 2
     paths = optimize(torch.cat([position[:half], wide[: count - half]]), log_density)
     modes = find_modes(paths, log_density, position)
@@ -390,7 +390,8 @@ def prepare(
     points: Tensor | None = None
     factor: Tensor | None = None
     modes: Modes | None = None
-    if kernel.target is not None and "scale" in fields and position.ndim == 2:
+    slopes = kernel.gradient or not getattr(log_density, "slopeless", "")
+    if kernel.target is not None and "scale" in fields and position.ndim == 2 and slopes:
         try:
             points, factor, modes = pathfinder(position, log_density, chains, wide)
         except (RuntimeError, TypeError, NotImplementedError):
