@@ -24,7 +24,8 @@ from .gibbs import Gibbs
 from .hmc import ChEES
 from .kernel import Guarded, Kernel
 from .metric import Metric, metric_kind
-from .pathfinder import Modes, prepare
+from .modes import Modes
+from .pathfinder import prepare
 from .potential import Potential, potential
 from .reparam import funnels
 from .reparam import noncentered as standardized
