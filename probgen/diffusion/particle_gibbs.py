@@ -188,9 +188,8 @@ class ParticleGibbs:
         likelihood = Likelihood(operator, y, scale, len(denoiser.shape))
         like = like_of(denoiser, y)
         likelihood.to(like.device)
-        twist = Twist(
-            denoiser, likelihood, self.sampler, like, context, self.gradient, self.guesses
-        )
+        options = context, self.gradient, self.guesses
+        twist = Twist(denoiser, likelihood, self.sampler, like, *options)
         twist.measure(twist.prior(self.pilots))
         start = sweep(self, twist, likelihood)
         rows = torch.multinomial(start.overall().softmax(0), self.pilots, replacement=True)
@@ -207,21 +206,20 @@ class ParticleGibbs:
                 callback(k, x)
         position = torch.stack(found, 1)
         numbers = position.flatten(2)
-        return checked(
-            GibbsDraws(
-                position.flatten(0, 1),
-                position.new_zeros(draws),
-                *start.evidence(),
-                ess=float(diagnostics.ess(numbers).min()),
-                rhat=float(diagnostics.rhat(numbers).max()),
-                renewal=torch.stack(renewed).mean(0),
-            ),
-            self,
+        result = GibbsDraws(
+            position.flatten(0, 1),
+            position.new_zeros(draws),
+            *start.evidence(),
+            ess=float(diagnostics.ess(numbers).min()),
+            rhat=float(diagnostics.rhat(numbers).max()),
+            renewal=torch.stack(renewed).mean(0),
         )
+        warn(result, self)
+        return result
 
 
-def checked(found: GibbsDraws, method: ParticleGibbs) -> GibbsDraws:
-    """The same draws, after a warning if chains have not mixed."""
+def warn(found: GibbsDraws, method: ParticleGibbs) -> None:
+    """Warn if chains have not mixed."""
     draws = len(found.position)
     rate = float(found.renewal[0])
     wrong = []
@@ -234,10 +232,9 @@ def checked(found: GibbsDraws, method: ParticleGibbs) -> GibbsDraws:
     if wrong:
         warnings.warn(
             f"Chains of particle Gibbs have not mixed: {', and '.join(wrong)}. Take more "
-            f"`particles` than {method.particles}, or more `draws`.",
+            f"`particles` than {method.particles}, or more `draws` than {draws}.",
             stacklevel=3,
         )
-    return found
 
 
 class Swept(NamedTuple):
