@@ -260,7 +260,7 @@ def remarks_of(modes: Modes | None, target: Any, store: dict[str, Tensor]) -> tu
                 f"a transformed variable."
             )
     if modes is not None and len(modes.position) and "x" in store:
-        missed = unvisited(store["x"], modes.position, modes.factor, modes.log_mass)
+        missed = unvisited(store["x"], modes.position, modes.factor, modes.log_mass, target)
         remarks += [] if missed is None else [missed]
     return tuple(remarks)
 
