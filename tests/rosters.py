@@ -246,18 +246,27 @@ def interior(support, *shape, scale=1.0):
 # Kernels that leave a density invariant, for a target of three features with scales near 1.
 SCALES = torch.tensor([1.0, 0.7, 1.3], dtype=torch.double)
 FACTOR = torch.tensor([[1.0, 0, 0], [0.5, 0.9, 0], [-0.3, 0.1, 0.6]], dtype=torch.double)
+LOW_RANK = mcmc.LowRank(
+    SCALES,
+    torch.tensor([[0.6], [0.0], [0.8]], dtype=torch.double),
+    torch.tensor([1.5], dtype=torch.double),
+)
 KERNELS = {
     "metropolis": lambda: mcmc.Metropolis(0.7),
     "metropolis, scaled": lambda: mcmc.Metropolis(0.7, SCALES),
     "metropolis, dense": lambda: mcmc.Metropolis(0.9, FACTOR),
+    "metropolis, low rank": lambda: mcmc.Metropolis(0.9, LOW_RANK),
     "mala": lambda: mcmc.MALA(0.15),
     "mala, scaled": lambda: mcmc.MALA(0.15, SCALES),
     "mala, dense": lambda: mcmc.MALA(0.3, FACTOR),
+    "mala, low rank": lambda: mcmc.MALA(0.3, LOW_RANK),
     "hmc": lambda: mcmc.HMC(0.4, 3),
     "hmc, scaled": lambda: mcmc.HMC(0.4, 3, SCALES),
     "hmc, dense": lambda: mcmc.HMC(0.6, 3, FACTOR),
+    "hmc, low rank": lambda: mcmc.HMC(0.6, 3, LOW_RANK),
     "chees": lambda: mcmc.ChEES(0.4, 0.8),
     "chees, dense": lambda: mcmc.ChEES(0.6, 1.2, FACTOR),
+    "chees, low rank": lambda: mcmc.ChEES(0.6, 1.2, LOW_RANK),
     "elliptical": lambda: mcmc.EllipticalSlice(),
     "elliptical, scaled": lambda: mcmc.EllipticalSlice(scale=2 * SCALES),
 }
@@ -266,6 +275,7 @@ UNADJUSTED = {
     "ula": lambda: mcmc.ULA(0.02),
     "ula, scaled": lambda: mcmc.ULA(0.02, SCALES),
     "ula, dense": lambda: mcmc.ULA(0.02, FACTOR),
+    "ula, low rank": lambda: mcmc.ULA(0.02, LOW_RANK),
     "sgld": lambda: mcmc.SGLD(0.02, decay=0.3),
 }
 

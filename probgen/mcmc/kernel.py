@@ -46,6 +46,10 @@ class LowRank(NamedTuple):
     vectors: Tensor
     values: Tensor
 
+    def to(self, *args: Any) -> LowRank:
+        """The factor on another device or of another type, as of :meth:`torch.Tensor.to`."""
+        return LowRank(*(part.to(*args) for part in self))
+
     def along(self, v: Tensor, values: Tensor) -> Tensor:
         """Scale `v`, with shape :math:`(C, D)`, along the directions."""
         return v + ((v @ self.vectors) * (values - 1)) @ self.vectors.mT

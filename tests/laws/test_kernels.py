@@ -71,7 +71,7 @@ def test_float64_follows_the_position(kernel):
 def test_float32_follows_the_position(kernel):
     scale = getattr(kernel, "scale", None)
     if scale is not None:
-        kernel = dataclasses.replace(kernel, scale=scale.float())
+        kernel = dataclasses.replace(kernel, scale=scale.to(torch.float))
     state, _ = kernel.step(kernel.init(exact_draws(4).float(), normal), normal)
     assert state.position.dtype == state.log_density.dtype == torch.float32
 
