@@ -143,7 +143,7 @@ class Chains:
         """Reads what :meth:`save` wrote."""
         tensors, content = read(folder)
         for name, expected in self.description().items():
-            if content.get(name) != expected:
+            if content.get(name, expected) != expected:
                 raise ValueError(
                     f"{folder} holds a run with {name} {content.get(name)}, not {expected}. Use "
                     f"another folder, or the same settings."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import warnings
@@ -162,8 +163,13 @@ def run(
                 decide=lambda flag: bool(agree(int(flag), world, device)),
             )
         steps = warmup if warmup is not None else WARMUP if begun.found else COLD
-        settings = {"warmup": warmup, "standardized": begun.standardized}
         target, shape = begun.target, begun.kernel
+        settings = {
+            **{"warmup": warmup, "metric": metric, "standardized": begun.standardized},
+            **{"arguments of the kernel": arguments_of(kernel)},
+            **{"init": init if isinstance(init, str) else "given"},
+            **{"log density at a fixed point": fixed_point(target) if folder is not None else None},
+        }
         task = Chains(shape, target, seed, rank, steps, draws, thin, metric, settings)
         store, stats, last = task.go(begun.position, checkpoint, progress)
         seconds = time.perf_counter() - start
@@ -193,6 +199,21 @@ def settings_of(folder: Path | None) -> dict[str, Any] | None:
     if folder is None or not (folder / "model.json").is_file():
         return None
     return {"standardized": [], **read(folder)[1]}
+
+
+def arguments_of(kernel: Any) -> str:
+    """The numbers with which a kernel was made."""
+    found = {field.name: getattr(kernel, field.name) for field in dataclasses.fields(kernel)}
+    numbers = {n: v for n, v in found.items() if isinstance(v, (int, float, str))}
+    return ", ".join(f"{name}={value}" for name, value in numbers.items())
+
+
+def fixed_point(target: Any) -> str:
+    """The log density of a model at one point, by which other models and data are told."""
+    if not isinstance(target, Potential):
+        return "unknown"
+    with torch.no_grad():
+        return f"{float(target(torch.full_like(target.point, 0.37)[None])):.4g}"
 
 
 def way_out(target: Any, standardized: list[str]) -> list[str]:
