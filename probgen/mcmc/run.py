@@ -27,7 +27,7 @@ from .metric import Metric, metric_kind
 from .modes import Modes
 from .potential import Potential
 from .reparam import funnels
-from .starting import begin, begin_model
+from .starting import Start, begin, begin_model
 
 __all__ = ["run"]
 
@@ -124,15 +124,8 @@ def run(
     """
     check_run_options(kwargs, model)
     check_numbers(chains=chains, draws=draws, thin=thin)
-    if warmup is not None and warmup < 0:
-        raise ValueError(f"Expected `warmup` of at least 0, got {warmup}.")
-    if superchains is not None and (superchains < 2 or chains % superchains):
-        raise ValueError(f"Expected `superchains` >= 2 that divide {chains}, got {superchains}.")
-    if dense is not None:
-        metric = "dense" if dense else "diagonal"
-        message = f"`dense` is deprecated: use metric={metric!r}."
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
-    metric_kind(metric, 1)
+    check_options(warmup, chains, superchains)
+    metric = metric_of(metric, dense)
     kernel = ChEES() if kernel is None else kernel
     check_kernel(kernel)
     own = isinstance(init, Tensor) or isinstance(kernel, Gibbs)
@@ -177,15 +170,17 @@ def run(
         if world > 1:
             store = {name: gather(value, world, device) for name, value in store.items()}
             stats = {name: gather(value, world, device) for name, value in stats.items()}
-        values, latent, moved = store, list(store), []
-        if isinstance(target, Potential):
-            values, moved = target.unravel(store["x"], sites), target.moved
-            hidden = {f"{name}_decentered" for name in begun.standardized}
-            values = {name: x for name, x in values.items() if name not in hidden}
-            known = {*target.layout, *moved, *begun.standardized}
-            latent = [name for name in values if name in known]
+        values, latent = values_of(begun, store, sites)
     result = Draws(
-        values, stats, latent, moved, superchains, last, seconds, remarks, begun.standardized
+        samples=values,
+        stats=stats,
+        latent=latent,
+        moved=target.moved if isinstance(target, Potential) else [],
+        superchains=superchains,
+        kernel=last,
+        seconds=seconds,
+        remarks=remarks,
+        standardized=begun.standardized,
     )
     wrong = result.problems(max_rhat, min_ess) if rank == 0 else []
     if wrong:
@@ -226,6 +221,37 @@ def way_out(target: Any, standardized: list[str]) -> list[str]:
         f"sites with an unknown scale, as {', '.join(names)}, make funnels; "
         f"run(..., noncentered=True) standardises them."
     ]
+
+
+def check_options(warmup: int | None, chains: int, superchains: int | None) -> None:
+    if warmup is not None and warmup < 0:
+        raise ValueError(f"Expected `warmup` of at least 0, got {warmup}.")
+    if superchains is not None and (superchains < 2 or chains % superchains):
+        raise ValueError(f"Expected `superchains` >= 2 that divide {chains}, got {superchains}.")
+
+
+def metric_of(metric: Metric, dense: bool | None) -> Metric:
+    """The metric, which had another name once."""
+    if dense is not None:
+        metric = "dense" if dense else "diagonal"
+        message = f"`dense` is deprecated: use metric={metric!r}."
+        warnings.warn(message, DeprecationWarning, stacklevel=3)
+    metric_kind(metric, 1)
+    return metric
+
+
+def values_of(
+    begun: Start, store: dict[str, Tensor], sites: Iterable[str] | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The draws of sites, and which of them are latent."""
+    target = begun.target
+    if not isinstance(target, Potential):
+        return store, list(store)
+    values = target.unravel(store["x"], sites)
+    hidden = {f"{name}_decentered" for name in begun.standardized}
+    values = {name: x for name, x in values.items() if name not in hidden}
+    known = {*target.layout, *target.moved, *begun.standardized}
+    return values, [name for name in values if name in known]
 
 
 def check_numbers(**numbers: int) -> None:
