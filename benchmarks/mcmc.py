@@ -12,7 +12,8 @@ included, the first use of a library in a process (its late imports) excluded. T
 - `numpyro`: NUTS, four chains, vectorised,
 - `blackjax`: NUTS after `window_adaptation`, four chains, vectorised,
 - `blackjax auto`: NUTS after `staged_adaptation(metric="auto")` over four chains together, whose
-  metric is of low rank where that seems to pay (in 1.7.1 it is called experimental),
+  metric is of low rank where that seems to pay (in 1.7.1 it is called experimental); of two
+  models, for the adaptation is compiled anew in each run,
 - `blackjax chees`: `dynamic_hmc` after `chees_adaptation`, 128 chains, with the one metric it has
   besides none, the diagonal,
 - `nutpie`: NUTS by `from_pyfunc` on the log density in JAX, four chains on one core.
@@ -23,7 +24,7 @@ argument validation off for all; those that cannot be imported are left out. A s
 `--seeds` seeds, fewer if those take longer than `--budget`.
 
     pip install numpyro==0.22.0 blackjax==1.7.1 nutpie==0.16.8
-    python benchmarks/mcmc.py                                    # some twenty minutes
+    python benchmarks/mcmc.py                                    # some thirty minutes
     python benchmarks/mcmc.py --models schools --samplers probgen pyro
 """
 
@@ -81,6 +82,7 @@ LENGTHS = {  # chains, warm-up and draws of each
     "nutpie": (4, 400, 1000),
 }
 OWN = ("schools", "normal", "logistic")  # models that Pyro runs, and whose steps are timed
+ONLY = {"pyro": OWN, "blackjax auto": ("schools", "earn_height")}
 CHAINS = (1, 16, 128, 1024)
 BLOCK = 0.1  # seconds that a measurement of gradients or steps takes at least
 TRIES = 20  # initial points of a chain in blackjax, of which the first that is finite is taken
@@ -453,8 +455,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="of gradients and steps")
     parser.add_argument("--models", nargs="*", default=[name for name in PYRO if name != "one"])
     parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS))
-    parser.add_argument("--limit", type=int, default=100, help="CPU seconds of a sampler's runs")
-    parser.add_argument("--budget", type=float, default=40, help="after which no run is begun")
+    parser.add_argument("--limit", type=int, default=60, help="CPU seconds of a sampler's runs")
+    parser.add_argument("--budget", type=float, default=10, help="after which no run is begun")
     parser.add_argument("--results", help="a file for runs, of which none is done again")
     parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--fresh", action="store_true", help=argparse.SUPPRESS)
@@ -485,7 +487,7 @@ def main() -> None:
         runs: dict[str, list[dict[str, Any]]] = {}
         rates: dict[str, float] = {}
         for name in names:
-            if name == "pyro" and model not in OWN:
+            if model not in ONLY.get(name, (model,)):
                 continue
             options = [f"--{k}={v}" for k, v in zip(("seeds", "limit", "budget"), limits)]
             key = f"{model}, {name}"
