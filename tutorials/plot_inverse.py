@@ -15,6 +15,7 @@ than a score.
 
 import math
 import time
+import warnings
 
 import matplotlib.pyplot as plt
 import pyro
@@ -72,9 +73,8 @@ draws = pg.mcmc.run(
     scalar,
     torch.ones(1),
     kernel=pg.mcmc.HMC(0.5, 3),
-    chains=200,
-    warmup=20,
-    draws=20,
+    chains=64,
+    draws=250,
     seed=0,
     progress=False,
 )
@@ -172,6 +172,9 @@ def guided(name: str, method, sampler: d.Sampler | None, draws: int) -> torch.Te
         )
         found.append(result.resampled(128)["x"] if draws > 128 else result.draws["x"])
     return torch.stack(found, 1)
+
+
+warnings.simplefilter("ignore", pg.mcmc.ConvergenceWarning)  # of short runs; R-hat is printed
 
 
 def chains(name: str) -> torch.Tensor:
