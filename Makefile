@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-seeds lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/probgen demo --out $(OUT)
@@ -16,6 +16,10 @@ demo: $(VENV)/.installed
 test: lint
 	$(BIN)/python -m pytest -n 2 --doctest-modules probgen tests
 	$(BIN)/sphinx-build -q -W --keep-going -t fast -b html docs docs/_build/fast
+
+# ten seeds of what `make test` runs with one
+test-seeds: $(VENV)/.installed
+	PROBGEN_SEEDS=10 $(BIN)/python -m pytest -n 2 tests/test_posteriors.py tests/test_mcmc_targets.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

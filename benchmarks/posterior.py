@@ -27,15 +27,17 @@ calibrated intervals and ranks. Columns, means over problems:
   of Kolmogorov and Smirnov that ranks are uniform;
 - residual: the mean of |y - A x|^2 / (M s^2), and what it is under the exact posterior;
 - CPU s: of one problem, all of it, with 256 draws, 64 where azula draws them one by one, 2048
-  twisted particles, 128 of sequential Monte Carlo in base space, and as many of chains as is said.
+  twisted particles, 1024 draws of particle Gibbs, 128 of sequential Monte Carlo in base space, and
+  as many of chains as is said.
 
 The first row has draws of the exact posterior: the floor of each column. azula gets the same
 denoiser, schedule, grid and number of steps; its rows are left out, and said to be, only if it is
 not installed.
 
     pip install azula==0.11.1 scikit-learn
-    OMP_NUM_THREADS=1 python benchmarks/posterior.py             # ten minutes of one core
+    OMP_NUM_THREADS=1 python benchmarks/posterior.py             # half an hour of one core
     OMP_NUM_THREADS=1 python benchmarks/posterior.py --methods "SMC in base space"
+    OMP_NUM_THREADS=1 python benchmarks/posterior.py --methods ParticleGibbs
     OMP_NUM_THREADS=1 python benchmarks/posterior.py --methods MMPS DPS --problems 4
 """
 
@@ -331,6 +333,7 @@ def azula_mmps(denoiser: Any, y: Tensor, a: Tensor) -> Any:
 
 CG = 5  # steps of conjugate gradients, for all
 SOLVER, STEPWISE = d.DPMSolver(STEPS), d.Ancestral(STEPS)
+GIBBS = d.ParticleGibbs(d.Ancestral(STEPS, "step", d.AngleGrid()))
 TWISTED = d.TwistedSMC(d.Ancestral(2 * STEPS, "step"))
 NARROW = d.TwistedSMC(d.Ancestral(STEPS, "posterior"))
 
@@ -340,6 +343,7 @@ METHODS: list[tuple[str, Callable[[Problem], Tensor], int]] = [
     ("ExactMoment", partial(guided, method=d.ExactMoment, sampler=SOLVER), 16),
     ("TwistedSMC", partial(guided, method=TWISTED, draws=2048), 5),
     ("TwistedSMC, posterior", partial(guided, method=NARROW, draws=2048), 2),
+    ("ParticleGibbs", partial(guided, method=GIBBS, draws=1024), 16),
     ("SMC in base space", tempered, 1),
     ("HMC in base space", base_space, 1),
     ("MMPS", partial(guided, method=partial(d.MMPS, steps=CG), sampler=SOLVER), 6),
@@ -437,6 +441,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     warnings.filterwarnings("ignore", "The effective sample size")
+    warnings.filterwarnings("always", "Chains of particle Gibbs")
     if azula is None:
         print("azula is not installed, so its rows are left out.")
     else:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import warnings
 
 import pyro
@@ -13,15 +14,16 @@ from pyro import poutine
 from probgen import mcmc
 from probgen.mcmc import ConvergenceWarning, diagnostics, run
 
+SEEDS = range(int(os.environ.get("PROBGEN_SEEDS", "1")))
 HALF_MEAN = math.exp(-1 / 16) / math.sqrt(4 * math.pi) / (1 - math.erf(0.25)) * 2  # of x[0]
 TRIANGLE_MEAN = 0.32216  # of x[0], by quadrature
 
 
-def quiet(*args, **options):
+def quiet(*args, seed=0, **options):
     """A run, and the messages of its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        draws = run(*args, seed=0, progress=False, **options)
+        draws = run(*args, seed=seed, progress=False, **options)
     return draws, [str(w.message) for w in caught if w.category is ConvergenceWarning]
 
 
@@ -98,12 +100,12 @@ def test_a_narrow_likelihood_in_a_wide_prior(kernel):
     assert 0.9 < float(a.std()) < 1.1
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("size", [1, 2, 10, 30, 100])
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
-def test_acceptance_reaches_its_target(kernel, size):
-    draws, _ = quiet(
-        lambda x: -x.square().sum(-1) / 2, init=torch.randn(128, size), kernel=kernel, draws=50
-    )
+def test_acceptance_reaches_its_target(kernel, size, seed):
+    start, options = torch.randn(128, size), {"kernel": kernel, "draws": 50, "seed": seed}
+    draws, _ = quiet(lambda x: -x.square().sum(-1) / 2, init=start, **options)
     assert abs(float(draws.stats["acceptance"].mean()) - kernel.target) < 0.05
 
 
@@ -188,10 +190,11 @@ HARD = {
 }
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", HARD)
-def test_hard_targets_are_right_or_warned_of(name):
+def test_hard_targets_are_right_or_warned_of(name, seed):
     model, exact, options = HARD[name]
-    draws, said = quiet(model, **options)
+    draws, said = quiet(model, seed=seed, **options)
     x = draws.samples["x"].reshape(*draws.samples["x"].shape[:2], -1)[..., 0]
     right = exact is not None and z_score(x, exact) < 4 and float(diagnostics.rhat(x)) < 1.02
     assert right or said
@@ -245,19 +248,45 @@ def test_parallel_tempering_crosses_between_modes(name):
     assert all(a < b for a, b in itertools.pairwise(betas))
 
 
-def test_a_funnel_is_easy_once_its_sites_are_standardised():
-    _, said = quiet(funnel)
-    assert "sites with an unknown scale, as y, make funnels" in said[0]
-    draws, said = quiet(funnel, noncentered=True)
+def test_a_funnel_is_standardised_where_it_has_no_mode():
+    draws, said = quiet(funnel)
     assert not said
+    assert draws.standardized == ["y"]
+    assert "sampled in standardised form: y" in str(draws.summary())
+    assert draws.latent == ["x", "y"]
+    assert {name: x.shape for name, x in draws.samples.items()} == {
+        "x": (128, 250),
+        "y": (128, 250, 9),
+    }
     v = draws.samples["x"]
     assert z_score(v, 0.0) < 4
     assert float(v.std()) == pytest.approx(3.0, rel=0.03)
     exact = float(dist.Normal(0.0, 3.0).cdf(torch.tensor(-5.0)))
     assert float((v < -5).float().mean()) == pytest.approx(exact, rel=0.15)
-    assert draws.samples["y"].shape == (128, 250, 9)
+    _, said = quiet(funnel, noncentered=False)
+    assert "sites with an unknown scale, as y, make funnels" in said[0]
     with pytest.raises(ValueError, match="without a latent location-scale site"):
         run(located, torch.zeros(3), noncentered=True, progress=False)
+
+
+def test_a_standardised_run_predicts_and_resumes(tmp_path):
+    def model(y=None):
+        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        with pyro.plate("groups", 3):
+            theta = pyro.sample("theta", dist.Normal(0.0, tau))
+            return pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    y = torch.tensor([1.0, -2.0, 3.0])
+    options = {"chains": 16, "noncentered": True, "progress": False}
+    draws = run(model, y, seed=0, draws=20, checkpoint=tmp_path, **options)
+    assert draws.standardized == ["theta"]
+    more = run(model, y, draws=30, checkpoint=tmp_path, **options)
+    assert torch.equal(more.samples["theta"][:, :20], draws.samples["theta"])
+    found = more.predictive(model)["y"]
+    gap = found - more.samples["theta"].flatten(0, 1)
+    assert float(gap.std()) == pytest.approx(1.0, rel=0.1)
+    more.save(tmp_path / "draws")
+    assert mcmc.Draws.load(tmp_path / "draws").standardized == ["theta"]
 
 
 def test_data_that_single_precision_cannot_hold_are_warned_of():

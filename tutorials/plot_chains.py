@@ -129,7 +129,8 @@ report("probgen", draws.samples, seconds)
 #
 # As written, it is hard to sample: where :math:`\tau` is small, all :math:`\theta_j` are close to
 # :math:`\mu`, and the posterior narrows to a funnel. ``noncentered=True`` samples
-# :math:`z_j = (\theta_j - \mu) / \tau` instead, and returns :math:`\theta` all the same.
+# :math:`z_j = (\theta_j - \mu) / \tau` instead, and returns :math:`\theta` all the same. It is the
+# default where the posterior has no mode, as here.
 
 effect = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 error = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])

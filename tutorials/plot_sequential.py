@@ -102,10 +102,10 @@ priors = {
 # A ninth school
 # --------------
 # Its report is invented: a gain of 30 points with a standard error of 6, above all the others. The
-# model is plain Pyro but for its first site. That would move to the base of the flow by itself; here
-# the posterior lies at the edge of the published draws, where splines bend sharply, so that chains do
-# better among the values, with ``base=False`` and a diagonal metric. ``LocScaleReparam`` takes out
-# the funnel of :math:`\theta_9` and :math:`\tau`.
+# model is plain Pyro but for its first site. That would move to the base of the flow by itself;
+# here the posterior lies at the edge of the published draws, where splines bend sharply, so that
+# chains do better among the values, with ``base=False`` and a diagonal metric. ``LocScaleReparam``
+# takes out the funnel of :math:`\theta_9` and :math:`\tau`.
 
 y9, sigma9 = torch.tensor(30.0), 6.0
 

@@ -83,8 +83,8 @@ def complete(mean, y):
 # %%
 # Inference
 # ---------
-# A few digits have posteriors of separate modes, which chains cross seldom. The limits of the warning
-# are set so that these do not count, and R-hat is printed instead.
+# A few digits have posteriors of separate modes, which chains cross seldom. The limits of the
+# warning are set so that these do not count, and R-hat is printed instead.
 
 results = {}
 for name, truth in cases.items():

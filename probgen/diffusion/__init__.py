@@ -18,6 +18,7 @@ from .grids import AngleGrid, Grid, InformationGrid, Path, RatioGrid, RhoGrid, U
 from .guidance import DPS, MMPS, ClassifierFree, ClassifierGuided, Guided, PiGDM
 from .jumps import Absorbing, Binomial, Jumps, RateMatrix, Uniform
 from .own_schedules import CustomSchedule, LinearSDE, Tabulated, linear_betas
+from .particle_gibbs import GibbsDraws, ParticleGibbs
 from .samplers import (
     DDIM,
     Ancestral,
@@ -58,6 +59,7 @@ __all__ = [
     "ExactMoment",
     "Fade",
     "GaussianDenoiser",
+    "GibbsDraws",
     "Grid",
     "Guided",
     "Heun",
@@ -73,6 +75,7 @@ __all__ = [
     "NetworkDenoiser",
     "NormalDenoiser",
     "ODESolver",
+    "ParticleGibbs",
     "Path",
     "PiGDM",
     "Pixelate",

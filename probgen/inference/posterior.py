@@ -21,13 +21,13 @@ from torch.distributions import Distribution
 
 from ..core import LazyDistribution, as_lazy, sample
 from ..core.processes import mix
-from ..diffusion import DPS, Denoiser, Sampler, TwistedSMC, noise
+from ..diffusion import DPS, Denoiser, ParticleGibbs, Sampler, TwistedSMC, noise
 from ..distributions import DiffusionDistribution
 from ..mcmc import HMC, Kernel, Likelihood, likelihood, potential, smc
 
 __all__ = ["Posterior", "posterior"]
 
-Method = TwistedSMC | Callable[..., Denoiser]
+Method = ParticleGibbs | TwistedSMC | Callable[..., Denoiser]
 
 
 class Posterior(NamedTuple):
@@ -73,8 +73,9 @@ def posterior(
     By default sequential Monte Carlo draws from it exactly, up to the error of its draws. For a
     model whose one latent site is a diffusion, a `method` guides the diffusion's sampler by the
     likelihood, which is found in the model: faster, and biased but for
-    :class:`~probgen.diffusion.TwistedSMC`, which is also the better choice where the data of the
-    diffusion are of separate modes, since kernels mix badly in its base space then.
+    :class:`~probgen.diffusion.TwistedSMC` and :class:`~probgen.diffusion.ParticleGibbs`, which are
+    also the better choice where the data of the diffusion are of separate modes, since kernels mix
+    badly in its base space then.
 
     Arguments:
         prior: The prior, a lazy distribution or one of Pyro, for one value; or a Pyro model.
@@ -83,10 +84,11 @@ def posterior(
             its arguments. Both are vectorised by `torch.func.vmap`.
         method: How the diffusion in a model is guided: :class:`~probgen.diffusion.MMPS`,
             :class:`~probgen.diffusion.PiGDM` or :class:`~probgen.diffusion.ExactMoment` for normal
-            data, :class:`~probgen.diffusion.DPS` or a :class:`~probgen.diffusion.TwistedSMC` for
-            any; options are given by `functools.partial`.
+            data, :class:`~probgen.diffusion.DPS`, a :class:`~probgen.diffusion.TwistedSMC` or a
+            :class:`~probgen.diffusion.ParticleGibbs` for any; options of classes are given by
+            `functools.partial`.
         sampler: The sampler of a guided diffusion; by default its own.
-        draws: The number of draws :math:`N`, a multiple of the islands.
+        draws: The number of draws :math:`N`, a multiple of the islands, or of a method's chains.
         kernel: The kernel that moves draws; by default :class:`~probgen.mcmc.HMC` with 5 steps,
             adapted.
         steps: The number of its steps at each temperature.
@@ -194,12 +196,12 @@ def guided(
         try:
             y, noises = found.normal()
         except ValueError:
-            if isinstance(method, TwistedSMC):
+            if isinstance(method, (ParticleGibbs, TwistedSMC)):
                 return log_likelihood, None, None
             raise
         return means, y, noises
 
-    if isinstance(method, TwistedSMC):
+    if isinstance(method, (ParticleGibbs, TwistedSMC)):
         parts = measured()
         result = method.sample(module.denoiser, draws, *parts, context=context, progress=progress)
         x = {found.name: shift + scale * result.position}

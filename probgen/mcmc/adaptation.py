@@ -118,7 +118,7 @@ class TrajectoryLength:
         """The length to keep."""
         return math.exp(self.log_average)
 
-    def update(self, before: Tensor, info: Any, scale: Tensor | None) -> None:
+    def update(self, before: Tensor, info: Any, scale: Scale | None) -> None:
         """Takes the trajectories of all chains into account."""
         x, y, weight = shrink(scale, before), shrink(scale, info.proposal), info.acceptance
         if len(x) > 1:

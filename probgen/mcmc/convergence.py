@@ -8,8 +8,8 @@ resolve.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ __all__ = ["ConvergenceWarning", "Quantity", "problems", "quantities"]
 
 MOST = 30_000_000  # numbers that are checked, evenly spread over the elements of large sites
 SHOWN = 5  # elements that a message names
+NEAREST = 8  # draws from which the way to a mode is followed
+WAY = 16  # points on the way
+DIP = 5.0  # nats by which the density falls between modes
+ENERGY = 5  # times the excess of R-hat that the log density may have, which mixes last
 GAP = 3.0  # standard deviations of a chain, by which the means of two groups differ
 
 
@@ -120,10 +124,13 @@ def listed(names: list[str]) -> str:
 
 
 def unmixed(found: list[Quantity], limit: float) -> str | None:
-    bad = sorted((q for q in found if not q.rhat <= limit), key=lambda q: -q.rhat)
+    limits = {"log_density": 1 + ENERGY * (limit - 1)}
+    bad = sorted(
+        (q for q in found if not q.rhat <= limits.get(q.name, limit)), key=lambda q: -q.rhat
+    )
     if not bad:
         return None
-    names = listed([f"{q.name} ({q.rhat:.3g})" for q in bad])
+    names = listed([f"{q.name} ({q.rhat:.4g})" for q in bad])
     return (
         f"R-hat above {limit:g} at {names}: chains do not agree yet. Take more draws or warm-up; "
         f"if it stays, reparameterize the model or change the kernel."
@@ -222,24 +229,42 @@ def unresolved(found: list[Quantity], stats: dict[str, Tensor]) -> Iterator[str]
         )
 
 
-def unvisited(position: Tensor, centers: Any, factors: Any, mass: Tensor) -> str | None:
+def unvisited(
+    position: Tensor,
+    centers: Tensor,
+    factors: Tensor,
+    mass: Tensor,
+    log_density: Callable[[Tensor], Tensor],
+) -> str | None:
     """Find modes with more than 1 % of the mass that no chain has visited.
+
+    A mode is one of its own if the density dips on the way to it from each of the nearest draws.
 
     Arguments:
         position: Draws of the position, with shape :math:`(C, S, D)`.
         centers: The modes, with shape :math:`(M, D)`.
         factors: Factors of their covariances, with shape :math:`(M, D, D)`.
         mass: Their log masses, with shape :math:`(M)`.
+        log_density: The log density.
     """
-    share = mass.softmax(0)
-    d = position.shape[-1]
-    flat = position[:, :: max(1, position.shape[1] // 10)].reshape(-1, d).double()
+    chains, draws, d = position.shape
+    flat = position[:, :: max(1, draws // 10)].reshape(-1, d)
     missed = 0.0
-    for center, factor, part in zip(centers, factors, share.tolist()):
+    for center, factor, part in zip(centers, factors, mass.softmax(0).tolist()):
         if part < 0.01:
             continue
-        distance = torch.linalg.solve(factor, (flat - center).mT).square().sum(0)
-        if float(distance.min()) > 9 * d + 20:
+        distance = torch.linalg.solve(factor, (flat.double() - center).mT).square().sum(0)
+        if float(distance.min()) < 9 * d + 20:
+            continue
+        near = flat[distance.topk(min(NEAREST, len(flat)), largest=False).indices]
+        way = torch.linspace(0, 1, WAY, dtype=flat.dtype, device=flat.device)[:, None]
+        points = torch.cat([torch.lerp(x, center.to(x), way) for x in near])
+        rest = -len(points) % chains  # a recorded density takes positions of one shape
+        batches = torch.cat([points, points[-1:].expand(rest, -1)]).split(chains)
+        with torch.no_grad():
+            value = torch.cat([log_density(b) for b in batches])[: len(points)]
+        value = value.double().nan_to_num(nan=-torch.inf).reshape(len(near), WAY)
+        if bool((value.amin(1) < torch.minimum(value[:, 0], value[:, -1]) - DIP).all()):
             missed += part
     if missed == 0:
         return None

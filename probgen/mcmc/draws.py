@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +76,7 @@ class Draws:
         kernel: The kernel as adapted.
         seconds: How long the run took.
         remarks: Problems found while the chains ran.
+        standardized: The sites that were sampled in standardised form.
     """
 
     samples: dict[str, Tensor]
@@ -86,6 +87,7 @@ class Draws:
     kernel: Any = None
     seconds: float = 0.0
     remarks: tuple[str, ...] = ()
+    standardized: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         chains, draws = next(iter(self.samples.values())).shape[:2]
@@ -181,6 +183,8 @@ class Draws:
                 notes.append(f"nested r-hat of {self.superchains} superchains: at most {most:.4f}")
         if self.moved:
             notes.append(f"sampled in the base of their flow: {', '.join(self.moved)}")
+        if self.standardized:
+            notes.append(f"sampled in standardised form: {', '.join(self.standardized)}")
         return notes
 
     def flat(self) -> dict[str, Tensor]:
@@ -259,6 +263,7 @@ class Draws:
             "seconds": self.seconds,
             "sites": list(self.samples),
             "remarks": list(self.remarks),
+            "standardized": self.standardized,
         }
         write(path, tensors, content)
 
@@ -271,7 +276,8 @@ class Draws:
         samples = {name: tensors[f"samples.{name}"] for name in content["sites"]}
         stats = {n[6:]: x for n, x in tensors.items() if n.startswith("stats.")}
         other = {key: content[key] for key in ("latent", "moved", "superchains", "seconds")}
-        return cls(samples, stats, **other, remarks=tuple(content.get("remarks", ())))
+        other |= {"remarks": tuple(content.get("remarks", ()))}
+        return cls(samples, stats, **other, standardized=content.get("standardized", []))
 
 
 def names(shape: torch.Size) -> list[str]:

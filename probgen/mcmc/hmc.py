@@ -23,6 +23,7 @@ from .kernel import (
     GradientState,
     Kernel,
     LogDensity,
+    Scale,
     check_positive,
     check_scale,
     check_steps,
@@ -88,13 +89,13 @@ def trajectory(
     state: GradientState,
     log_density: LogDensity,
     step_size: float | Tensor,
-    scale: Tensor | None,
+    scale: Scale | None,
     steps: int,
 ) -> tuple[GradientState, Trajectory]:
     """One trajectory of every chain from a fresh momentum, tested at its end."""
     x, start_density, g = state
     pace = over(step_size, x) if isinstance(step_size, Tensor) else x.new_full((), step_size)
-    if scale is not None and not dense(scale, x):
+    if isinstance(scale, Tensor) and not dense(scale, x):
         pace, scale = pace * scale, None
     first = torch.randn_like(x)
     r = torch.addcmul(first, pull(scale, g), pace, value=0.5)
@@ -141,7 +142,7 @@ class HMC(Kernel):
 
     step_size: float | Tensor = 0.1
     steps: int = 10
-    scale: Tensor | None = None
+    scale: Scale | None = None
 
     target: ClassVar[float | None] = 0.7
 
@@ -192,7 +193,7 @@ class ChEES(Kernel):
 
     step_size: float = 0.1
     length: float = 1.0
-    scale: Tensor | None = None
+    scale: Scale | None = None
     max_steps: int = 1000
 
     target: ClassVar[float | None] = 0.85

@@ -27,6 +27,7 @@ from .kernel import (
     Info,
     Kernel,
     LogDensity,
+    Scale,
     check_positive,
     check_scale,
     over,
@@ -63,7 +64,7 @@ class ULA(Kernel):
     """
 
     step_size: float | Tensor = 0.01
-    scale: Tensor | None = None
+    scale: Scale | None = None
 
     exact: ClassVar[bool] = False
 
@@ -102,7 +103,7 @@ class MALA(Kernel):
     """
 
     step_size: float | Tensor = 0.1
-    scale: Tensor | None = None
+    scale: Scale | None = None
 
     target: ClassVar[float | None] = 0.574
 
@@ -169,7 +170,7 @@ class SGLD(Kernel):
     step_size: float = 0.001
     decay: float = 0.0
     delay: float = 100.0
-    scale: Tensor | None = None
+    scale: Scale | None = None
 
     exact: ClassVar[bool] = False
 
@@ -190,7 +191,7 @@ class SGLD(Kernel):
 
 
 def langevin(
-    state: GradientState, log_density: LogDensity, size: float | Tensor, scale: Tensor | None
+    state: GradientState, log_density: LogDensity, size: float | Tensor, scale: Scale | None
 ) -> tuple[GradientState, Info]:
     """One Euler step, which is not tested; a chain that leaves the numbers stays where it is."""
     x, _, g = state

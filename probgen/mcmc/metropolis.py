@@ -19,6 +19,7 @@ from .kernel import (
     Kernel,
     LogDensity,
     PositionState,
+    Scale,
     check_positive,
     check_scale,
     choose,
@@ -56,7 +57,7 @@ class Metropolis(Kernel):
     """
 
     step_size: float | Tensor = 0.5
-    scale: Tensor | None = None
+    scale: Scale | None = None
 
     gradient: ClassVar[bool] = False
     target: ClassVar[float | None] = 0.234

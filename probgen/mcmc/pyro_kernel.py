@@ -16,11 +16,14 @@ from .arguments import check_options, check_vector_kernel
 from .draws import Draws
 from .hmc import ChEES
 from .kernel import Kernel
+from .pathfinder import prepare
 from .place import unchecked
 from .potential import Potential, potential
 from .run import run
 
 __all__ = ["BatchedMCMC", "PyroKernel"]
+
+PATHS = 16  # of optimisation, one of whose ends is where a chain starts
 
 
 class PyroKernel(MCMCKernel):
@@ -75,13 +78,18 @@ class PyroKernel(MCMCKernel):
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         self.target = potential(self.model, *args, base=self.base, **kwargs)
-        position = self.target.initial(self.init, gradient=self.kernel.gradient)
+        free = isinstance(self.init, str) and self.start is None and warmup_steps > 0
+        count = PATHS if free else 1
+        position = self.target.initial(self.init, count, gradient=self.kernel.gradient)
         if self.start is not None:
             flat = [self.start[name].reshape(-1) for name in self.target.layout]
             position = torch.cat(flat).to(position)[None]
-        self.adapted: Any = self.kernel
-        self.state = self.kernel.init(position, self.target)
-        self.warm = warm_up(self.kernel, self.state, self.target, warmup_steps)
+        kernel: Any = self.kernel
+        if free:
+            kernel, position, _ = prepare(kernel, position, self.target, chains=1)
+        self.adapted: Any = kernel
+        self.state = kernel.init(position, self.target)
+        self.warm = warm_up(kernel, self.state, self.target, warmup_steps)
         self.left = warmup_steps
         self.accepted, self.count, self.diverged = 0.0, 0, []
 

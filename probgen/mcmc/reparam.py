@@ -63,30 +63,14 @@ def funnels(model: Callable[[], Any]) -> list[str]:
     return found.names
 
 
-def noncentered(
-    model: Callable[..., Any], sites: Iterable[str] | bool, *args: Any, **kwargs: Any
-) -> Callable[..., Any]:
-    """Standardise sites of a Pyro model: it is sampled as :math:`z = (\\theta - m) / s`.
+def noncentered(model: Callable[..., Any], sites: Iterable[str]) -> Callable[..., Any]:
+    """Standardise sites of a Pyro model: each is sampled as :math:`z = (\\theta - m) / s`.
 
     Arguments:
         model: The Pyro model.
-        sites: The names of the sites, or True for all location-scale sites whose scale depends on
-            other latent sites.
-        args: The model's arguments.
-        kwargs: Its keyword arguments.
+        sites: The names of the sites.
 
     Returns:
         The model, with each site deterministic and a latent site `"<name>_decentered"`.
-
-    Raises:
-        ValueError: If `sites` is True and there is none to standardise.
     """
-    if sites is True:
-        sites = funnels(lambda: model(*args, **kwargs))
-        if not sites:
-            raise ValueError(
-                "Expected sites to standardise under `noncentered`, got a model without a latent "
-                "location-scale site whose scale depends on another site."
-            )
-    names = [] if sites is False else [sites] if isinstance(sites, str) else list(sites)
-    return poutine.reparam(model, config={name: LocScaleReparam(0.0) for name in names})
+    return poutine.reparam(model, config={name: LocScaleReparam(0.0) for name in sites})

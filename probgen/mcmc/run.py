@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
 import time
 import warnings
@@ -15,6 +13,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from ..core.checkpoint import read
 from ..core.processes import agree, join, mix, seed_of
 from .arguments import check_kernel, check_run_options
 from .chains import Chains
@@ -22,13 +21,12 @@ from .convergence import ConvergenceWarning, unvisited
 from .draws import Draws
 from .gibbs import Gibbs
 from .hmc import ChEES
-from .kernel import Guarded, Kernel
+from .kernel import Kernel
 from .metric import Metric, metric_kind
-from .pathfinder import Modes, prepare
-from .potential import Potential, potential
+from .modes import Modes
+from .potential import Potential
 from .reparam import funnels
-from .reparam import noncentered as standardized
-from .replicas import ParallelTempering
+from .starting import begin, begin_model
 
 __all__ = ["run"]
 
@@ -49,7 +47,7 @@ def run(
     superchains: int | None = None,
     metric: Metric = "auto",
     sites: Iterable[str] | None = None,
-    noncentered: Iterable[str] | bool = False,
+    noncentered: Iterable[str] | bool | None = None,
     base: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -87,9 +85,10 @@ def run(
             factor, `"low_rank"` directions over a diagonal, or `"auto"`, which is dense up to 100
             dimensions and of low rank above.
         sites: The sites whose draws are kept; all by default.
-        noncentered: The sites to standardise, :math:`z = (\\theta - m) / s`, or True for all
-            location-scale sites whose scale is latent: for hierarchical models whose data say
-            little of each :math:`\\theta`, which make funnels otherwise.
+        noncentered: The sites to sample as :math:`z = (\\theta - m) / s`: names, or True for all
+            location-scale sites whose scale is latent, for hierarchical models whose data tell
+            little of each :math:`\\theta` and which make funnels otherwise. By default they are
+            standardised if the posterior has no mode as it stands.
         base: Whether sites with a frozen flow move to its base. Default: if the kernel uses
             gradients.
         checkpoint: A folder. The draws so far are written there every 30 seconds or more, at the
@@ -144,79 +143,68 @@ def run(
     seed = agree(seed_of(folder) if seed is None else seed, world, device)
     with torch.random.fork_rng():
         torch.manual_seed(mix(seed, 0, rank))
-        groups = share if superchains is None else superchains // world
-        target: Any = model
         start = time.perf_counter()
+        before = settings_of(folder)
         if own:
-            target = model if hasattr(model, "value_and_gradient") else Guarded(model)
             position: Any = part(init, slice(rank * share, (rank + 1) * share))
+            begun = begin(model, position, kernel, metric, warmup != 0 and before is None)
         else:
-            if not isinstance(model, Potential):
-                moves = kernel.gradient if base is None else base
-                if noncentered:
-                    model = standardized(model, noncentered, *args, **kwargs)
-                target = potential(model, *args, base=moves, **kwargs)
-            free = isinstance(init, str)
-            position = target.initial(init, share if free else groups, gradient=kernel.gradient)
-        modes, resumed = None, folder is not None and (folder / "model.json").is_file()
-        adapted = kernel
-        tempered = kernel if isinstance(kernel, ParallelTempering) else None
-        inner = kernel if tempered is None else tempered.kernel
-        if (
-            isinstance(position, Tensor)
-            and warmup != 0
-            and not resumed
-            and isinstance(inner, Kernel)
-        ):
-            adapted, position, modes = prepare(
-                inner,
-                position,
-                target,
+            begun = begin_model(
+                model if isinstance(model, Potential) else lambda: model(*args, **kwargs),
+                kernel,
+                "uniform" if isinstance(init, Tensor) else init,
+                share=share,
+                groups=share if superchains is None else superchains // world,
                 metric=metric,
-                chains=len(position) if own else groups,
-                move=isinstance(init, str),
-                wide=None if own else prior_draws(target, position),
+                base=kernel.gradient if base is None else base,
+                noncentered=noncentered if before is None else before["standardized"],
+                optimize=warmup != 0 and before is None,
+                decide=lambda flag: bool(agree(int(flag), world, device)),
             )
-        if not own:
-            position = position[:groups].repeat_interleave(share // groups, 0)
-        if tempered is not None:
-            adapted = dataclasses.replace(tempered, kernel=adapted)
-            position = tempered.spread(position) if position.ndim == 2 else position
-        found = modes is not None and len(modes.position) > 0 and tempered is None
-        steps = warmup if warmup is not None else WARMUP if found else COLD
-        settings = {"warmup": warmup}
-        task = Chains(adapted, target, seed, rank, steps, draws, thin, metric, settings)
-        store, stats, last = task.go(position, checkpoint, progress)
+        steps = warmup if warmup is not None else WARMUP if begun.found else COLD
+        settings = {"warmup": warmup, "standardized": begun.standardized}
+        target, shape = begun.target, begun.kernel
+        task = Chains(shape, target, seed, rank, steps, draws, thin, metric, settings)
+        store, stats, last = task.go(begun.position, checkpoint, progress)
         seconds = time.perf_counter() - start
-        remarks = remarks_of(modes, target, store)
+        remarks = remarks_of(begun.modes, target, store)
         if world > 1:
             store = {name: gather(value, world, device) for name, value in store.items()}
             stats = {name: gather(value, world, device) for name, value in stats.items()}
         values, latent, moved = store, list(store), []
         if isinstance(target, Potential):
             values, moved = target.unravel(store["x"], sites), target.moved
-            latent = [name for name in values if name in target.layout or name in moved]
-    result = Draws(values, stats, latent, moved, superchains, last, seconds, remarks)
+            hidden = {f"{name}_decentered" for name in begun.standardized}
+            values = {name: x for name, x in values.items() if name not in hidden}
+            known = {*target.layout, *moved, *begun.standardized}
+            latent = [name for name in values if name in known]
+    result = Draws(
+        values, stats, latent, moved, superchains, last, seconds, remarks, begun.standardized
+    )
     wrong = result.problems(max_rhat, min_ess) if rank == 0 else []
-    if wrong and isinstance(target, Potential):
-        sites_of_funnels = funnels(target.model)
-        if sites_of_funnels:
-            wrong.append(
-                f"sites with an unknown scale, as {', '.join(sites_of_funnels)}, make funnels; "
-                f"run(..., noncentered=True) standardises them."
-            )
     if wrong:
+        wrong += way_out(target, begun.standardized)
         warnings.warn("\n".join(wrong), ConvergenceWarning, stacklevel=2)
     return result
 
 
-def prior_draws(target: Potential, like: Tensor) -> Tensor | None:
-    """Draws from the prior where it can be drawn from and they are finite."""
-    with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
-        points = target.draw(len(like), prior=True).to(like)
-        usable = torch.isfinite(points).all(1, keepdim=True)
-        return torch.where(usable, points, like)
-    return None
+def settings_of(folder: Path | None) -> dict[str, Any] | None:
+    """What an interrupted run has written of its settings, if there is one."""
+    if folder is None or not (folder / "model.json").is_file():
+        return None
+    return {"standardized": [], **read(folder)[1]}
+
+
+def way_out(target: Any, standardized: list[str]) -> list[str]:
+    """What to do of funnels, if a model has any."""
+    names = funnels(target.model) if isinstance(target, Potential) else []
+    names = [name for name in names if name not in standardized]
+    if not names:
+        return []
+    return [
+        f"sites with an unknown scale, as {', '.join(names)}, make funnels; "
+        f"run(..., noncentered=True) standardises them."
+    ]
 
 
 def check_numbers(**numbers: int) -> None:
@@ -259,7 +247,7 @@ def remarks_of(modes: Modes | None, target: Any, store: dict[str, Tensor]) -> tu
                 f"a transformed variable."
             )
     if modes is not None and len(modes.position) and "x" in store:
-        missed = unvisited(store["x"], modes.position, modes.factor, modes.log_mass)
+        missed = unvisited(store["x"], modes.position, modes.factor, modes.log_mass, target)
         remarks += [] if missed is None else [missed]
     return tuple(remarks)
 
