@@ -221,7 +221,7 @@ attempt(logistic, dist.Cauchy(0.0, 2.5))
 # as for a Cauchy distribution, but the median and quantiles. If such slopes are not credible, the
 # prior should say so: under a normal one the default run is enough.
 
-attempt(logistic, dist.Cauchy(0.0, 2.5), draws=4000)
+attempt(logistic, dist.Cauchy(0.0, 2.5), draws=3000)
 attempt(logistic, dist.Normal(0.0, 2.5))
 
 # %%
