@@ -69,15 +69,7 @@ def scalar(y: torch.Tensor) -> None:
     pyro.sample("y", dist.Normal(x, 2.0).to_event(1), obs=y)
 
 
-draws = pg.mcmc.run(
-    scalar,
-    torch.ones(1),
-    kernel=pg.mcmc.HMC(0.5, 3),
-    chains=64,
-    draws=250,
-    seed=0,
-    progress=False,
-)
+draws = pg.mcmc.run(scalar, torch.ones(1), seed=0, progress=False)
 right = draws.samples["x"].flatten()
 print("           mean  variance")
 print("exact      0.20  0.80")
