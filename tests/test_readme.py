@@ -13,5 +13,5 @@ def test_code_blocks_run_in_order(monkeypatch, tmp_path):
     names = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert names["draws"].samples["x"].shape == (64, 50, 2)
+    assert names["draws"].samples["x"].shape == (128, 1000, 2)
     assert names["flow"](names["context"]).batch_shape == (5, 4)

@@ -89,7 +89,7 @@ def model(y):
 
 
 start = time.perf_counter()
-draws = pg.mcmc.run(model, y, chains=64, warmup=200, draws=200, seed=0, progress=False)
+draws = pg.mcmc.run(model, y, seed=0, progress=False)
 print(f"inferred in {time.perf_counter() - start:.0f} s")
 print(draws.summary())
 

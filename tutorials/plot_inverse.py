@@ -15,6 +15,7 @@ than a score.
 
 import math
 import time
+import warnings
 
 import matplotlib.pyplot as plt
 import pyro
@@ -68,16 +69,7 @@ def scalar(y: torch.Tensor) -> None:
     pyro.sample("y", dist.Normal(x, 2.0).to_event(1), obs=y)
 
 
-draws = pg.mcmc.run(
-    scalar,
-    torch.ones(1),
-    kernel=pg.mcmc.HMC(0.5, 3),
-    chains=200,
-    warmup=20,
-    draws=20,
-    seed=0,
-    progress=False,
-)
+draws = pg.mcmc.run(scalar, torch.ones(1), seed=0, progress=False)
 right = draws.samples["x"].flatten()
 print("           mean  variance")
 print("exact      0.20  0.80")
@@ -172,6 +164,9 @@ def guided(name: str, method, sampler: d.Sampler | None, draws: int) -> torch.Te
         )
         found.append(result.resampled(128)["x"] if draws > 128 else result.draws["x"])
     return torch.stack(found, 1)
+
+
+warnings.simplefilter("ignore", pg.mcmc.ConvergenceWarning)  # of short runs; R-hat is printed
 
 
 def chains(name: str) -> torch.Tensor:

@@ -102,8 +102,10 @@ priors = {
 # A ninth school
 # --------------
 # Its report is invented: a gain of 30 points with a standard error of 6, above all the others. The
-# model is plain Pyro but for its first site, which moves to the base of the flow by itself.
-# ``LocScaleReparam`` takes out the funnel of :math:`\theta_9` and :math:`\tau`.
+# model is plain Pyro but for its first site. That would move to the base of the flow by itself;
+# here the posterior lies at the edge of the published draws, where splines bend sharply, so that
+# chains do better among the values, with ``base=False`` and a diagonal metric. ``LocScaleReparam``
+# takes out the funnel of :math:`\theta_9` and :math:`\tau`.
 
 y9, sigma9 = torch.tensor(30.0), 6.0
 
@@ -115,7 +117,8 @@ def model(y9):
 
 
 model = poutine.reparam(model, {"theta": LocScaleReparam(0.0)})
-result = pg.mcmc.run(model, y9, chains=128, warmup=200, draws=100, seed=0, progress=False)
+options = {"metric": "diagonal", "base": False, "progress": False}
+result = pg.mcmc.run(model, y9, draws=1000, seed=0, **options)
 draws = result.samples["hyper"]  # (chain, draw, 2)
 sampled = {"mu": draws[..., 0].numpy(), "tau": draws[..., 1].exp().numpy()}
 for name, x in sampled.items():
@@ -175,8 +178,8 @@ print(f"reweighted, they are worth at most {1 / w.square().sum():.0f} draws")
 
 fig, axs = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
 axs[0].scatter(*mu_tau.T, s=2, color="0.6", label="published draws")
-shown = [x[:, ::5].ravel() for x in sampled.values()]
-axs[1].scatter(*shown, s=2, color="0.6", label="every fifth draw of the chains")
+shown = [x[:, ::50].ravel() for x in sampled.values()]
+axs[1].scatter(*shown, s=2, color="0.6", label="every 50th draw of the chains")
 for ax, p, others in zip(axs, (exact, truth), (priors, today)):
     densities = {"exact": p, **others}
     for name, color in {"exact": "black", "flow": "C0", "normal in mu, log tau": "C2"}.items():
