@@ -196,7 +196,7 @@ def test_hard_targets_are_right_or_warned_of(name, seed):
     model, exact, options = HARD[name]
     draws, said = quiet(model, seed=seed, **options)
     x = draws.samples["x"].reshape(*draws.samples["x"].shape[:2], -1)[..., 0]
-    right = exact is not None and z_score(x, exact) < 4 and float(diagnostics.rhat(x)) < 1.02
+    right = exact is not None and z_score(x, exact) < 4 and float(diagnostics.rhat(x)) < 1.05
     assert right or said
 
 
@@ -298,7 +298,7 @@ def test_data_that_single_precision_cannot_hold_are_warned_of():
             pyro.sample("y", dist.Normal(m, 0.1), obs=y)
 
     _, said = quiet(model)
-    assert any("Use float64 data" in line for line in said)
+    assert any("ork in float64" in line for line in said)
 
 
 def test_sites_are_kept_on_request():

@@ -21,7 +21,7 @@ from ..core.checkpoint import read, write
 from ..core.processes import mix
 from .adaptation import warm_up
 from .hmc import Trajectory
-from .kernel import LowRank
+from .kernel import Kernel, LowRank
 from .metric import Metric
 from .potential import Potential
 from .replicas import ParallelTempering, ReplicaState
@@ -122,16 +122,13 @@ class Chains:
         tensors = {f"draws.{name}": value[:, :done] for name, value in store.items()}
         tensors |= {f"stats.{name}": value[:, :done] for name, value in stats.items()}
         tensors |= {f"state.{name}": value for name, value in tensors_of(state).items()}
-        adapted = {name: getattr(kernel, name) for name in self.adapted()}
-        for name, value in adapted.items():
+        numbers: dict[str, Any] = {}
+        for name, value in adapted_of(kernel).items():
             if isinstance(value, Tensor | LowRank):
                 tensors |= tensors_of(value, f"kernel.{name}")
-        numbers = {n: v for n, v in adapted.items() if isinstance(v, (int, float, tuple))}
+            else:
+                numbers[name] = value
         write(folder, tensors, {"done": done, "kernel": numbers, **self.description()})
-
-    def adapted(self) -> list[str]:
-        names = {field.name for field in dataclasses.fields(self.kernel)}
-        return sorted(names & {"step_size", "length", "scale", "step_sizes", "betas"})
 
     def description(self) -> dict[str, Any]:
         name = type(self.kernel).__name__
@@ -163,10 +160,8 @@ class Chains:
                         f"{folder} holds {done} draws. Ask for as many or more, got {self.draws}."
                     )
                 value[:, :done] = old.to(value)
-        scales: dict[str, Any] = {n[7:]: v for n, v in tensors.items() if n.startswith("kernel.")}
-        if "scale.vectors" in scales:
-            scales["scale"] = LowRank(*(scales.pop(f"scale.{n}") for n in LowRank._fields))
-        kernel = dataclasses.replace(kernel, **content["kernel"], **scales)
+        values: dict[str, Any] = {n[7:]: v for n, v in tensors.items() if n.startswith("kernel.")}
+        kernel = with_adapted(kernel, {**content["kernel"], **values})
         saved = {n[6:]: v for n, v in tensors.items() if n.startswith("state.")}
         return kernel, restored(state, saved), done
 
@@ -205,6 +200,35 @@ class Progress:
         if isinstance(size, float):
             facts = {"step size": f"{size:.3g}", **facts}
         self.bar.set_postfix({**facts, "diverged": self.diverged}, refresh=False)
+
+
+ADAPTED = frozenset({"step_size", "length", "scale", "step_sizes", "betas"})
+
+
+def adapted_of(kernel: Any, prefix: str = "") -> dict[str, Any]:
+    """What warm-up has adapted of a kernel, and of one that it holds."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(kernel):
+        value = getattr(kernel, field.name)
+        if isinstance(value, Kernel):
+            found |= adapted_of(value, f"{prefix}{field.name}.")
+        elif field.name in ADAPTED and value is not None:
+            found[prefix + field.name] = value
+    return found
+
+
+def with_adapted(kernel: Any, values: dict[str, Any], prefix: str = "") -> Any:
+    """A kernel with what another one has adapted."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(kernel):
+        name, value = prefix + field.name, getattr(kernel, field.name)
+        if isinstance(value, Kernel):
+            changes[field.name] = with_adapted(value, values, f"{name}.")
+        elif name in values:
+            changes[field.name] = values[name]
+        elif f"{name}.vectors" in values:
+            changes[field.name] = LowRank(*(values[f"{name}.{part}"] for part in LowRank._fields))
+    return dataclasses.replace(kernel, **changes)
 
 
 def record(

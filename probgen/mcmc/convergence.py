@@ -8,6 +8,7 @@ resolve.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -23,6 +24,10 @@ SHOWN = 5  # elements that a message names
 NEAREST = 8  # draws from which the way to a mode is followed
 WAY = 16  # points on the way
 DIP = 5.0  # nats by which the density falls between modes
+FLOAT64 = "torch.set_default_dtype(torch.float64), for priors as for data"
+TEMPER = "Use kernel=ParallelTempering() or pg.posterior, which is sequential Monte Carlo."
+HOTTER = "Take more temperatures, or hotter ones, by `betas` of ParallelTempering."
+EXCUSED = 4  # times the excess of R-hat that short chains may have
 ENERGY = 5  # times the excess of R-hat that the log density may have, which mixes last
 GAP = 3.0  # standard deviations of a chain, by which the means of two groups differ
 
@@ -88,6 +93,8 @@ def problems(
     stats: dict[str, Tensor],
     *,
     max_steps: int | None = None,
+    max_diverged: float = 0.001,
+    way_out: str = TEMPER,
     max_rhat: float = 1.01,
     min_ess: float = 400.0,
 ) -> list[str]:
@@ -97,20 +104,24 @@ def problems(
         samples: Draws by site, with shape :math:`(C, S, *)`.
         stats: The statistics of :class:`~probgen.mcmc.Draws`.
         max_steps: The greatest number of leapfrog steps of the kernel.
+        way_out: What to do if chains do not cross between modes.
+        max_diverged: The greatest fraction of divergences that is not reported.
         max_rhat: The greatest R-hat that is not reported.
         min_ess: The least effective sample size that is not reported.
     """
     energy = {"log_density": stats["log_density"]} if "log_density" in stats else {}
     found = quantities({**samples, **energy})
+    if any(x.shape[1] < 4 for x in samples.values()):
+        return ["fewer than 4 draws of each chain: convergence cannot be checked. Take more."]
     return list(
         filter(
             None,
             (
-                *groups(found, max_rhat),
+                *groups(found, max_rhat, way_out),
                 unmixed(found, max_rhat),
                 few(found, min_ess),
                 unmoved(samples),
-                diverged(stats),
+                diverged(stats, max_diverged),
                 cut(stats, max_steps),
                 *unresolved(found, stats),
             ),
@@ -123,11 +134,22 @@ def listed(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
+def allowed(q: Quantity, limit: float) -> float:
+    r"""The R-hat up to which a quantity may be converged.
+
+    The means of half chains of :math:`s` draws that have converged and whose autocorrelation time
+    is :math:`\tau` give :math:`\hat R^2 \approx 1 + (\tau - 1) / s`, which exceeds the limit
+    where chains are short. Half as much again is allowed, up to four times the limit's excess.
+    """
+    if q.name == "log_density":
+        return 1 + ENERGY * (limit - 1)
+    chains, draws = q.draws.shape
+    excess = max(chains * draws / max(q.ess, 1.0) - 1, 0.0) / (draws // 2)
+    return max(limit, min(math.sqrt(1 + 1.5 * excess), 1 + EXCUSED * (limit - 1)))
+
+
 def unmixed(found: list[Quantity], limit: float) -> str | None:
-    limits = {"log_density": 1 + ENERGY * (limit - 1)}
-    bad = sorted(
-        (q for q in found if not q.rhat <= limits.get(q.name, limit)), key=lambda q: -q.rhat
-    )
+    bad = sorted((q for q in found if not q.rhat <= allowed(q, limit)), key=lambda q: -q.rhat)
     if not bad:
         return None
     names = listed([f"{q.name} ({q.rhat:.4g})" for q in bad])
@@ -155,20 +177,20 @@ def unmoved(samples: dict[str, Tensor]) -> str | None:
         return None
     return (
         f"{count} of {len(still)} chains never moved: every proposal was rejected. Start them "
-        f"elsewhere with `init`, or take more warm-up. Use float64 data if the type does not "
+        f"elsewhere with `init`, or take more warm-up. Work in float64 if the type does not "
         f"resolve the width of the posterior."
     )
 
 
-def diverged(stats: dict[str, Tensor]) -> str | None:
+def diverged(stats: dict[str, Tensor], limit: float) -> str | None:
     found = stats.get("diverged")
-    if found is None or int(found.sum()) * 1000 <= found.numel():
+    if found is None or int(found.sum()) <= limit * found.numel():
         return None
     chains = int(found.any(1).sum())
     return (
         f"{int(found.sum())} of {found.numel()} proposals diverged, in {chains} of {len(found)} "
         f"chains: draws may miss regions of high curvature, as the neck of a funnel. "
-        f"Reparameterize, for example by LocScaleReparam, or lower the step size."
+        f"Reparameterize, or lower the step size."
     )
 
 
@@ -181,11 +203,12 @@ def cut(stats: dict[str, Tensor], max_steps: int | None) -> str | None:
         return None
     return (
         f"{100 * count / steps.numel():.0f} % of trajectories were cut at `max_steps` {max_steps}: "
-        f"the posterior has scales that the metric does not capture. Rescale or reparameterize."
+        f"the posterior has scales that the metric does not capture. Rescale or reparameterize, or "
+        f"raise `max_steps`."
     )
 
 
-def groups(found: list[Quantity], limit: float) -> Iterator[str]:
+def groups(found: list[Quantity], limit: float, way_out: str) -> Iterator[str]:
     """Find groups of chains whose means are far apart for the spread within a chain."""
     bad = [q for q in found if not q.rhat <= max(limit, 1.05) and q.name != "log_density"]
     for q in sorted(bad, key=lambda q: -q.rhat)[:1]:
@@ -199,8 +222,7 @@ def groups(found: list[Quantity], limit: float) -> Iterator[str]:
         where = listed([f"{len(p)} chains near {float(p.mean()):.4g}" for p in parts])
         yield (
             f"chains stay in {len(parts)} groups, told apart by {q.name} ({where}): modes between "
-            f"which they do not cross, weighted by where chains started. Use kernel="
-            f"ParallelTempering() or pg.posterior, which is sequential Monte Carlo."
+            f"which they do not cross, weighted by where chains started. {way_out}"
         )
 
 
@@ -214,7 +236,8 @@ def unresolved(found: list[Quantity], stats: dict[str, Tensor]) -> Iterator[str]
             kind = str(value.dtype).removeprefix("torch.")
             yield (
                 f"the log density, about {float(finite.median()):.3g}, has a rounding error of "
-                f"{error:.2g} nats in {kind}, which tests of proposals feel. Use float64 data."
+                f"{error:.2g} nats in {kind}, which tests of proposals feel. Work in "
+                f"float64: {FLOAT64}."
             )
     names = []
     for q in found:
@@ -225,7 +248,7 @@ def unresolved(found: list[Quantity], stats: dict[str, Tensor]) -> Iterator[str]
     if names:
         yield (
             f"{listed(names)} varies by less than 20 rounding steps of its type about its mean. "
-            f"Use float64 data, or subtract a constant."
+            f"Subtract a constant, or work in float64: {FLOAT64}."
         )
 
 
@@ -270,5 +293,5 @@ def unvisited(
         return None
     return (
         f"optimisation found a mode with about {100 * missed:.0f} % of the mass that no chain has "
-        f"visited. Leave `init` at its default, or use kernel=ParallelTempering()."
+        f"visited. Give `init` there, leave it at its default, or use kernel=ParallelTempering()."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from ..core.checkpoint import read, write
 from . import diagnostics
-from .convergence import problems
+from .convergence import HOTTER, TEMPER, problems
 from .discrete_sites import infer_discrete
+from .replicas import ParallelTempering
 
 __all__ = ["Draws", "Summary"]
 
@@ -54,7 +56,7 @@ class Summary(NamedTuple):
         names = ("mean", "sd", "5 %", "50 %", "95 %", "mcse", "ess", "tail ess", "r-hat")
         lines = [" " * width + "".join(f"{name:>11}" for name in names)]
         for row in self.rows[:ROWS]:
-            numbers = "".join(f"{value:11.4g}" for value in row[1:7])
+            numbers = "".join(shown(value, row.sd) for value in row[1:7])
             lines.append(f"{row.name:{width}}{numbers}{row[7]:11.0f}{row[8]:11.0f}{row[9]:11.3f}")
         if len(self.rows) > ROWS:
             lines.append(f"and {len(self.rows) - ROWS} more")
@@ -134,8 +136,10 @@ class Draws:
             pooled = flat.flatten(0, 1)
             columns = [pooled.mean(0), pooled.std(0)]
             columns += [diagnostics.quantile(pooled, q) for q in (0.05, 0.5, 0.95)]
-            columns += [diagnostics.mcse(flat), diagnostics.ess(flat), diagnostics.ess_tail(flat)]
-            table = torch.stack([*columns, diagnostics.rhat(flat)], 1).tolist()
+            measures = (diagnostics.mcse, diagnostics.ess, diagnostics.ess_tail, diagnostics.rhat)
+            few = torch.full_like(columns[0], torch.nan)  # draws, of which nothing can be told
+            columns += [few if flat.shape[1] < 4 else measure(flat) for measure in measures]
+            table = torch.stack(columns, 1).tolist()
             fixed = ((pooled == pooled[0]) | ~torch.isfinite(pooled)).all(0).tolist()
             for index, row, constant in zip(names(x.shape[2:]), table, fixed, strict=True):
                 if not constant:
@@ -155,10 +159,13 @@ class Draws:
             min_ess: The least effective sample size that is not reported.
         """
         latent = {name: x for name, x in self.samples.items() if name in self.latent}
+        tempered = isinstance(self.kernel, ParallelTempering)
         found = problems(
             latent or self.samples,
             self.stats,
             max_steps=getattr(self.kernel, "max_steps", None),
+            max_diverged=0.01 if tempered else 0.001,
+            way_out=HOTTER if tempered else TEMPER,
             max_rhat=max_rhat,
             min_ess=min_ess,
         )
@@ -278,6 +285,16 @@ class Draws:
         other = {key: content[key] for key in ("latent", "moved", "superchains", "seconds")}
         other |= {"remarks": tuple(content.get("remarks", ()))}
         return cls(samples, stats, **other, standardized=content.get("standardized", []))
+
+
+def shown(value: float, sd: float) -> str:
+    """A number in 11 places, with two digits of the standard deviation where there is room."""
+    text = f"{value:11.4g}"
+    if abs(value) > 100 * sd > 0 and math.isfinite(value):
+        digits = max(0, 1 - math.floor(math.log10(sd)))
+        exact = f" {value:10.{digits}f}"
+        return exact if len(exact) == 11 else text
+    return text
 
 
 def names(shape: torch.Size) -> list[str]:

@@ -18,6 +18,7 @@ from .paths import ENOUGH, Paths, evaluate_all
 __all__ = ["Modes", "find_modes"]
 
 MOST_MODES = 16
+FLAT = 1e-3  # the least curvature over the greatest, below which a direction may be improper
 
 
 class Modes(NamedTuple):
@@ -84,7 +85,7 @@ def newton(
         new = factor @ (size[:, None] * vectors) * absolute.rsqrt()  # its square: |Hessian|^-1
         slope = gradient[0] @ new
         step = new @ slope
-        if lowest < 1e-6 and float(slope[1:].square().sum()) / 2 < ENOUGH:
+        if lowest < FLAT:
             direction = factor @ (size * vectors[:, 0])
             if improper(x, direction, log_density, like):
                 return x, value[0], torch.full_like(factor, torch.nan), direction

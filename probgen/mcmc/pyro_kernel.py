@@ -142,7 +142,7 @@ class BatchedMCMC(AbstractMCMC):
         kernel: The kernel; :class:`ChEES` by default.
         model: The Pyro model.
         num_samples: The number of draws of each chain.
-        warmup_steps: The number of steps of warm-up.
+        warmup_steps: The number of steps of warm-up; by default as of :func:`run`.
         chains: The number of chains; `num_chains` is another name.
         disable_progbar: Whether to hide the progress bar.
         num_chains: The number of chains, by Pyro's name.
@@ -175,8 +175,8 @@ class BatchedMCMC(AbstractMCMC):
         self,
         kernel: Kernel | None,
         model: Callable[..., Any],
-        num_samples: int = 100,
-        warmup_steps: int = 200,
+        num_samples: int = 250,
+        warmup_steps: int | None = None,
         chains: int | None = None,
         disable_progbar: bool = False,
         *,

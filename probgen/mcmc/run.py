@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -75,7 +76,7 @@ def run(
             were found, else 300.
         draws: The number of draws :math:`S` of each chain.
         thin: The number of steps per draw.
-        seed: The seed; by default drawn from torch's generator, whose state the run leaves alone.
+        seed: The seed; by default drawn from torch's generator, which is left alone otherwise.
         init: The initial points: `"uniform"`, `"prior"`, `"median"`, `"importance"` or values by
             name (:meth:`Potential.initial`); for a log density, positions with shape
             :math:`(C, *)`, or a dictionary of them under :class:`Gibbs`. Chains start exactly at
@@ -86,9 +87,9 @@ def run(
             factor, `"low_rank"` directions over a diagonal, or `"auto"`, which is dense up to 100
             dimensions and of low rank above.
         sites: The sites whose draws are kept; all by default.
-        noncentered: The sites to sample as :math:`z = (\\theta - m) / s`: names, or True for all
+        noncentered: The sites to sample as :math:`z = (\theta - m) / s`: names, or True for all
             location-scale sites whose scale is latent, for hierarchical models whose data tell
-            little of each :math:`\\theta` and which make funnels otherwise. By default they are
+            little of each :math:`\theta` and which make funnels otherwise. By default they are
             standardised if the posterior has no mode as it stands.
         base: Whether sites with a frozen flow move to its base. Default: if the kernel uses
             gradients.
@@ -185,7 +186,7 @@ def run(
     wrong = result.problems(max_rhat, min_ess) if rank == 0 else []
     if wrong:
         wrong += way_out(target, begun.standardized)
-        warnings.warn("\n".join(wrong), ConvergenceWarning, stacklevel=2)
+        warnings.warn("\n".join(wrong), ConvergenceWarning, stacklevel=outside())
     return result
 
 
@@ -194,6 +195,14 @@ def settings_of(folder: Path | None) -> dict[str, Any] | None:
     if folder is None or not (folder / "model.json").is_file():
         return None
     return {"standardized": [], **read(folder)[1]}
+
+
+def outside() -> int:
+    """The level of the first frame that is not of this package, for warnings."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("probgen."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def arguments_of(kernel: Any) -> str:
@@ -209,6 +218,14 @@ def fixed_point(target: Any) -> str:
         return "unknown"
     with torch.no_grad():
         return f"{float(target(torch.full_like(target.point, 0.37)[None])):.4g}"
+
+
+def saturates(target: Any, flat: Tensor) -> bool:
+    """Whether far along a direction the type of a site no longer resolves its values."""
+    if not isinstance(target, Potential):
+        return False
+    unit = flat.to(target.point) / flat.abs().max()
+    return bool(target.saturated(torch.stack([100 * unit, -100 * unit])))
 
 
 def way_out(target: Any, standardized: list[str]) -> list[str]:
@@ -274,7 +291,7 @@ def share_of(chains: int, superchains: int | None, world: int) -> int:
 def remarks_of(modes: Modes | None, target: Any, store: dict[str, Tensor]) -> tuple[str, ...]:
     """Problems that optimisation found before the chains ran."""
     remarks = []
-    if modes is not None and modes.flat is not None:
+    if modes is not None and modes.flat is not None and not saturates(target, modes.flat):
         size = modes.flat.abs() / modes.flat.abs().max()
         names = [f"x[{k}]" for k in (size > 0.05).nonzero()[:, 0].tolist()]
         if isinstance(target, Potential):
@@ -290,7 +307,7 @@ def remarks_of(modes: Modes | None, target: Any, store: dict[str, Tensor]) -> tu
         if names:
             remarks.append(
                 f"draws of {', '.join(names)} reach the edge of what their type resolves near the "
-                f"boundary of the support, and mass beyond it is lost. Use float64 data, or sample "
+                f"boundary of the support, and mass beyond it is lost. Work in float64, or sample "
                 f"a transformed variable."
             )
     if modes is not None and len(modes.position) and "x" in store:

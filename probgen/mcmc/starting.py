@@ -20,7 +20,7 @@ from .metric import Metric
 from .modes import Modes
 from .pathfinder import prepare
 from .potential import Potential, potential
-from .reparam import funnels, noncentered
+from .reparam import funnels, named, noncentered
 from .replicas import ParallelTempering
 
 __all__ = ["Start", "begin", "begin_model"]
@@ -101,7 +101,7 @@ def begin_model(
     """
     free = isinstance(init, str)
     given = None if noncentered is None or isinstance(model, Potential) else noncentered
-    names = chosen(model, given)
+    names = [] if given is None or isinstance(model, Potential) else named(model, given)
     while True:
         target = target_of(model, names, base)
         position = target.initial(init, share if free else groups, gradient=kernel.gradient)
@@ -120,25 +120,6 @@ def begin_model(
     position = position[:groups].repeat_interleave(share // groups, 0)
     kernel = with_kernel(kernel, inner)
     return Start(target, kernel, replicas(kernel, position), modes, names)
-
-
-def chosen(model: Any, sites: Iterable[str] | bool | None) -> list[str]:
-    """The sites to standardise by their names.
-
-    Raises:
-        ValueError: If all are asked for and there is none.
-    """
-    if sites is None or sites is False:
-        return []
-    if sites is not True:
-        return [sites] if isinstance(sites, str) else list(sites)
-    names = funnels(model)
-    if not names:
-        raise ValueError(
-            "Expected sites to standardise under `noncentered`, got a model without a latent "
-            "location-scale site whose scale depends on another site."
-        )
-    return names
 
 
 def target_of(model: Any, names: list[str], base: bool) -> Potential:

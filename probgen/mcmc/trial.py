@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["ChainByChainWarning", "check"]
 
 
+MOST = 100  # numbers whose gradient is checked against differences
+
+
 class ChainByChainWarning(UserWarning):
     """Says that a model runs for one chain after the other, which is slow."""
 
@@ -94,10 +97,33 @@ def slopeless(potential: Potential, points: Tensor) -> str:
     """Why one chain has no gradient, or nothing."""
     try:
         with unchecked():
-            potential.slopes(potential.total, points[:1])
+            slopes = potential.slopes(potential.total, points[:1])["gradient"][0]
     except Exception as error:
         return str(error).strip().split("\n")[0] or type(error).__name__
-    return ""
+    lost = lost_slopes(potential, points[0], slopes)
+    if not lost:
+        return ""
+    return f"that in {', '.join(lost)} is lost, as where .item(), .detach() or numpy is called"
+
+
+def lost_slopes(potential: Potential, u: Tensor, slopes: Tensor) -> list[str]:
+    """Sites whose gradient differs from finite differences, of two widths."""
+    lost = torch.zeros_like(u, dtype=torch.bool)
+    eps = torch.finfo(u.dtype).eps
+    with unchecked(), torch.no_grad():
+        rounding = 20 * eps * float(potential.total(u).abs())
+        for k in torch.randperm(len(u))[:MOST].tolist():
+            wrong = []
+            for width in (0.01, 0.04):
+                step = torch.zeros_like(u)
+                step[k] = width * max(1.0, abs(float(u[k])))
+                rise = float(potential.total(u + step) - potential.total(u - step))
+                slope = rise / (2 * float(step[k]))
+                size = max(abs(slope), abs(float(slopes[k])))
+                wrong.append(abs(slope - float(slopes[k])) > 0.1 * size + rounding / float(step[k]))
+            lost[k] = all(wrong)
+    layout = potential.layout.items()
+    return [name for name, s in layout if bool(lost[s.start : s.stop].any())]
 
 
 def check_escaped(again: Callable[[], Any], where: str) -> None:
