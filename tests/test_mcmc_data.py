@@ -178,3 +178,15 @@ def test_only_named_sites_are_kept():
     assert set(log_density.unravel(torch.zeros(5, 1), ["x"])) == {"x"}
     with pytest.raises(ValueError, match=r"Expected `sites` of \['big', 'x'\], got \['y'\]"):
         log_density.unravel(torch.zeros(5, 1), ["x", "y"])
+
+
+def test_a_gradient_that_a_model_loses_is_found():
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(2 * a.item(), 1.0), obs=torch.tensor(1.0))
+
+    with pytest.warns(ChainByChainWarning):
+        log_density = potential(model)
+    assert "that in a is lost" in log_density.slopeless
+    with pytest.raises(ValueError, match="Metropolis and EllipticalSlice use no gradient"):
+        log_density.value_and_gradient(torch.zeros(2, 1))

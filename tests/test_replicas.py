@@ -86,6 +86,20 @@ def test_a_run_adapts_and_resumes(tmp_path):
     assert torch.equal(more.samples["x"], whole.samples["x"])
 
 
+def test_the_scale_of_each_replica_is_resumed(tmp_path):
+    scales = torch.tensor([1e-3, 1e3])
+
+    def log_density(x):
+        return -(x / scales).square().sum(-1) / 2
+
+    options = {"kernel": mcmc.ParallelTempering(), "warmup": 60, "progress": False}
+    options |= {"init": scales * torch.randn(16, 2)}
+    mcmc.run(log_density, draws=10, seed=0, checkpoint=tmp_path, **options)
+    more = mcmc.run(log_density, draws=20, checkpoint=tmp_path, **options)
+    whole = mcmc.run(log_density, draws=20, seed=0, **options)
+    assert torch.equal(more.samples["x"], whole.samples["x"])
+
+
 def test_given_temperatures_are_kept():
     options = {"init": torch.randn(16, 2), "draws": 5, "progress": False}
     found = mcmc.run(normal, kernel=mcmc.ParallelTempering(betas=BETAS), **options)

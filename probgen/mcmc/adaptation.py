@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -270,8 +270,23 @@ def relocated(state: Any, moved: Tensor) -> Any:
     return type(state)(*(v[index] if isinstance(v, Tensor) else v for v in state))
 
 
-def crossing(kernel: Any, state: Any, log_density: LogDensity) -> Any:
-    """The kernel with the step size, among powers of 2, where acceptance crosses its target."""
+def crossing(
+    kernel: Any,
+    state: Any,
+    log_density: LogDensity,
+    measure: Callable[[Any], float] | None = None,
+    level: float | None = None,
+) -> Any:
+    """The kernel with the step size, among powers of 2, where acceptance crosses a level.
+
+    Arguments:
+        kernel: The kernel.
+        state: The state.
+        log_density: The log density.
+        measure: The acceptance over chains, from the diagnostics; their mean by default.
+        level: The level; the kernel's target by default.
+    """
+    measure, level = measure or usable_acceptance, kernel.target if level is None else level
     probe = {"steps": 1, "length": 1e-12}
     fields = {field.name for field in dataclasses.fields(kernel)}
     single = dataclasses.replace(
@@ -280,7 +295,7 @@ def crossing(kernel: Any, state: Any, log_density: LogDensity) -> Any:
     size, up = float(kernel.step_size), None
     for _ in range(50):
         single = dataclasses.replace(single, step_size=size)
-        accepts = usable_acceptance(single.step(state, log_density)[1]) > kernel.target
+        accepts = measure(single.step(state, log_density)[1]) > level
         if up is None:
             up = accepts
         if accepts != up:

@@ -31,7 +31,7 @@ __all__ = ["funnels", "named", "noncentered"]
 
 FAMILIES = (
     *(dist.Normal, dist.StudentT, dist.Cauchy, dist.Laplace, dist.Gumbel, dist.Logistic),
-    *(dist.SoftLaplace, dist.AsymmetricLaplace, dist.SoftAsymmetricLaplace),
+    *(dist.SoftLaplace, dist.AsymmetricLaplace),
 )
 
 

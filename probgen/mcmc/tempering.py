@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .adaptation import crossing, mean_acceptance
+from .adaptation import crossing
 from .arguments import check_kernel
 from .kernel import Kernel, LogDensity, value_and_gradient
 from .metric import Moments
@@ -217,7 +217,7 @@ def smc(
                 current = adapted(current, position, path)
             position, acceptance = move(current, position, path, steps)
             if fixed and hasattr(current, "step_size") and current.target is not None:
-                change = math.exp(mean_acceptance(acceptance) - current.target)
+                change = math.exp(harmonic(acceptance) - current.target)
                 kernel = dataclasses.replace(current, step_size=current.step_size * change)
             bar.update(beta - betas[-1])
             betas.append(beta)
@@ -264,7 +264,18 @@ def adapted(kernel: Any, position: Any, path: LogDensity) -> Any:
     moments.update(position, None)
     scale = moments.scale()
     kernel = kernel if scale is None else dataclasses.replace(kernel, scale=scale)
-    return crossing(kernel, kernel.init(position, path), path) if first else kernel
+    if not first:
+        return kernel
+    state = kernel.init(position, path)
+    return crossing(kernel, state, path, lambda info: harmonic(info.acceptance), 0.8)
+
+
+def harmonic(acceptance: Tensor) -> float:
+    """The harmonic mean over particles, in which one that is stuck counts as 0.01.
+
+    Particles have few steps at each temperature, so that none may stay behind.
+    """
+    return 1 / float((1 / acceptance.clamp(min=0.01)).mean())
 
 
 def living(position: Any, weights: Tensor) -> Any:
