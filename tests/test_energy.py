@@ -931,3 +931,15 @@ def test_spins_are_a_law_of_pyro():
         assert (mean - (p + lower * (1 - p))).abs().max() < 0.05
         with pytest.raises(ValueError, match="support"):
             law.log_prob(torch.full((3, 2), 0.5))
+
+
+@pytest.mark.parametrize("coupling", [1.0, -1.0])
+def test_cold_spins_do_not_freeze_into_stripes(coupling):
+    ising = pg.models.Ising((8, 8), coupling=coupling).freeze()
+    x = ising().sample((1000,))
+    parity = (torch.arange(8)[:, None] + torch.arange(8)) % 2
+    ordered = x if coupling > 0 else x * (1 - 2 * parity)
+    assert (ordered.mean((-1, -2)).abs() > 0.8).all()
+    assert abs(float((ordered.mean((-1, -2)) > 0).float().mean()) - 0.5) < 0.07
+    gap = ising.energy(x).mean() - ising.mean_energy()
+    assert abs(float(gap)) < 4 * float(ising.energy(x).std()) / 1000**0.5

@@ -371,6 +371,25 @@ class Ising(BinaryEnergy):
             return Checkerboard(self.event_shape, k, 0.0 if flat else b, self.periodic)
         return GraphGibbs(beta * self.weight.detach(), b.flatten(), -1, self.groups)
 
+    def initial(self, count: int, context: Tensor | None = None) -> Tensor:
+        """Where chains start: without a field all spins of a chain are aligned at low temperatures.
+
+        Chains that start at random freeze into stripes there, which sweeps do not leave. Low is
+        below the critical temperature of the mean field, at :math:`2 d |K| = 1`, above which
+        chains forget their start.
+        """
+        x = super().initial(count, context)
+        if len(self.chains) or not self.free or self.graph:
+            return x
+        k, dims = self.coupling.detach(), len(self.event_shape)
+        parity = sum(
+            torch.arange(n, device=x.device).reshape([-1] + [1] * (dims - 1 - i))
+            for i, n in enumerate(self.event_shape)
+        )
+        stagger = torch.where(k < 0, 1.0 - 2 * (parity % 2), 1.0).to(x)
+        sign = 2 * torch.randint(2, (count, *[1] * dims), device=x.device).to(x) - 1
+        return torch.where(2 * dims * k.abs() > 1, sign * stagger, x)
+
     @property
     def groups(self) -> list[Tensor] | None:
         """Spins that are drawn together: those of a colour of the graph as it is now."""
