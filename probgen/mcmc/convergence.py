@@ -29,6 +29,7 @@ TEMPER = "Use kernel=ParallelTempering() or pg.posterior, which is sequential Mo
 HOTTER = "Take more temperatures, or hotter ones, by `betas` of ParallelTempering."
 EXCUSED = 4  # times the excess of R-hat that short chains may have
 ENERGY = 5  # times the excess of R-hat that the log density may have, which mixes last
+STRAYS = 0.03  # of all chains, which are no group of their own
 GAP = 3.0  # standard deviations of a chain, by which the means of two groups differ
 
 
@@ -217,7 +218,8 @@ def groups(found: list[Quantity], limit: float, way_out: str) -> Iterator[str]:
         near = torch.maximum(within[1:], within[:-1])
         wide = ((means.diff() > GAP * near) & (near > 0)).nonzero()[:, 0] + 1
         parts = means.tensor_split(wide.cpu()) if len(wide) else []
-        if len(parts) < 2 or len(parts) > len(means) / 2:
+        sizes = sorted(len(part) for part in parts)
+        if len(parts) < 2 or len(parts) > len(means) / 2 or sizes[-2] < STRAYS * len(means):
             continue
         where = listed([f"{len(p)} chains near {float(p.mean()):.4g}" for p in parts])
         yield (
