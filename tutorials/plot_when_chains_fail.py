@@ -361,14 +361,17 @@ def by_scipy(angle):
 attempt(pendulum, by_scipy, chains=4, warmup=10, draws=10)
 
 # %%
-# It still runs, one chain after the other. But SciPy gives no gradient, so that trajectories know
-# nothing of the integral, and few are accepted. The warning does not tell this.
+# Models that only branch on values still run, one chain after the other. But SciPy gives no
+# gradient, which trajectories need: the gradient is compared with differences, and the model is
+# refused.
 #
 # **Remedy** for code that cannot be changed: a kernel without gradients.
 # :class:`~probgen.mcmc.Metropolis` does for a few parameters, and
-# :class:`~probgen.mcmc.EllipticalSlice` for normal priors. Both need many steps.
+# :class:`~probgen.mcmc.EllipticalSlice` for normal priors. Both need many steps, and start best
+# from the prior, since no optimisation helps them.
 
-attempt(pendulum, by_scipy, kernel=pg.mcmc.Metropolis(), chains=4, warmup=200, draws=4000)
+metropolis = pg.mcmc.Metropolis()
+attempt(pendulum, by_scipy, kernel=metropolis, init="prior", chains=4, warmup=200, draws=4000)
 
 # %%
 # Better, if you can: write it in torch. The elliptic integral is an arithmetic-geometric mean, and
