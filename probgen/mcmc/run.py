@@ -157,37 +157,39 @@ def run(
                 decide=lambda flag: bool(agree(int(flag), world, device)),
             )
         steps = warmup if warmup is not None else WARMUP if begun.found else COLD
-        target, shape = begun.target, begun.kernel
-        settings = {
-            **{"warmup": warmup, "metric": metric, "standardized": begun.standardized},
-            **{"arguments of the kernel": arguments_of(kernel)},
-            **{"init": init if isinstance(init, str) else "given"},
-            **{"log density at a fixed point": fixed_point(target) if folder is not None else None},
-        }
-        task = Chains(shape, target, seed, rank, steps, draws, thin, metric, settings)
+        target, settings = begun.target, {"warmup": warmup, "metric": metric}
+        settings |= description(begun, kernel, init, folder is not None)
+        task = Chains(begun.kernel, target, seed, rank, steps, draws, thin, metric, settings)
         store, stats, last = task.go(begun.position, checkpoint, progress)
-        seconds = time.perf_counter() - start
         remarks = remarks_of(begun.modes, target, store)
         if world > 1:
             store = {name: gather(value, world, device) for name, value in store.items()}
             stats = {name: gather(value, world, device) for name, value in stats.items()}
-        values, latent = values_of(begun, store, sites)
-    result = Draws(
-        samples=values,
-        stats=stats,
-        latent=latent,
-        moved=target.moved if isinstance(target, Potential) else [],
-        superchains=superchains,
-        kernel=last,
-        seconds=seconds,
-        remarks=remarks,
-        standardized=begun.standardized,
-    )
-    wrong = result.problems(max_rhat, min_ess) if rank == 0 else []
+        values, latent, moved = values_of(begun, store, sites)
+        seconds = time.perf_counter() - start
+    named = begun.standardized
+    found = Draws(values, stats, latent, moved, superchains, last, seconds, remarks, named)
+    if rank == 0:
+        warn(found, target, max_rhat, min_ess)
+    return found
+
+
+def warn(draws: Draws, target: Any, max_rhat: float, min_ess: float) -> None:
+    """Warn of what is wrong with draws, and say what to do."""
+    wrong = draws.problems(max_rhat, min_ess)
     if wrong:
-        wrong += way_out(target, begun.standardized)
+        wrong += way_out(target, draws.standardized)
         warnings.warn("\n".join(wrong), ConvergenceWarning, stacklevel=outside())
-    return result
+
+
+def description(begun: Start, kernel: Kernel, init: Any, kept: bool) -> dict[str, Any]:
+    """What tells a run from others, so that none is resumed as another."""
+    return {
+        "standardized": begun.standardized,
+        "arguments of the kernel": arguments_of(kernel),
+        "init": init if isinstance(init, str) else "given",
+        "log density at a fixed point": fixed_point(begun.target) if kept else None,
+    }
 
 
 def settings_of(folder: Path | None) -> dict[str, Any] | None:
@@ -259,16 +261,16 @@ def metric_of(metric: Metric, dense: bool | None) -> Metric:
 
 def values_of(
     begun: Start, store: dict[str, Tensor], sites: Iterable[str] | None
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The draws of sites, and which of them are latent."""
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """The draws of sites, which of them are latent, and which were moved to the base of a flow."""
     target = begun.target
     if not isinstance(target, Potential):
-        return store, list(store)
+        return store, list(store), []
     values = target.unravel(store["x"], sites)
     hidden = {f"{name}_decentered" for name in begun.standardized}
     values = {name: x for name, x in values.items() if name not in hidden}
     known = {*target.layout, *target.moved, *begun.standardized}
-    return values, [name for name in values if name in known]
+    return values, [name for name in values if name in known], target.moved
 
 
 def check_numbers(**numbers: int) -> None:
