@@ -27,7 +27,7 @@ DIP = 5.0  # nats by which the density falls between modes
 FLOAT64 = "torch.set_default_dtype(torch.float64), for priors as for data"
 TEMPER = "Use kernel=ParallelTempering() or pg.posterior, which is sequential Monte Carlo."
 HOTTER = "Take more temperatures, or hotter ones, by `betas` of ParallelTempering."
-EXCUSED = 4  # times the excess of R-hat that short chains may have
+EXCUSED = 2  # times the excess of R-hat that short chains may have
 ENERGY = 5  # times the excess of R-hat that the log density may have, which mixes last
 STRAYS = 0.03  # of all chains, which are no group of their own
 GAP = 3.0  # standard deviations of a chain, by which the means of two groups differ
@@ -140,7 +140,7 @@ def allowed(q: Quantity, limit: float) -> float:
 
     The means of half chains of :math:`s` draws that have converged and whose autocorrelation time
     is :math:`\tau` give :math:`\hat R^2 \approx 1 + (\tau - 1) / s`, which exceeds the limit
-    where chains are short. Half as much again is allowed, up to four times the limit's excess.
+    where chains are short. Half as much again is allowed, up to twice the excess of the limit.
     """
     if q.name == "log_density":
         return 1 + ENERGY * (limit - 1)
