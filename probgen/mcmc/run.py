@@ -96,7 +96,8 @@ def run(
         checkpoint: A folder. The draws so far are written there every 30 seconds or more, at the
             end and when interrupted; called again with the same folder, the run goes on.
         progress: Whether to show a progress bar.
-        max_rhat: The R-hat above which a warning names a site.
+        max_rhat: The R-hat above which a warning names a site. Up to twice its excess over 1 is
+            let pass where the autocorrelation of short chains explains it.
         min_ess: The effective sample size below which a warning names a site.
         dense: Deprecated; `metric="dense"` or `"diagonal"`.
         kwargs: The model's keyword arguments.
