@@ -136,7 +136,7 @@ def test_recorded_operations_give_the_same_numbers():
         value, slope = short.value_and_gradient(x)
         assert bool(short.recorded) == (k > 1)  # not for one evaluation
     for a, b in zip((value, slope), plain.value_and_gradient(x)):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        assert torch.equal(a, b)
     recording = short.recorded[("total'", x.shape, x.dtype, x.device)]
     assert recording.size("value") < recording.size("gradient") < 60
 

@@ -131,8 +131,7 @@ def run(
     kernel = ChEES() if kernel is None else kernel
     check_kernel(kernel)
     own = isinstance(init, Tensor) or isinstance(kernel, Gibbs)
-    if own:
-        chains = check_initial(init)
+    chains = check_initial(init) if own else chains
     rank, world, device = join(None, torch.device("cpu"))
     share = share_of(chains, superchains, world)
     folder = None if checkpoint is None else Path(checkpoint) / "chains-0"
@@ -168,8 +167,8 @@ def run(
             stats = {name: gather(value, world, device) for name, value in stats.items()}
         values, latent, moved = values_of(begun, store, sites)
         seconds = time.perf_counter() - start
-    named = begun.standardized
-    found = Draws(values, stats, latent, moved, superchains, last, seconds, remarks, named)
+    about = superchains, last, seconds, remarks, begun.standardized
+    found = Draws(values, stats, latent, moved, *about)
     if rank == 0:
         warn(found, target, max_rhat, min_ess)
     return found
