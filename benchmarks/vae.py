@@ -373,7 +373,7 @@ def by_fit(x: Tensor, batch: int) -> Callable[[int], None]:
 
 def by_pyro(x: Tensor, batch: int) -> Callable[[int], None]:
     vae = pg.models.VAE(PIXELS, LATENT, HIDDEN, activation="tanh")
-    vae.start(x)
+    vae.initialize(x)
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
     return lambda steps: epochs(svi.step, x, steps, batch)
 

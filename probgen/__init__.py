@@ -14,7 +14,16 @@ from . import (
     plots,
     transforms,
 )
-from .core import CheckpointError, Density, LazyDistribution, LazyTransform, load, sample
+from .core import (
+    CheckpointError,
+    Density,
+    LazyDistribution,
+    LazyTransform,
+    OutlierWarning,
+    ScaleWarning,
+    load,
+    sample,
+)
 from .inference import posterior
 from .training import History, fit
 
@@ -26,6 +35,8 @@ __all__ = [
     "History",
     "LazyDistribution",
     "LazyTransform",
+    "OutlierWarning",
+    "ScaleWarning",
     "core",
     "datasets",
     "diffusion",

@@ -183,8 +183,9 @@ def contexts(
     value: Any, dtype: torch.dtype, device: torch.device, module: LazyDistribution
 ) -> Tensor:
     c = tensor(value, "context", dtype, device)
-    if module.context and c.ndim != 1 + module.context_dim:
-        wanted = ", ".join(["N", *["*"] * (module.context_dim - 1), str(module.context)])
+    shape: Any = module.context_shape
+    if shape is not None and c.ndim != 1 + len(shape):
+        wanted = ", ".join(["N", *map(str, shape)])
         raise ValueError(f"Expected `context` with shape ({wanted}), got {tuple(c.shape)}.")
     return c
 

@@ -27,6 +27,7 @@ from .batches import Batches, span
 from .core import LazyDistribution
 from .core.checkpoint import Encoder
 from .core.checks import check_whole
+from .core.contexts import index
 from .core.processes import agree, average, check_agreed, join, mix, reseed, seed_of, share
 from .runs import History, Run
 
@@ -198,11 +199,14 @@ def fit(
 
 def begin(module: LazyDistribution, source: Batches, seed: int) -> None:
     """Starts a module from the first of its data."""
-    if source.x is not None:
+    if source.x is not None and module.initialized:
+        module.compare(source.x[:STARTING], index(source.context, slice(STARTING)))
+    elif source.x is not None:
         chosen = source.order(0)[:STARTING]
         given = source.context[chosen] if source.context is not None else None
+        weights = source.weights[chosen] if source.weights is not None else None
         torch.manual_seed(mix(seed, 3))
-        module.start(source.x[chosen], given)
+        module.initialize(source.x[chosen], given, weights)
 
 
 def check_numbers(

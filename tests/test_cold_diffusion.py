@@ -104,12 +104,12 @@ def test_the_base_is_the_normal_law_of_degraded_data(float64):
     torch.manual_seed(0)
     x = pg.datasets.digits().images
     model = small(rank=64)
-    model.start(x)
+    model.initialize(x)
     y = model.degradation(x, torch.full((len(x),), 6))
     torch.testing.assert_close(model.shift, y.mean(0))
     torch.testing.assert_close(model.factor @ model.factor.mT, y.T.cov(correction=0))
     few = small(rank=8)
-    few.start(x)
+    few.initialize(x)
     torch.testing.assert_close(few.factor.abs(), model.factor[:, :8].abs())
     lost = 1 - few.factor.square().sum() / model.factor.square().sum()
     assert 0 < float(lost) < 0.05  # eight directions hold nearly all
@@ -158,7 +158,7 @@ def test_other_bases(float64):
         pg.distributions.DiagonalNormal(64),
     ):
         model = small(base=base)
-        model.start(x)
+        model.initialize(x)
         law = model()
         assert law.sample((3,)).shape == (3, 64)
         assert law.has_rsample == model.base().has_rsample
@@ -194,7 +194,7 @@ def test_saved_and_loaded(tmp_path, degradation, float64):
     model = pg.models.ColdDiffusion(
         (1, 4, 8), degradation((1, 4, 8)), hidden_features=(8,), sampler=d.NaiveCold()
     ).double()
-    model.start(torch.randn(50, 1, 4, 8))
+    model.initialize(torch.randn(50, 1, 4, 8))
     model.eval().save(tmp_path)
     again = pg.load(tmp_path)
     found = []
@@ -247,6 +247,6 @@ def test_bad_input_is_named():
 
 def test_one_level_and_one_feature(float64):
     model = pg.models.ColdDiffusion(1, d.Fade(1, 1), hidden_features=(4,))
-    model.start(3 + torch.randn(100, 1))
+    model.initialize(3 + torch.randn(100, 1))
     drawn = model().sample((4000,))
     assert abs(float(drawn.mean()) - 3) < 4 * (1 / math.sqrt(100) + 1 / math.sqrt(4000))

@@ -233,10 +233,10 @@ def test_perplexity():
 def test_first_codes_are_vectors_of_the_data():
     book = Codebook(4, 2)
     z = torch.randn(6, 2).repeat(50, 1)
-    book.start(z)
+    book.initialize(z)
     assert len(book.vectors.unique(dim=0)) == 4
     assert (torch.cdist(book.vectors, z).amin(1) < 1e-5).all()
-    book.start(z[:3])
+    book.initialize(z[:3])
     assert len(book.vectors.unique(dim=0)) == 3
 
 
@@ -280,7 +280,7 @@ def test_the_density_has_the_gradient_of_the_bound(vq):
 def test_a_learned_prior_takes_its_place(tmp_path):
     vq = moved(MODELS["VQVAE"]())
     x = digits()[:200]
-    vq.start(x)
+    vq.initialize(x)
     prior = pg.distributions.Categorical((2, 2), classes=5)
     pg.fit(prior, vq.encode(x), steps=100, lr=1e-1, **QUICK)
     better = vq.with_prior(prior)
@@ -316,7 +316,7 @@ def test_shapes(model):
 
 def test_save_copy_and_pickle(model, tmp_path):
     x = model().sample((6,))
-    model.start(x)
+    model.initialize(x)
     model.save(tmp_path)
     values = []
     for other in (
@@ -359,7 +359,7 @@ def test_training_on_digits(build):
     x = digits()
     model = build(SHAPE, channels=(8, 16))
     plain = Bernoulli(SHAPE)
-    plain.start(x[:1437])
+    plain.initialize(x[:1437])
     loss = lambda: float(model.objective(model, x[1437:]).mean().detach())
     pg.fit(model, x[:1437], steps=1, **QUICK)
     first = loss()
@@ -394,7 +394,7 @@ def test_svi_minimises_the_objective(vq, elbo):
 
 def test_plain_svi_trains(vq):
     x = digits()[:128].double()
-    vq.start(x)
+    vq.initialize(x)
     before = copy.deepcopy(vq.state_dict())
     svi = SVI(vq.model, vq.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
     first = vq().log_prob(x).mean()

@@ -481,7 +481,7 @@ def test_the_whole_bound_is_an_objective(tmp_path):
     model = pg.distributions.Diffusion(
         d.NetworkDenoiser(pg.networks.TimeMLP(2), d.VP(), (2,)), objective=bound
     )
-    model.start(x)
+    model.initialize(x)
 
     def average():
         with torch.no_grad():
@@ -810,7 +810,7 @@ def test_plain_svi_trains_a_diffusion(times):
     torch.manual_seed(0)
     module = pg.models.DDPM(2, hidden_features=(16,), steps=6)
     x = 3 + 2 * torch.randn(100, 2)
-    module.start(x)
+    module.initialize(x)
     model, guide = module.pair(6, times)
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
     losses = [svi.step(x[:50], size=100) for _ in range(60)]

@@ -176,7 +176,7 @@ def test_the_network_starts_from_independent_features(float64):
     torch.manual_seed(0)
     x = torch.randint(0, 3, (500, 4)).clamp_max(torch.tensor([0, 1, 2, 2]))
     model = small(steps=1)
-    model.start(x)
+    model.initialize(x)
     share = (torch.stack([(x == k).sum(0) for k in range(3)], -1) + 0.5) / 501.5
     log_p = share.log().expand(500, 4, 3).gather(-1, x[..., None]).sum((1, 2))
     torch.testing.assert_close(model().log_prob(x), log_p)  # one step, so that none is random
@@ -245,7 +245,7 @@ def test_images_of_any_shape():
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_saved_and_loaded(name, tmp_path, float64):
     model = small(name, context=2).double()
-    model.start(torch.randint(0, 3, (50, 4)))
+    model.initialize(torch.randint(0, 3, (50, 4)))
     model.save(tmp_path)
     again = pg.load(tmp_path)
     x, c = torch.randint(0, 3, (5, 4)), torch.randn(5, 2)

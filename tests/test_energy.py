@@ -138,7 +138,7 @@ def test_units_that_are_not_binary_follow_their_joint_law(float64):
     count = torch.bincount((drawn @ torch.tensor([9, 3, 1])), minlength=27).double()
     assert chi2(count, p) > 1e-6
     gauss = moved(pg.models.RBM(2, 3, "gaussian"), 1.0).double()
-    gauss.start(torch.tensor([[1.0, -10.0], [3.0, 30.0]]))
+    gauss.initialize(torch.tensor([[1.0, -10.0], [3.0, 30.0]]))
     grid = torch.cartesian_prod(
         torch.linspace(2 - 9, 2 + 9, 401), torch.linspace(10 - 180, 10 + 180, 401)
     )
@@ -724,6 +724,7 @@ def test_weights_weigh_chains_too(float64):
     assert float((p["weighted"] - p["drawn"]).abs().sum()) < 0.1
 
 
+@pytest.mark.filterwarnings("ignore::probgen.core.standardize.ScaleWarning")
 def test_a_second_fit_goes_on_from_the_first():
     torch.manual_seed(0)
     train, _ = digits()

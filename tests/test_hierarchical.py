@@ -263,9 +263,9 @@ def test_fit_trains(name, steps, fall):
     loss = ELBO(warm_up=0.5, free_bits=0.1)
     if name == "images":
         loss = SpectralRegularized(loss, 0.01)
-    model.start(x)  # from here on only what the networks learn counts
+    model.initialize(x)  # from here on only what the networks learn counts
     apart = Bernoulli(64)
-    apart.start(x.flatten(1))
+    apart.initialize(x.flatten(1))
     with torch.no_grad():
         before = ELBO(samples=10)(model, x).mean()
         without = -apart().log_prob(x.flatten(1)).mean()  # of pixels that know nothing of others
@@ -278,7 +278,7 @@ def test_fit_trains(name, steps, fall):
 
 def test_ladders_start_standardised_and_once():
     model, x = LadderVAE(64, (8, 4), (32, 16)), digits(False)
-    model.start(x)
+    model.initialize(x)
     h = None
     for i, d in ((1, model.rise(x)[1]), (0, model.rise(x)[0])):
         p, q = model.laws(i, h, d)
@@ -290,7 +290,7 @@ def test_ladders_start_standardised_and_once():
             torch.testing.assert_close(mean.std(0, correction=0), zero + 1, rtol=0, atol=slack)
         h = q.sample()
     state = {n: t.clone() for n, t in model.rungs.state_dict().items()}
-    model.start(x[:100] + 1)
+    pg.core.initialize_part(model, x[:100] + 1)
     assert all(torch.equal(t, state[n]) for n, t in model.rungs.state_dict().items())
 
 
@@ -415,7 +415,7 @@ def weighed(model, x):
 
 def test_copies_are_bit_identical(model, tmp_path):
     x = model().sample((4,))
-    model.start(x)
+    model.initialize(x)
     model.save(tmp_path)
     again = pg.load(tmp_path)
     for other in (again, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

@@ -281,7 +281,7 @@ def test_a_network_of_steps_serves_time():
 def test_digits_are_learned(name):
     x = pg.datasets.digits().images[:256]
     model = pg.models.CTMC(64, 17, hidden_features=(64,), steps=30, corruption=name)
-    model.start(x)
+    model.initialize(x)
     with torch.no_grad():
         before = model.elbo(x, times=30).mean()
     pg.fit(model, x, steps=100, lr=3e-3, batch_size=64, seed=0, progress=False)

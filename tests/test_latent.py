@@ -429,7 +429,7 @@ def test_semi_supervised_models_save_and_refuse(labelled, tmp_path):
 
 def test_a_pushforward_is_a_base_site_and_what_follows(tmp_path):
     vae = pg.models.ConditionalVAE(8, 1, 2, (16,), "normal").freeze()
-    vae.start(torch.randn(50, 8), 5 * torch.rand(50, 1))
+    vae.initialize(torch.randn(50, 8), 5 * torch.rand(50, 1))
     prior = vae.pushforward
     assert prior.density is pg.Density.PUSHFORWARD
     d = prior(torch.randn(5, 1))

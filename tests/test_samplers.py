@@ -434,7 +434,7 @@ def test_two_diffusions_train_side_by_side(name):
         x = data_of(modules[0])
         optim = pyro.optim.Adam({"lr": 1e-2})
         for module in modules:
-            module.start(x)
+            module.initialize(x)
         before = copy.deepcopy(modules)
         halves = [m.pair(6) if "chain" in name else (m.model, m.guide) for m in modules]
         runs = [SVI(model, guide, optim, Trace_ELBO()) for model, guide in halves]

@@ -131,7 +131,7 @@ def loss(model, x):
 def test_a_diffusion_of_images_learns(tmp_path):
     x = pg.datasets.digits().images.reshape(-1, 1, 8, 8) / 16
     model = diffusion()
-    model.start(x)
+    model.initialize(x)
     before = loss(model, x)
     pg.fit(model, x, steps=30, batch_size=64, lr=3e-3, seed=0, progress=False)
     assert loss(model, x) < 0.98 * before  # much of it is noise that cannot be told

@@ -10,37 +10,42 @@ from .bijector import (
     inverse_and_ladj,
 )
 from .checkpoint import CheckpointError, Recorded, load
+from .fixed import Constant, Fixed, as_lazy, as_lazy_transform
 from .lazy import (
-    Constant,
+    Card,
+    DataDependentNetwork,
     Density,
-    Fixed,
-    Lazy,
     LazyDistribution,
     LazyTransform,
-    as_lazy,
-    as_lazy_transform,
+    initialize_part,
 )
 from .numerics import increasing_root, is_wrapped
-from .plates import sample
+from .sample_site import sample
+from .standardize import OutlierWarning, ScaleWarning, Standardizer
 
 __all__ = [
     "Bijector",
+    "Card",
     "CheckpointError",
     "Constant",
+    "DataDependentNetwork",
     "Density",
     "Elementwise",
     "Fixed",
     "Inverse",
-    "Lazy",
     "LazyDistribution",
     "LazyTransform",
+    "OutlierWarning",
     "Recorded",
+    "ScaleWarning",
+    "Standardizer",
     "as_lazy",
     "as_lazy_transform",
     "broadcast",
     "call_and_ladj",
     "detached",
     "increasing_root",
+    "initialize_part",
     "inverse_and_ladj",
     "is_wrapped",
     "load",

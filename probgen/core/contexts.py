@@ -25,14 +25,19 @@ __all__ = [
     "Shape",
     "batch_of",
     "check",
+    "entries",
     "expand_context",
     "flatten",
+    "flatten_batch",
     "index",
+    "is_vector",
     "leaves",
     "map_context",
     "shape_of",
     "size_of",
     "spell",
+    "unflatten",
+    "zeros",
 ]
 
 Shape = tuple[int, ...]  #: that of one tensor, without its batch
@@ -98,6 +103,26 @@ def one_shape(value: Any) -> Shape:
 def is_single(shape: ContextShape) -> bool:
     """Whether a context of a shape is one tensor."""
     return isinstance(shape, tuple) and isinstance(shape[0], int)
+
+
+def is_vector(shape: ContextShape) -> bool:
+    """Whether a context of a shape is one vector."""
+    return len(shape) == 1 and is_single(shape)
+
+
+def zeros(shape: ContextShape | None, like: Tensor) -> Any:
+    """Make a context of zeros, without a batch, of the dtype and on the device of a tensor.
+
+    Example:
+        >>> zeros((3,), torch.ones(()))
+        tensor([0., 0., 0.])
+    """
+    if shape is None:
+        return None
+    parts = [like.new_zeros(entry) for entry in entries(shape)]
+    if isinstance(shape, dict):
+        return dict(zip(shape, parts))
+    return parts[0] if is_single(shape) else tuple(parts)
 
 
 def spell(shape: ContextShape | None) -> str:
@@ -214,6 +239,32 @@ def flatten(context: Any, shape: ContextShape) -> Tensor:
     batch = batch_of(context, shape)
     flat = (t.flatten(-len(s)) for t, s in zip(leaves(context, shape), entries(shape)))
     return torch.cat([t.expand(*batch, t.shape[-1]) for t in flat], -1)
+
+
+def flatten_batch(context: C, shape: ContextShape | None, dims: int) -> C:
+    """Flatten the batch of a context, of so many dimensions, to one.
+
+    Example:
+        >>> flatten_batch(torch.zeros(5, 2, 3), (3,), 2).shape
+        torch.Size([10, 3])
+    """
+    return map_context(lambda t: t.flatten(0, dims - 1) if dims else t.unsqueeze(0), context)
+
+
+def unflatten(vector: Tensor, shape: ContextShape) -> Any:
+    """Undo :func:`flatten`: cut vectors into the tensors of a context.
+
+    Example:
+        >>> scan, age = unflatten(torch.zeros(5, 65), ((8, 8), (1,)))
+        >>> scan.shape, age.shape
+        (torch.Size([5, 8, 8]), torch.Size([5, 1]))
+    """
+    shapes = entries(shape)
+    parts = vector.split([math.prod(entry) for entry in shapes], -1)
+    cut = [part.unflatten(-1, entry) for part, entry in zip(parts, shapes)]
+    if isinstance(shape, dict):
+        return dict(zip(shape, cut))
+    return cut[0] if is_single(shape) else tuple(cut)
 
 
 def expand_context(context: C, shape: ContextShape | None, batch: Sequence[int]) -> C:

@@ -10,29 +10,33 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import Distribution, Transform
+from torch.distributions import Transform
 
-from .checkpoint import Recorded, describe, find_class
-from .numerics import is_wrapped
-from .plates import Guide, Model, unique_name
+from . import contexts
+from .checkpoint import Recorded
+from .contexts import ContextShape
+from .plates import PyroGuide, PyroModel, unique_name
+from .standardize import Standardizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
-    "Constant",
+    "Card",
+    "DataDependentNetwork",
     "Density",
-    "Fixed",
     "LazyDistribution",
     "LazyTransform",
-    "as_lazy",
-    "as_lazy_transform",
+    "Traits",
+    "initialize_part",
+    "register_flag",
 ]
-
-Self = TypeVar("Self", bound="Lazy")
 
 
 class Density(Enum):
@@ -56,89 +60,202 @@ class Density(Enum):
         return order[max(order.index(part) for part in parts)]
 
 
-class Lazy(Recorded):
-    """What lazy distributions and lazy transforms share."""
+class Card(NamedTuple):
+    """A family in one row of the table of models.
 
-    #: The number of features of the context, 0 if there is none.
-    context: int = 0
-    #: The number of dimensions of one context.
-    context_dim: int = 1
+    Arguments:
+        training: How it is trained: the default objective, or `"-"` if there is nothing to train.
+        likelihood: What its `log_prob` is, a value of :class:`Density`.
+        invertible: Whether data map to latents one to one.
+        latent: What its latent variables are.
+        draw: What a draw costs.
+    """
+
+    training: str
+    likelihood: str
+    invertible: bool
+    latent: str
+    draw: str
+
+
+class Traits(NamedTuple):
+    """What a family declares for its :class:`Card`."""
+
+    latent: str = "none"
+    draw: str = "one pass"
+    invertible: bool = False
+
+
+class Probed:
+    """An attribute read off the distribution that a module returns, where it declares none."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, module: Any, owner: type) -> Any:
+        return self if module is None else getattr(module.probe(), self.name)
+
+
+def get_context(self: Any) -> Any:
+    """The context as `context=` takes it: 0, a number of features, or a shape."""
+    shape = self.context_shape
+    if shape is None:
+        return 0
+    return shape[0] if contexts.is_vector(shape) else shape
+
+
+def set_context(self: Any, context: Any) -> None:
+    if self.context_shape is None:
+        self.context_shape = contexts.shape_of(context)
+
+
+def check_context(self: Any, context: Any) -> None:
+    """Compare a context with what the module was built for.
+
+    Raises:
+        ValueError: If it is missing, superfluous, of the wrong shape or not finite (read under
+            argument validation).
+        TypeError: If its dtype is not that of the parameters.
+    """
+    if context is None and self.context_optional:
+        return
+    like = next(self.parameters(), None)
+    contexts.check(context, self.context_shape, type(self).__name__, like)
+
+
+def flat_context(self: Any, context: Any) -> Any:
+    """Check a context, and flatten it to vectors, with shape :math:`(*, C)`."""
+    self.check_context(context)
+    return None if context is None else contexts.flatten(context, self.context_shape)
+
+
+def is_initialized(self: Any) -> bool:
+    """Whether data-dependent values were set; true where there are none."""
+    flag = self._buffers.get("initialized_flag")
+    return flag is None or flag.device.type == "meta" or bool(flag)
+
+
+def initialize(self: Any, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
+    r"""Set data-dependent values from weighted data: locations and scales, first parameters.
+
+    :func:`probgen.fit` calls it once, before the first step. Parts that were initialized before
+    stay as they are, unless the module itself was: then all but frozen parts are set anew.
+
+    Arguments:
+        x: The data, with shape :math:`(N, *event)`.
+        context: Their contexts, with batch shape :math:`(N)`, if the module takes them.
+        weights: Their weights, with shape :math:`(N)`; equal by default.
+    """
+    with torch.no_grad():
+        if self.initialized:
+            reset(self)
+        self.set_from_data(x, context, weights)
+        flag = self._buffers.get("initialized_flag")
+        if flag is not None:
+            flag.fill_(True)
+
+
+def initialize_part(
+    part: Any, x: Tensor, context: Any = None, weights: Tensor | None = None
+) -> None:
+    """Initialize a part of a model, unless that was done before or the part is frozen."""
+    if not part.initialized and not is_frozen(part):
+        part.initialize(x, context if part.context_shape is not None else None, weights)
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether :meth:`freeze` was called, and no parameter was set free since."""
+    frozen = isinstance(module, (LazyDistribution, LazyTransform)) and module.frozen
+    return frozen and not any(p.requires_grad for p in module.parameters())
+
+
+def reset(module: nn.Module) -> None:
+    """Forget that data were seen, but in frozen parts."""
+    if isinstance(module, Standardizer):
+        module.reset()
+    flag = module._buffers.get("initialized_flag")
+    if flag is not None:
+        flag.zero_()
+    for part in module.children():
+        if not is_frozen(part):
+            reset(part)
+
+
+def register_flag(module: nn.Module) -> None:
+    """Add the flag that says whether data-dependent values were set."""
+    module.register_buffer("initialized_flag", torch.zeros(1, dtype=torch.bool))
+
+
+class DataDependentNetwork(Recorded):
+    """A network some of whose values are set from data, once."""
+
+    initialized = property(is_initialized)
 
     def __init__(self) -> None:
         super().__init__()
-        self.name = unique_name(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:  # after deepcopy and pickle
-        super().__setstate__(state)
-        self.name = unique_name(self)
-
-    def freeze(self: Self) -> Self:
-        """Turns the parameters' gradients off and the module to evaluation; returns it."""
-        return self.requires_grad_(False).eval()
-
-    def check_context(self, context: Tensor | None) -> None:
-        """Compares a context with what the module was built for.
-
-        Raises:
-            ValueError: If it is missing, superfluous, of the wrong size or not finite (read
-                under argument validation).
-            TypeError: If its dtype is not that of the parameters.
-        """
-        kind = type(self).__name__
-        if context is not None and not isinstance(context, Tensor):
-            raise TypeError(
-                f"Expected a tensor as context, got a {type(context).__name__}. Convert it with "
-                f"torch.as_tensor."
-            )
-        if self.context == 0:
-            if context is not None:
-                raise ValueError(
-                    f"Expected no context, since this {kind} was built with context=0, got one "
-                    f"with shape {tuple(context.shape)}."
-                )
-            return
-        if context is None:
-            raise ValueError(
-                f"Expected a context with shape (*, {self.context}), since this {kind} was built "
-                f"with context={self.context}, got none."
-            )
-        if context.ndim == 0 or context.shape[-1] != self.context:
-            raise ValueError(
-                f"Expected a context with shape (*, {self.context}), got {tuple(context.shape)}."
-            )
-        p = next(self.parameters(), None)
-        if p is not None and p.dtype != context.dtype:
-            raise TypeError(
-                f"Expected a context of {p.dtype}, the dtype of the parameters, got "
-                f"{context.dtype}."
-            )
-        if p is not None and p.device != context.device:
-            raise ValueError(
-                f"Expected a context on {p.device}, the device of the parameters, got one on "
-                f"{context.device}. Move it with .to({str(p.device)!r})."
-            )
-        if Distribution._validate_args and context.device.type != "meta":
-            if not is_wrapped(context) and not context.isfinite().all():
-                raise ValueError("Expected a finite context, got one with nan or inf.")
-
-
-class LazyTransform(Lazy):
-    """A module that, called with an optional context, returns a bijective transform."""
+        register_flag(self)
 
     @abstractmethod
-    def forward(self, context: Tensor | None = None) -> Transform:
-        """Builds the transform from the current parameters."""
+    def set_from_data(self, x: Tensor, weights: Tensor | None, *options: Any) -> None:
+        """Set values from weighted data, with shape :math:`(N, *event)`."""
+
+    def initialize(self, x: Tensor, weights: Tensor | None = None, *options: Any) -> None:
+        """Set values from data, unless that was done before."""
+        if not self.initialized:
+            with torch.no_grad():
+                self.set_from_data(x, weights, *options)
+                self._buffers["initialized_flag"].fill_(True)  # type: ignore[union-attr]
+
+
+class LazyTransform(Recorded):
+    """A module that, called with an optional context, returns a bijective transform.
+
+    Attributes:
+        context_shape: The shape of one context, None if it takes none.
+        initialized: Whether data-dependent values were set.
+    """
+
+    context_shape: ContextShape | None = None
+    context_optional: bool = False
+    frozen: bool = False
+    density: Density = Density.EXACT  #: what a density through it is
+    traits: Traits = Traits("as large as the data", "one pass", True)
+
+    context: Any = property(get_context, set_context)
+    check_context = check_context
+    flat_context = flat_context
+    initialized = property(is_initialized)
+
+    def freeze(self) -> Self:
+        """Turn the parameters' gradients off and the module to evaluation; return it."""
+        self.frozen = True
+        return self.requires_grad_(False).eval()
+
+    @abstractmethod
+    def forward(self, context: Any = None) -> Transform:
+        """Build the transform from the current parameters."""
 
     @property
     def inv(self) -> LazyTransform:
         """The lazy transform of the inverse, which shares the parameters."""
         return LazyInverse(self)
 
-    def start(self, y: Tensor, context: Tensor | None = None) -> None:
-        """Sets data-dependent starting values from outputs, with shape :math:`(N, *)`."""
+    @property
+    def card(self) -> Card:
+        """The row of the table of models."""
+        return Card("as part of a flow", self.density.value, *reorder(self.traits))
 
-    def start_inverse(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Sets data-dependent starting values from inputs, with shape :math:`(N, *)`."""
+    def initialize(
+        self, y: Tensor, context: Any = None, weights: Tensor | None = None, inverse: bool = False
+    ) -> None:
+        """Set data-dependent values, so that outputs are as the data.
+
+        Arguments:
+            y: Outputs, with shape :math:`(N, *)`.
+            context: Their contexts, with batch shape :math:`(N)`.
+            weights: Their weights, with shape :math:`(N)`.
+            inverse: Whether `y` are inputs instead.
+        """
 
 
 class LazyInverse(LazyTransform):
@@ -151,24 +268,77 @@ class LazyInverse(LazyTransform):
     def __init__(self, transform: LazyTransform) -> None:
         super().__init__()
         self.transform = transform
-        self.context, self.context_dim = transform.context, transform.context_dim
+        self.context_shape = transform.context_shape
+        self.density, self.traits = transform.density, transform.traits
 
-    def forward(self, context: Tensor | None = None) -> Transform:
+    def forward(self, context: Any = None) -> Transform:
         return self.transform(context).inv
 
     @property
     def inv(self) -> LazyTransform:
         return self.transform
 
-    def start(self, y: Tensor, context: Tensor | None = None) -> None:
-        self.transform.start_inverse(y, context)
+    @property
+    def initialized(self) -> bool:
+        return self.transform.initialized
 
-    def start_inverse(self, x: Tensor, context: Tensor | None = None) -> None:
-        self.transform.start(x, context)
+    def initialize(
+        self, y: Tensor, context: Any = None, weights: Tensor | None = None, inverse: bool = False
+    ) -> None:
+        self.transform.initialize(y, context, weights, not inverse)
 
 
-class LazyDistribution(Lazy):
-    """A module that, called with an optional context, returns a Pyro distribution."""
+def reorder(traits: Traits) -> tuple[bool, str, str]:
+    return traits.invertible, traits.latent, traits.draw
+
+
+class LazyDistribution(Recorded):
+    """A module that, called with an optional context, returns a Pyro distribution.
+
+    Attributes:
+        event_shape: The shape of one item.
+        support: The support of one item.
+        context_shape: The shape of one context, None if it takes none; a tuple or dict of shapes
+            for contexts of several tensors.
+        context_optional: Whether it may be called without the context that it takes.
+        initialized: Whether data-dependent values were set; true where there are none.
+    """
+
+    context_shape: ContextShape | None = None
+    context_optional: bool = False
+    frozen: bool = False
+    reparameterized: bool = False  #: whether draws have a derivative
+    strict_support: bool = True  #: whether validation refuses discrete values out of the support
+    traits: Traits = Traits()
+    standardizer: Any  #: the location and scale of the data, None if the module keeps none
+    context_standardizer: Any  #: those of contexts
+    initialized_flag: Tensor
+    event_shape: Any = Probed()
+    support: Any = Probed()
+
+    context: Any = property(get_context, set_context)
+    check_context = check_context
+    flat_context = flat_context
+    initialized = property(is_initialized)
+    initialize = initialize
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = unique_name(self)
+        self.standardizer, self.context_standardizer = None, None
+        if type(self).set_from_data is not LazyDistribution.set_from_data:
+            register_flag(self)
+        elif type(self).start is not LazyDistribution.start:
+            register_flag(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # after deepcopy and pickle
+        super().__setstate__(state)
+        self.name = unique_name(self)
+
+    def freeze(self) -> Self:
+        """Turn the parameters' gradients off and the module to evaluation; return it."""
+        self.frozen = True
+        return self.requires_grad_(False).eval()
 
     @property
     @abstractmethod
@@ -181,148 +351,95 @@ class LazyDistribution(Lazy):
         """The default training objective, one of :mod:`probgen.objectives`."""
 
     @abstractmethod
-    def forward(self, context: Tensor | None = None) -> TorchDistribution:
-        """Builds the distribution from the current parameters.
+    def forward(self, context: Any = None) -> TorchDistribution:
+        """Build the distribution from the current parameters.
 
         Arguments:
-            context: The context, with shape :math:`(*, C)`, if the module takes one.
+            context: The context, with the shapes of `context_shape` after any batch, if the module
+                takes one.
 
         Returns:
-            A distribution whose `batch_shape` is the context's, without its last dimension.
+            A distribution whose `batch_shape` is the context's.
         """
 
-    def site(
-        self, name: str, context: Tensor | None, obs: Tensor | None, infer: dict[str, Any]
-    ) -> Tensor:
-        """States the distribution inside a Pyro model, in the form in which inference is exact."""
-        return pyro.sample(name, self(context), obs=obs, infer=infer)
+    @property
+    def card(self) -> Card:
+        """The row of the table of models."""
+        try:
+            training = type(self.objective).__name__
+        except AttributeError:
+            training = "-"
+        return Card(training, self.density.value, *reorder(self.traits))
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Sets data-dependent starting values from data, with shape :math:`(N, *)`."""
+    def probe(self) -> Any:
+        """The distribution of a context of zeros, to be asked for shapes and supports."""
+        like = next(self.parameters(), next(self.buffers(), torch.zeros(())))
+        if not like.is_floating_point():
+            like = torch.zeros((), device=like.device)
+        with torch.no_grad():
+            return self(contexts.zeros(self.context_shape, like))
+
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
+        """Set what depends on data; what :meth:`initialize` calls."""
+        if type(self).start is not LazyDistribution.start:  # written for version 0.1
+            self.start(x, context)
+
+    def start(self, x: Tensor, context: Any = None) -> None:
+        """Initialize once, the name of which this was in version 0.1."""
+        initialize_part(self, x, context)
+
+    def data_standardizer(self) -> Standardizer | None:
+        """The part that has the location and scale of the data."""
+        return self.standardizer
+
+    def compare(self, x: Tensor, context: Any = None) -> None:
+        """Warn if data or contexts are on another scale than those of :meth:`initialize`.
+
+        Warns:
+            ScaleWarning: If they are.
+        """
+        for part, value, name in (
+            (self.data_standardizer(), x, "data"),
+            (self.context_standardizer, context, "context"),
+        ):
+            if part is not None and value is not None:
+                part.compare(value, name)
+
+    def pyro_model(
+        self, prefix: str, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
+    ) -> Tensor:
+        """State the sites of a model: latents, under names with a prefix, and the data.
+
+        Arguments:
+            prefix: What the names of latent sites begin with.
+            name: The name of the site of the data.
+            context: The contexts, if the module takes them.
+            obs: Observed data, if any.
+            infer: The `infer` dictionary of the sites.
+
+        Returns:
+            The value of the site of the data.
+        """
+        return pyro.sample(name, self(context), obs=obs, infer=dict(infer))
+
+    def pyro_guide(self, prefix: str, x: Tensor | None, context: Any, infer: dict[str, Any]) -> Any:
+        """State the latents as sites of a guide, under the same names, given data."""
+
+    def pyro_site(
+        self, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
+    ) -> Tensor:
+        """State the distribution inside a model, in the form in which inference is exact.
+
+        Latents are named as the site, with `_z` and the like.
+        """
+        return self.pyro_model(f"{name}_", name, context, obs, infer)
 
     @property
     def model(self) -> nn.Module:
         """The model of a Pyro pair, which `SVI(module.model, module.guide, ...)` trains."""
-        return Model(self)
+        return PyroModel(self)
 
     @property
     def guide(self) -> nn.Module:
         """The guide of a Pyro pair."""
-        return Guide(self)
-
-
-class Constants(Recorded):
-    """The tensors of a distribution or transform, as buffers, and how to rebuild it."""
-
-    def __init__(self, thing: Distribution | Transform) -> None:
-        super().__init__()
-        self.plan = self.store(thing)
-
-    def store(self, value: Any) -> Any:
-        if isinstance(value, (Distribution, Transform)):
-            name, arguments = describe(value)
-            return find_class(name), {k: self.store(v) for k, v in arguments.items()}
-        if isinstance(value, Tensor):
-            if value.requires_grad:
-                raise TypeError(
-                    "Expected a distribution or transform without parameters to learn, got a "
-                    "tensor that requires a gradient. Use Learned or DiagonalNormal, write a "
-                    "LazyDistribution or LazyTransform, or detach the tensor."
-                )
-            name = f"tensor_{len(self._buffers)}"
-            self.register_buffer(name, value.detach().clone())
-            return name
-        if isinstance(value, (list, tuple)) and any(isinstance(v, Transform) for v in value):
-            return [self.store(v) for v in value]
-        if value is None or isinstance(value, (bool, int, float, torch.Size)):
-            return value
-        raise TypeError(
-            f"Expected arguments that are tensors, numbers, distributions or transforms, so that "
-            f"they can be moved and saved, got a {type(value).__name__}."
-        )
-
-    def build(self, plan: Any) -> Any:
-        if isinstance(plan, str):
-            return self._buffers[plan]
-        if isinstance(plan, list):
-            return [self.build(p) for p in plan]
-        if isinstance(plan, tuple) and plan and isinstance(plan[0], type):
-            return plan[0](**{k: self.build(v) for k, v in plan[1].items()})
-        return plan
-
-    def forward(self) -> Any:
-        return self.build(self.plan)
-
-
-class Fixed(LazyDistribution):
-    """A Pyro distribution as a lazy one, its tensors held in buffers.
-
-    So it moves between devices and dtypes, saves and loads with the rest; it has nothing to
-    train, and takes no context.
-
-    Arguments:
-        distribution: The distribution.
-
-    Raises:
-        TypeError: If the distribution does not keep its constructor's arguments.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> base = Fixed(dist.Normal(torch.zeros(3), 1.0).to_event(1)).double()
-        >>> base().sample().dtype
-        torch.float64
-    """
-
-    density = Density.EXACT
-
-    def __init__(self, distribution: TorchDistribution) -> None:
-        super().__init__()
-        self.constants = Constants(distribution)
-        self.__dict__["_recorded"] = ((self.constants(),), {})  # the user's may change
-
-    @property
-    def objective(self) -> Callable[..., Tensor]:
-        raise TypeError("A Fixed distribution has nothing to train.")
-
-    def forward(self, context: Tensor | None = None) -> TorchDistribution:
-        self.check_context(context)
-        return self.constants()
-
-
-class Constant(LazyTransform):
-    """A transform as a lazy one, its tensors held in buffers.
-
-    Arguments:
-        transform: The transform, ours or one of Pyro's.
-
-    Raises:
-        TypeError: If the transform does not keep its constructor's arguments.
-    """
-
-    def __init__(self, transform: Transform) -> None:
-        super().__init__()
-        self.constants = Constants(transform)
-        self.__dict__["_recorded"] = ((self.constants(),), {})
-
-    def forward(self, context: Tensor | None = None) -> Transform:
-        return self.constants()
-
-
-def as_lazy(distribution: LazyDistribution | TorchDistribution) -> LazyDistribution:
-    """A lazy distribution as it is, a Pyro distribution wrapped in :class:`Fixed`."""
-    if isinstance(distribution, LazyDistribution):
-        return distribution
-    if isinstance(distribution, Distribution):
-        return Fixed(distribution)
-    raise TypeError(
-        f"Expected a lazy distribution or one of Pyro, got a {type(distribution).__name__}."
-    )
-
-
-def as_lazy_transform(transform: LazyTransform | Transform) -> LazyTransform:
-    """A lazy transform as it is, any other wrapped in :class:`Constant`."""
-    if isinstance(transform, LazyTransform):
-        return transform
-    if isinstance(transform, Transform):
-        return Constant(transform)
-    raise TypeError(f"Expected a transform, lazy or not, got a {type(transform).__name__}.")
+        return PyroGuide(self)

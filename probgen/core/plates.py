@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pyro
 import torch
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .lazy import LazyDistribution
+from .contexts import batch_of
 
-__all__ = ["Guide", "Model", "register", "sample", "unique_name"]
+__all__ = ["PyroGuide", "PyroModel", "register", "unique_name"]
 
 COUNTER = itertools.count()
 
@@ -32,7 +31,7 @@ def unique_name(module: nn.Module) -> str:
     return f"{type(module).__name__}-{next(COUNTER)}-{uuid.uuid4().hex[:8]}"
 
 
-def register(module: LazyDistribution) -> bool:
+def register(module: Any) -> bool:
     """Registers the trainable parameters of a module with Pyro, and says if there are any.
 
     Raises:
@@ -51,70 +50,33 @@ def register(module: LazyDistribution) -> bool:
     return True
 
 
-def sample(
-    name: str,
-    module: LazyDistribution,
-    context: Tensor | None = None,
-    obs: Tensor | None = None,
-) -> Tensor:
-    """States a learned distribution as a sample site of a Pyro model or guide.
-
-    The site's `infer` dictionary says under `"learned"` whether the module is `"frozen"` or
-    `"trained"`; in the second case its parameters are registered, so that `SVI` trains them.
+class Pair(nn.Module):
+    """One half of a Pyro pair; it holds the distribution and so has its parameters.
 
     Arguments:
-        name: The site's name.
-        module: The lazy distribution.
-        context: The context, with shape :math:`(*, C)`, if the module takes one.
-        obs: The observed value, if any.
-
-    Returns:
-        The value of the site.
-
-    Raises:
-        TypeError: If `module` is not a lazy distribution.
-
-    Example:
-        >>> import probgen as pg, pyro.distributions as dist
-        >>> prior = pg.models.NSF(features=3).freeze()
-        >>> def model(y):
-        ...     x = pg.sample("x", prior)
-        ...     pyro.sample("y", dist.Normal(x.sum(-1), 0.1), obs=y)
-        >>> trace = pyro.poutine.trace(model).get_trace(torch.tensor(1.0))
-        >>> trace.nodes["x"]["infer"]["learned"]
-        'frozen'
+        distribution: The lazy distribution.
+        **options: What its `pyro_model` and `pyro_guide` take besides.
     """
-    if not callable(getattr(module, "site", None)):
-        raise TypeError(
-            f"Expected a lazy distribution, got a {type(module).__name__}. A distribution of Pyro "
-            f"is stated with pyro.sample."
-        )
-    trained = register(module)
-    return module.site(name, context, obs, infer={"learned": "trained" if trained else "frozen"})
 
-
-class Pair(nn.Module):
-    """One half of a Pyro pair; it holds the distribution and so has its parameters."""
-
-    def __init__(self, distribution: LazyDistribution) -> None:
+    def __init__(self, distribution: nn.Module, **options: Any) -> None:
         super().__init__()
-        self.distribution = distribution
+        self.distribution: Any = distribution
+        self.options = options
 
-    def plate(
-        self, prefix: str, x: Tensor | None, context: Tensor | None, size: int | None
-    ) -> pyro.plate:
+    def plate(self, prefix: str, x: Tensor | None, context: Any, size: int | None) -> pyro.plate:
         """The data plate, of the data set's size."""
-        for name, value, least in (
-            ("x", x, 1 + len(getattr(self.distribution, "event_shape", (0,)))),
-            ("context", context, 1 + self.distribution.context_dim),
+        part = self.distribution
+        batch = batch_of(context, part.context_shape) if context is not None else None
+        if (x is not None and x.ndim < 1 + len(part.event_shape)) or (
+            batch is not None and not batch
         ):
-            if value is not None and value.ndim < least:
-                raise ValueError(
-                    f"Expected `{name}` with shape (N, *), an item for each row, got "
-                    f"{tuple(value.shape)}."
-                )
-        known = x if x is not None else context
-        count = len(known) if known is not None else (1 if size is None else size)
+            value = x if batch is None or batch else context
+            raise ValueError(
+                f"Expected `x` and `context` with shape (N, *), an item for each row, got "
+                f"{tuple(value.shape) if isinstance(value, Tensor) else 'a context of one'}."
+            )
+        known = len(x) if x is not None else batch[0] if batch is not None else None
+        count = known if known is not None else (1 if size is None else size)
         if size is not None and size < count:
             raise ValueError(
                 f"Expected `size`, that of the data set, to be at least that of the mini-batch, "
@@ -122,39 +84,45 @@ class Pair(nn.Module):
             )
         if size is None or size == count:
             return pyro.plate(f"{prefix}data", count)
-        device = known.device if known is not None else None
+        device = next((p.device for p in part.parameters()), None) if x is None else x.device
         return pyro.plate(f"{prefix}data", size, subsample=torch.arange(count, device=device))
 
 
-class Model(Pair):
-    """The model of a Pyro pair: one site in a data plate.
+class PyroModel(Pair):
+    """The model of a Pyro pair: the sites of a distribution in a data plate.
 
     Called as `(x=None, context=None, *, size=None, prefix="")`, where `x` has shape
-    :math:`(N, *)`, `context` :math:`(N, C)` and `size` is that of the data set if `x` is a
-    mini-batch; without `x` it generates. Site names take the prefix, so that two fit in one model.
+    :math:`(N, *event)`, `context` the batch shape :math:`(N)` and `size` is that of the data set if
+    `x` is a mini-batch; without `x` it generates. The site of the data is `x`, latent ones are `z`
+    and the like. Site names take the prefix, so that two fit in one model.
     """
 
     def forward(
         self,
         x: Tensor | None = None,
-        context: Tensor | None = None,
+        context: Any = None,
         *,
         size: int | None = None,
         prefix: str = "",
     ) -> Tensor:
+        part = self.distribution
+        infer = {"learned": "trained" if register(part) else "frozen"}
         with self.plate(prefix, x, context, size):
-            return sample(f"{prefix}x", self.distribution, context, obs=x)
+            return part.pyro_model(prefix, f"{prefix}x", context, x, infer, **self.options)
 
 
-class Guide(Pair):
-    """The guide of a distribution without latent variables: it registers and samples nothing."""
+class PyroGuide(Pair):
+    """The guide of a Pyro pair: the latents of a distribution given data, in a data plate."""
 
     def forward(
         self,
         x: Tensor | None = None,
-        context: Tensor | None = None,
+        context: Any = None,
         *,
         size: int | None = None,
         prefix: str = "",
-    ) -> None:
-        register(self.distribution)
+    ) -> Any:
+        part = self.distribution
+        infer = {"learned": "trained" if register(part) else "frozen"}
+        with self.plate(prefix, x, context, size):
+            return part.pyro_guide(prefix, x, context, infer, **self.options)

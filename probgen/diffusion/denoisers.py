@@ -20,12 +20,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ..core import Recorded
+from ..core import Recorded, Standardizer
 from ..core.checks import check_event, check_whole
 from .schedules import Schedule
 
@@ -237,6 +238,9 @@ class NetworkDenoiser(Denoiser):
                 f"Expected `predicts` among {sorted((*KINDS, 'edm'))}, got {predicts!r:.80}."
             )
         self.network, self.predicts, self.plain = network, predicts, plain
+        self.context_standardizer: Any = None
+        if context and not plain:
+            self.context_standardizer = Standardizer((context,))
 
     def output(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         """What the network says."""
@@ -249,6 +253,8 @@ class NetworkDenoiser(Denoiser):
             given = x / (alpha.square() + sigma.square()).sqrt()
             level = self.schedule.log_snr(t)
             level = level.expand(batch) if level.ndim else level  # one time is seen once
+        if context is not None and self.context_standardizer is not None:
+            context = self.context_standardizer(context)
         extra = () if context is None else (context.expand(*batch, context.shape[-1]),)
         out = self.network(given, level, *extra)
         if out.shape != x.shape:

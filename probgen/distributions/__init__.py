@@ -4,10 +4,10 @@ from ..core import Density, Fixed, LazyDistribution
 from .codebook import Codebook, Quantization
 from .cold import ColdDiffusion, RestorerMLP
 from .composed import Energy, ProductOfExperts, Tilted
-from .dequantized import Dequantized, DequantizedDistribution
+from .dequantized import Dequantized
 from .diffusion import Diffusion, DiffusionDistribution
-from .diffusion_pair import DiffusionGuide, DiffusionModel
-from .discrete import DiscreteDiffusion, DiscreteDiffusionDistribution, JumpDiffusion
+from .discrete import DiscreteDiffusion, JumpDiffusion
+from .embedded import Embedded
 from .energy import EnergyBased, Partition
 from .energy_distribution import EnergyDistribution
 from .flow import Flow, FlowDistribution
@@ -23,7 +23,8 @@ from .heads import (
 )
 from .hierarchy import Hierarchy
 from .latent import Latent
-from .latent_variable import LatentDistribution, LatentVariable, Marginal
+from .latent_variable import LatentVariable, Marginal
+from .module_distribution import ModuleDistribution
 from .parametric import (
     DiagonalNormal,
     FullNormal,
@@ -31,7 +32,7 @@ from .parametric import (
     StandardNormal,
     UniformAngles,
 )
-from .pushforward import Pushforward, PushforwardDistribution
+from .pushforward import Pushforward
 from .quantized import Quantized
 from .rungs import Merge, PrecisionWeighted, Residual, Rung
 from .semisupervised import SemiSupervised
@@ -46,16 +47,13 @@ __all__ = [
     "ContinuousBernoulli",
     "Density",
     "Dequantized",
-    "DequantizedDistribution",
     "DiagonalNormal",
     "Diffusion",
     "DiffusionDistribution",
-    "DiffusionGuide",
-    "DiffusionModel",
     "DiscreteDiffusion",
-    "DiscreteDiffusionDistribution",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
+    "Embedded",
     "Energy",
     "EnergyBased",
     "EnergyDistribution",
@@ -67,17 +65,16 @@ __all__ = [
     "Hierarchy",
     "JumpDiffusion",
     "Latent",
-    "LatentDistribution",
     "LatentVariable",
     "LazyDistribution",
     "Marginal",
     "Merge",
+    "ModuleDistribution",
     "Partition",
     "Poisson",
     "PrecisionWeighted",
     "ProductOfExperts",
     "Pushforward",
-    "PushforwardDistribution",
     "Quantization",
     "Quantized",
     "Residual",

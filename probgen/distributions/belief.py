@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
+from ..core import initialize_part
 from ..core.checks import check_event, check_whole
 from ..objectives import Greedy, Weights
 from .boltzmann import SMALL, Spins, states
-from .latent_variable import LatentVariable
+from .latent_variable import LatentVariable, check_given
 from .rbm import RBM
 
 __all__ = ["DeepBeliefNetwork"]
@@ -77,7 +78,7 @@ class DeepBeliefNetwork(LatentVariable):
         check_whole(1, **{f"sizes[{i}]": n for i, n in enumerate(sizes)})
         check_whole(1, samples=samples)
         self.sizes, self.samples = tuple(sizes), samples
-        self.event_shape = (sizes[0],)
+        self.event_shape = torch.Size([sizes[0]])
         pairs = list(itertools.pairwise(sizes))
         self.machines = nn.ModuleList([RBM(v, h, steps=steps) for v, h in pairs])
         self.up = nn.ParameterList([m.weight.detach().clone() for m in self.machines[:-1]])
@@ -95,8 +96,8 @@ class DeepBeliefNetwork(LatentVariable):
         """The machine of the last two layers."""
         return self.machines[-1]
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        self.machines[0].start(x)
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
+        initialize_part(self.machines[0], x, None, weights)
 
     def upward(self, layer: int, v: Tensor) -> Spins:
         r"""The law of layer :math:`l \ge 1` given the one below, on the way up."""
@@ -121,8 +122,8 @@ class DeepBeliefNetwork(LatentVariable):
             x = self.upward(layer, x).base_dist.logits.sigmoid()
         return self.top.features(x)
 
-    def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
-        h = self.top.generate(shape, None)
+    def draw(self, shape: torch.Size, context: Tensor | None) -> Tensor:
+        h = self.top.draw(shape, None)
         for layer in range(len(self.machines) - 1, 0, -1):
             h = self.downward(layer, h).sample()
         return h
@@ -152,13 +153,8 @@ class DeepBeliefNetwork(LatentVariable):
                 log_p = log_p + term
         return Weights(likelihood, log_p, log_q, score=log_q)
 
-    def state(
-        self,
-        prefix: str,
-        name: str,
-        context: Tensor | None,
-        obs: Tensor | None,
-        infer: dict[str, Any],
+    def pyro_model(
+        self, prefix: str, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
     ) -> Tensor:
         last = len(self.machines) - 1
         h = pyro.sample(f"{prefix}h{last}", self.top(), infer=infer)
@@ -166,8 +162,8 @@ class DeepBeliefNetwork(LatentVariable):
             h = pyro.sample(f"{prefix}h{layer - 1}", self.downward(layer, h), infer=infer)
         return pyro.sample(name, self.downward(1, h), obs=obs, infer=infer)
 
-    def explain(self, prefix: str, x: Tensor, context: Tensor | None, infer: dict[str, Any]) -> Any:
-        h = x
+    def pyro_guide(self, prefix: str, x: Tensor | None, context: Any, infer: dict[str, Any]) -> Any:
+        h = check_given(x)
         for layer in range(1, len(self.machines)):
             h = pyro.sample(f"{prefix}h{layer}", self.upward(layer, h), infer=infer)
         return h

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -22,7 +23,8 @@ from torch.distributions import constraints
 from ..mcmc import Checkerboard, GraphGibbs, colours
 from ..mcmc.lattice import bonds, log_partition_torus
 from .energy import EnergyBased
-from .fence import readable
+from .parametric import weighted_mean
+from .supports import readable
 
 __all__ = ["BinaryEnergy", "BoltzmannMachine", "Ising", "Spins"]
 
@@ -81,7 +83,7 @@ class Spins(TorchDistribution):
 
 
 class BinaryEnergy(EnergyBased):
-    """An energy of binary units; its base draws them independently, at rates that `start` sets.
+    """An energy of binary units; its base draws them independently, at rates set from data.
 
     Arguments:
         shape: The shape of the units.
@@ -107,9 +109,9 @@ class BinaryEnergy(EnergyBased):
     def base(self, context: Tensor | None = None) -> TorchDistribution:
         return Spins(self.rates, self.lower).to_event(len(self.event_shape))
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        up = (x == 1).to(self.rates.dtype)
-        p = (up.sum(0) + 1) / (len(x) + 2)  # the mean under a uniform prior, so none is 0 or 1
+    def set_base(self, x: Tensor, context: Any, weights: Tensor | None) -> None:
+        up = weighted_mean((x == 1).to(self.rates.dtype), weights)
+        p = (up * len(x) + 1) / (len(x) + 2)  # the mean under a uniform prior: none is 0 or 1
         self.rates.copy_(p.logit())
 
     @property
@@ -306,14 +308,16 @@ class Ising(BinaryEnergy):
             )
         if periodic and not self.graph and min(self.event_shape) < 2:
             raise ValueError(
-                f"Expected a periodic lattice of at least 2 spins each way, got {self.event_shape}."
+                f"Expected a periodic lattice of at least 2 spins each way, got "
+                f"{tuple(self.event_shape)}."
             )
         b = torch.as_tensor(field, dtype=pairs.dtype).detach()
         try:
             b.expand(self.event_shape)
         except RuntimeError:
             raise ValueError(
-                f"Expected `field` that broadcasts to {self.event_shape}, got {tuple(b.shape)}."
+                f"Expected `field` that broadcasts to {tuple(self.event_shape)}, got "
+                f"{tuple(b.shape)}."
             ) from None
         self.free = not bool((b != 0).any())  # of fields, which then are not learned either
         self.coupling = nn.Parameter(pairs if self.graph else pairs.reshape(1))
@@ -417,7 +421,8 @@ class Ising(BinaryEnergy):
             if readable(value) and bool(value.isnan()):
                 raise ValueError(
                     f"Expected a coupling of at least 0 on a torus with odd sides, where the exact "
-                    f"solution holds, got {float(coupling.detach()):.4g} on {self.event_shape}. "
+                    f"solution holds, got {float(coupling.detach()):.4g} on "
+                    f"{tuple(self.event_shape)}. "
                     f"Build Ising with it, and estimate the partition function."
                 )
             return value
@@ -440,7 +445,7 @@ class Ising(BinaryEnergy):
         if not self.tractable:
             raise ValueError(
                 f"Expected a torus of two dimensions without field, or up to {SMALL} spins, got "
-                f"{self.event_shape}. Take the mean of .energy over draws."
+                f"{tuple(self.event_shape)}. Take the mean of .energy over draws."
             )
         with torch.enable_grad():
             one = torch.ones((), dtype=torch.double, device=self.coupling.device).requires_grad_()

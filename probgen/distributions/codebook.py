@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..core import Recorded
 from ..core.checks import check_whole
+from ..core.lazy import is_initialized, register_flag
 from .latent_variable import CHUNK
 
 __all__ = ["Codebook", "Quantization"]
@@ -74,6 +75,8 @@ class Codebook(Recorded):
 
     vectors: Tensor
     usage: Tensor
+    initialized_flag: Tensor
+    initialized = property(is_initialized)
 
     def __init__(
         self,
@@ -99,9 +102,10 @@ class Codebook(Recorded):
         else:
             self.register_buffer("vectors", vectors)
         self.register_buffer("usage", torch.ones(codes))
+        register_flag(self)
 
-    def start(self, z: Tensor) -> None:
-        r"""Sets the codes to some of many vectors, with shape :math:`(*, F)`."""
+    def initialize(self, z: Tensor) -> None:
+        r"""Set the codes to some of many vectors, with shape :math:`(*, F)`."""
         self.check(z)
         k, features = self.vectors.shape
         with torch.no_grad():
@@ -110,6 +114,7 @@ class Codebook(Recorded):
             order = torch.randperm(len(some), device=z.device)
             self.vectors.copy_(some[order[torch.arange(k, device=z.device) % len(some)]])
             self.usage.fill_(1)
+            self.initialized_flag.fill_(True)
 
     def nearest(self, z: Tensor) -> Tensor:
         r"""The nearest codes, with shape :math:`(*)`, of vectors with shape :math:`(*, F)`."""

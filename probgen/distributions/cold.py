@@ -17,18 +17,22 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..core import Density, LazyDistribution, Recorded, as_lazy
+from ..core import DataDependentNetwork, Density, LazyDistribution, as_lazy, initialize_part
 from ..core.checks import check_event, check_whole
+from ..core.contexts import batch_of, expand_context, flatten, size_of
+from ..core.lazy import Traits
+from ..core.standardize import ContextStandardizer
 from ..diffusion.cold import ColdSampler, Degradation, ImprovedCold
 from ..networks import TimeMLP
 from ..objectives import Restoration
-from .parametric import StandardNormal, shape_of
-from .pushforward import PushforwardDistribution, state_pushed
+from .module_distribution import ModuleDistribution
+from .parametric import StandardNormal, shape_of, weighted_mean
+from .pushforward import NO_DENSITY, draw_pushed, state_pushed
 
 __all__ = ["ColdDiffusion", "RestorerMLP"]
 
 
-class RestorerMLP(Recorded):
+class RestorerMLP(DataDependentNetwork):
     r"""A residual perceptron from degraded data, a level and a context to data.
 
     It adds to degraded data what a network says of them, standardised with the mean of their level
@@ -62,16 +66,18 @@ class RestorerMLP(Recorded):
         check_whole(1, levels=levels)
         self.event_shape = shape_of(features)
         size = math.prod(self.event_shape)
-        self.levels = levels
+        self.features, self.levels = features, levels
         self.network = TimeMLP(size, context, hidden_features)
         self.register_buffer("shift", torch.zeros(levels + 1, size))
         self.register_buffer("scale", torch.ones(levels + 1))
 
-    def start(self, x: Tensor, degradation: Degradation) -> None:
-        """Sets the mean and the scale of each level from data with shape :math:`(N, event)`."""
+    def set_from_data(self, x: Tensor, weights: Tensor | None, *options: Any) -> None:
+        """Set the mean and the scale of each level from data with shape :math:`(N, event)`."""
+        (degradation,) = options
         for k in range(self.levels + 1):
             y = degradation(x, torch.full((len(x),), k, device=x.device)).flatten(1)
-            self.shift[k], scale = y.mean(0), y.var(0, correction=0).mean().sqrt()
+            self.shift[k] = weighted_mean(y, weights)
+            scale = weighted_mean((y - self.shift[k]).square(), weights).mean().sqrt()
             self.scale[k] = torch.where(scale > 1e-6 * self.scale[0] if k else scale > 0, scale, 1)
 
     def forward(self, x: Tensor, s: Tensor, context: Tensor | None = None) -> Tensor:
@@ -86,8 +92,8 @@ class ColdDiffusion(LazyDistribution):
     r"""A cold diffusion: a restorer of degraded data, a sampler, and a base of degraded data.
 
     Called, it is a distribution of Pyro that draws and has no density. :func:`probgen.fit`, or
-    `start`, sets the base from degraded data: a normal law along their principal components. In a
-    model :func:`probgen.sample` states :math:`z` and the datum that follows from it.
+    `initialize`, sets the base from degraded data: a normal law along their principal components.
+    In a model :func:`probgen.sample` states :math:`z` and the datum that follows from it.
 
     References:
         | Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise (Bansal et al., 2022)
@@ -96,7 +102,7 @@ class ColdDiffusion(LazyDistribution):
     Arguments:
         features: The number of features :math:`D`, or the shape of a datum.
         degradation: The degradation.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each block of the network.
         rank: The number of components of the base, at most 32 by default.
         sampler: The sampler; :class:`~probgen.diffusion.ImprovedCold` by default.
@@ -121,6 +127,7 @@ class ColdDiffusion(LazyDistribution):
     """
 
     density = Density.PUSHFORWARD
+    traits = Traits("degraded data", "a network pass for each level")
     shift: Tensor
     factor: Tensor
 
@@ -128,7 +135,7 @@ class ColdDiffusion(LazyDistribution):
         self,
         features: int | Sequence[int],
         degradation: Degradation,
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (256, 256),
         rank: int | None = None,
         sampler: ColdSampler | None = None,
@@ -146,7 +153,6 @@ class ColdDiffusion(LazyDistribution):
                 raise TypeError(
                     f"Expected a {kind.__name__} as `{name}`, got a {type(part).__name__}."
                 )
-        check_whole(0, context=context)
         size = math.prod(self.event_shape)
         rank = min(size, 32) if rank is None else rank
         check_whole(1, rank=rank)
@@ -154,15 +160,20 @@ class ColdDiffusion(LazyDistribution):
             raise ValueError(f"Expected `rank` of at most {size} features, got {rank}.")
         self.degradation, self.sampler = degradation, sampler or ImprovedCold()
         self.context, self.criterion = context, objective
-        self.fitted = base is None
+        if self.context_shape is not None:
+            self.context_standardizer = ContextStandardizer(self.context_shape)
+        self.principal = base is None  # whether the base is along principal components
         self.base = StandardNormal(rank) if base is None else as_lazy(base)
-        if not self.fitted and (self.base.context or self.base().event_shape != self.event_shape):
+        if not self.principal and (
+            self.base.context_shape is not None or self.base().event_shape != self.event_shape
+        ):
             raise ValueError(
                 f"Expected a `base` of shape {tuple(self.event_shape)} without context, got one "
                 f"with context={self.base.context}."
             )
         if network is None:
-            network = RestorerMLP(features, degradation.levels, context, hidden_features)
+            count = size_of(self.context_shape)
+            network = RestorerMLP(features, degradation.levels, count, hidden_features)
         self.network = network
         self.register_buffer("shift", torch.zeros(size))
         self.register_buffer("factor", torch.eye(size, rank))
@@ -175,36 +186,40 @@ class ColdDiffusion(LazyDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        if not self.training:  # trained before, or frozen
-            return
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
         check_event(x, self.event_shape)
+        if context is not None:
+            self.context_standardizer.fit(context, weights)
         last = torch.full((len(x),), self.degradation.levels, device=x.device)
-        with torch.no_grad():
-            if isinstance(self.network, RestorerMLP):
-                self.network.start(x, self.degradation)
-            y = self.degradation(x, last)
-            if not self.fitted:
-                return self.base.start(y)
-            y = y.flatten(1)
-            self.shift.copy_(y.mean(0))
-            y = y - self.shift
-            lam, v = torch.linalg.eigh(y.mT @ y / len(y))
-            root = (lam.clamp_min(0).sqrt() * v).flip(1)  # eigenvalues rise
-            self.factor.copy_(root[:, : self.factor.shape[1]])
+        if isinstance(self.network, RestorerMLP):
+            self.network.initialize(x, weights, self.degradation)
+        y = self.degradation(x, last)
+        if not self.principal:
+            return initialize_part(self.base, y, None, weights)
+        y = y.flatten(1)
+        self.shift.copy_(weighted_mean(y, weights))
+        y = y - self.shift
+        if weights is not None:
+            y = y * (len(y) * weights / weights.sum()).sqrt().unsqueeze(-1)
+        lam, v = torch.linalg.eigh(y.mT @ y / len(y))
+        root = (lam.clamp_min(0).sqrt() * v).flip(1)  # eigenvalues rise
+        self.factor.copy_(root[:, : self.factor.shape[1]])
 
-    def restore(self, x: Tensor, s: Tensor, context: Tensor | None = None) -> Tensor:
+    def restore(self, x: Tensor, s: Tensor, context: Any = None) -> Tensor:
         r"""What is restored of degraded data.
 
         Arguments:
             x: The degraded data, with shape :math:`(*, event)`.
             s: Their levels, with shape :math:`(*)`.
-            context: Their contexts, with shape :math:`(*, C)`.
+            context: Their contexts, with batch shape :math:`(*)`, if it takes them.
 
         Returns:
             Data with the same shape.
         """
-        given = () if context is None else (context,)
+        given: tuple[Any, ...] = ()
+        if context is not None:
+            context = self.context_standardizer(context)
+            given = (flatten(context, self.context_shape),)  # type: ignore[arg-type]
         clean = self.network(x, s, *given)
         if clean.shape != x.shape:
             raise ValueError(
@@ -215,7 +230,7 @@ class ColdDiffusion(LazyDistribution):
 
     def degraded(self, z: Tensor) -> Tensor:
         """Fully degraded data of values of the base."""
-        if not self.fitted:
+        if not self.principal:
             return z
         flat = self.shift + z @ self.factor.mT
         return flat.reshape(*z.shape[:-1], *self.event_shape)
@@ -223,10 +238,12 @@ class ColdDiffusion(LazyDistribution):
     def walk(self, z: Tensor, context: Tensor | None = None) -> Iterator[Tensor]:
         """Fully degraded data of values of the base, then the values after each step."""
         x, dims = self.degraded(z), len(self.event_shape)
-        given: Tensor | None = None
+        given: Any = None
         if context is not None:
-            shape = torch.broadcast_shapes(x.shape[: x.ndim - dims], context.shape[:-1])
-            x, given = x.expand(*shape, *self.event_shape), context.expand(*shape, -1)
+            batch = batch_of(context, self.context_shape)
+            shape = torch.broadcast_shapes(x.shape[: x.ndim - dims], batch)
+            x = x.expand(*shape, *self.event_shape)
+            given = expand_context(context, self.context_shape, shape)
         yield x
 
         def restorer(x: Tensor, s: Tensor) -> Tensor:
@@ -240,12 +257,22 @@ class ColdDiffusion(LazyDistribution):
             last = x
         return last
 
-    def forward(self, context: Tensor | None = None) -> PushforwardDistribution:
+    def forward(self, context: Any = None) -> ModuleDistribution:
         self.check_context(context)
-        return PushforwardDistribution(self, context)
+        return ModuleDistribution(self, context)
 
-    def site(
-        self, name: str, context: Tensor | None, obs: Tensor | None, infer: dict[str, Any]
+    @property
+    def reparameterized(self) -> bool:  # type: ignore[override]
+        return self.base().has_rsample
+
+    def draw(self, shape: torch.Size, context: Any) -> Tensor:
+        return draw_pushed(self, shape, context)
+
+    def log_prob(self, x: Tensor, context: Any = None) -> Tensor:
+        raise NotImplementedError(NO_DENSITY)
+
+    def pyro_model(
+        self, prefix: str, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
     ) -> Tensor:
-        """States the base's site, named as the site with `_base`, and what follows from it."""
-        return state_pushed(self, name, context, obs, infer)
+        """State the base's site, named `base` after the prefix, and what follows from it."""
+        return state_pushed(self, prefix, name, context, obs, infer)

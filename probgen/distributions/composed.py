@@ -19,11 +19,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from ..core import Density, LazyDistribution, as_lazy
-from ..mcmc import MALA, Kernel
-from ..transforms.linear import moments
+from ..core import Density, LazyDistribution, as_lazy, initialize_part
+from ..core.contexts import batch_of, spell
+from ..mcmc import Kernel
 from .energy import EnergyBased
-from .ranges import is_real
+from .supports import is_real
 
 __all__ = ["Energy", "ProductOfExperts", "Tilted"]
 
@@ -44,33 +44,7 @@ def scalar(network: Callable[..., Tensor], x: Tensor, context: Tensor | None, di
     return out
 
 
-class Located(EnergyBased):
-    """An energy of real numbers with a place and a width, which `start` sets from data."""
-
-    location: Tensor
-    width: Tensor
-
-    def __init__(
-        self,
-        features: int | Sequence[int],
-        context: int = 0,
-        kernel: Kernel | None = None,
-        steps: int = 100,
-    ) -> None:
-        super().__init__(features, context, MALA(0.1) if kernel is None else kernel, steps)
-        self.register_buffer("location", torch.zeros(self.event_shape))
-        self.register_buffer("width", torch.ones(self.event_shape))
-
-    def scale(self) -> Tensor:
-        return self.width
-
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        location, width = moments(self.pull(x).flatten(1))
-        self.location.copy_(location.reshape(self.event_shape))
-        self.width.copy_(width.reshape(self.event_shape))
-
-
-class Energy(Located):
+class Energy(EnergyBased):
     r"""The distribution of an energy that a network computes.
 
     The energy must grow fast enough for :math:`e^{-E}` to have an integral, which nobody can check;
@@ -80,7 +54,7 @@ class Energy(Located):
         network: The energy, from values with shape :math:`(*, event)`, and contexts with shape
             :math:`(*, C)` second if there are any, to shape :math:`(*)` or :math:`(*, 1)`.
         features: The number of features, or the shape of an event.
-        context: The number of features of the context.
+        context: The number of features of the context, or its shape.
         bounds: The least and the greatest value, none where infinite.
         kernel: The kernel that draws; :class:`~probgen.mcmc.MALA` by default.
         steps: The number of steps of a draw.
@@ -100,12 +74,12 @@ class Energy(Located):
         self,
         network: nn.Module | Callable[..., Tensor],
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         bounds: tuple[float | None, float | None] = (None, None),
         kernel: Kernel | None = None,
         steps: int = 100,
     ) -> None:
-        super().__init__(features, context, kernel, steps)
+        super().__init__(features, context, kernel, steps, located=True)
         self.network, self.bounds = network, bounds
         low, high = bounds
         if low is not None and high is not None and not low < high:
@@ -124,13 +98,13 @@ class Energy(Located):
         return constraints.independent(inner, len(self.event_shape))
 
     def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return -scalar(self.network, x, context, len(self.event_shape))
+        return -scalar(self.network, x, self.network_context(context), len(self.event_shape))
 
     def base(self, context: Tensor | None = None) -> TorchDistribution:
         """A normal law of the data's mean and width, mapped into the bounds."""
-        batch = () if context is None else context.shape[:-1]
-        dims = len(self.event_shape)
-        normal = dist.Normal(self.location, self.width).expand((*batch, *self.event_shape))
+        batch, dims = batch_of(context, self.context_shape), len(self.event_shape)
+        unit: Any = self.standardizer
+        normal = dist.Normal(unit.shift, unit.scale).expand((*batch, *self.event_shape))
         t = self.bijection
         return (
             normal.to_event(dims)
@@ -139,7 +113,7 @@ class Energy(Located):
         )
 
 
-class Tilted(Located):
+class Tilted(EnergyBased):
     r"""A distribution tilted by a network, :math:`p(x) \propto q(x) \, e^{f(x)}`.
 
     Trained by :class:`~probgen.objectives.NoiseContrastive`, with :math:`q` as the noise,
@@ -154,7 +128,7 @@ class Tilted(Located):
         base: The base :math:`q`, lazy or of Pyro, with a density; it is frozen or learns along.
         network: The tilt :math:`f`, from values with shape :math:`(*, event)`, and contexts second
             if there are any, to shape :math:`(*)` or :math:`(*, 1)`.
-        context: The number of features of the context.
+        context: The number of features of the context, or its shape.
         kernel: The kernel that draws; :class:`~probgen.mcmc.MALA` by default.
         steps: The number of steps of a draw.
 
@@ -177,52 +151,49 @@ class Tilted(Located):
         self,
         base: LazyDistribution | TorchDistribution,
         network: nn.Module | Callable[..., Tensor],
-        context: int = 0,
+        context: Any = 0,
         kernel: Kernel | None = None,
         steps: int = 100,
     ) -> None:
         law = as_lazy(base)
-        given = torch.zeros(law.context) if law.context else None
-        probe = law(given)
+        probe = law.probe()
         check_expert(law, probe, "base")
         if law.density is Density.UNNORMALIZED:
             raise ValueError(
                 f"Expected a normalised `base`, got a {type(law).__name__}. ProductOfExperts takes "
                 f"those that are not."
             )
-        super().__init__(tuple(probe.event_shape), context, kernel, steps)
-        if law.context not in (0, context):
+        super().__init__(tuple(probe.event_shape), context, kernel, steps, located=True)
+        if law.context_shape not in (None, self.context_shape):
             raise ValueError(
-                f"Expected a `base` with a context of {context} features or none, got "
-                f"{law.context}."
+                f"Expected a `base` with context={spell(self.context_shape)} or none, got "
+                f"{spell(law.context_shape)}."
             )
         self.law, self.network = law, network
 
     @property
     def support(self) -> constraints.Constraint:
-        law = self.law
-        device = self.location.device
-        return law(torch.zeros(law.context, device=device) if law.context else None).support
+        return self.law.support
 
-    def base(self, context: Tensor | None = None) -> TorchDistribution:
-        law = self.law(context if self.law.context else None)
-        return law if context is None or self.law.context else law.expand(context.shape[:-1])
+    def base(self, context: Any = None) -> TorchDistribution:
+        law = self.law(context if self.law.context_shape is not None else None)
+        if context is None or self.law.context_shape is not None:
+            return law
+        return law.expand(batch_of(context, self.context_shape))
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        super().start(x, context)
-        if self.law.training:  # and so neither frozen nor trained before
-            self.law.start(x, context if self.law.context else None)
+    def set_base(self, x: Tensor, context: Any, weights: Tensor | None) -> None:
+        initialize_part(self.law, x, context, weights)
 
     def tilt(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The tilt :math:`f` of values with shape :math:`(*, event)`, with shape :math:`(*)`."""
-        return scalar(self.network, x, context, len(self.event_shape))
+        return scalar(self.network, x, self.network_context(context), len(self.event_shape))
 
     def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        law = self.law(context if self.law.context else None)
+        law = self.law(context if self.law.context_shape is not None else None)
         return law.log_prob(x) + self.tilt(x, context)
 
 
-class ProductOfExperts(Located):
+class ProductOfExperts(EnergyBased):
     r"""The normalised product of distributions, :math:`p(x) \propto \prod_k q_k(x)`.
 
     References:
@@ -259,9 +230,9 @@ class ProductOfExperts(Located):
         if not parts:
             raise ValueError("Expected at least one expert, got none.")
         for i, part in enumerate(parts):
-            if part.context:
+            if part.context_shape is not None:
                 raise ValueError(
-                    f"Expected experts without context, got {part.context} features of expert {i}."
+                    f"Expected experts without context, got context={part.context} of expert {i}."
                 )
         laws = [part() for part in parts]
         for i, (part, law) in enumerate(zip(parts, laws)):
@@ -278,7 +249,7 @@ class ProductOfExperts(Located):
                 )
         if all(part.density is Density.UNNORMALIZED for part in parts):
             raise ValueError("Expected a normalised expert to start from, got none.")
-        super().__init__(tuple(laws[0].event_shape), 0, kernel, steps)
+        super().__init__(tuple(laws[0].event_shape), 0, kernel, steps, located=True)
         self.experts = nn.ModuleList(parts)
 
     @property
@@ -303,7 +274,7 @@ def check_expert(part: LazyDistribution, law: TorchDistribution, name: str) -> N
             f"Expected `{name}` with a density, got a {type(part).__name__}, whose log_prob is "
             f"{part.density.value}."
         )
-    if law.batch_shape and not part.context:
+    if law.batch_shape:
         raise ValueError(
             f"Expected `{name}` of one value, got the batch shape {tuple(law.batch_shape)}. "
             f"Declare it an event by .to_event."

@@ -13,18 +13,20 @@ without limit at the levels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..core import Density, LazyDistribution
-from ..core.checks import check_event, check_whole, ends
+from ..core import Density, LazyDistribution, initialize_part
+from ..core.checks import check_whole, ends
+from ..core.lazy import Traits
 from ..objectives import MaximumLikelihood
+from .module_distribution import ModuleDistribution
 
-__all__ = ["Dequantized", "DequantizedDistribution"]
+__all__ = ["Dequantized"]
 
 
 class Dequantized(LazyDistribution):
@@ -55,7 +57,8 @@ class Dequantized(LazyDistribution):
         (torch.Size([3, 4]), torch.Size([]))
     """
 
-    density = Density.BOUND
+    traits = Traits("the continuous distribution's", "one draw of it")
+    strict_support = False
 
     def __init__(
         self,
@@ -69,90 +72,66 @@ class Dequantized(LazyDistribution):
         check_whole(1, particles=particles)
         self.continuous, self.noise = continuous, noise
         self.levels, self.particles = levels, particles
-        self.context = continuous.context
-        if noise is not None and noise.context == 0:
-            raise ValueError(
-                "Expected `noise` that takes the data as its context, got one without."
-            )
-        if noise is not None:
-            like = next(iter(noise.parameters()), torch.zeros(()))
-            with torch.no_grad():
-                q = noise(like.new_zeros(noise.context))
-            if ends(q.support) != (0, 1) or q.event_shape != (noise.context,):
-                raise ValueError(
-                    f"Expected `noise` on (0, 1) with {noise.context} features, those of its "
-                    f"context, got the support {q.support} and shape {tuple(q.event_shape)}."
-                )
-
-    @property
-    def objective(self) -> Callable[..., Tensor]:
-        return MaximumLikelihood()
-
-    def forward(self, context: Tensor | None = None) -> DequantizedDistribution:
-        return DequantizedDistribution(
-            self.continuous(context), self.levels, self.noise, self.particles
-        )
-
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        self.continuous.start(x + torch.rand_like(x), context)
-
-
-class DequantizedDistribution(TorchDistribution):
-    """The distribution of the level below a continuous draw; its `log_prob` is a random bound.
-
-    Arguments:
-        continuous: The distribution of level plus noise.
-        levels: The number of levels.
-        noise: The lazy distribution of the noise, or none.
-        particles: The number of draws of the noise.
-        validate_args: Whether to check arguments; by default as Pyro is set.
-    """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}
-    density = Density.BOUND
-
-    def __init__(
-        self,
-        continuous: TorchDistribution,
-        levels: int,
-        noise: LazyDistribution | None,
-        particles: int,
-        validate_args: bool | None = None,
-    ) -> None:
-        self.continuous, self.levels = continuous, levels
-        self.noise, self.particles = noise, particles
-        reach = ends(continuous.support)
+        self.context_shape = continuous.context_shape
+        self.context_optional = continuous.context_optional
+        self.check_noise()
+        p = continuous.probe()
+        self.event_shape = p.event_shape
+        reach = ends(p.support)
         if reach is not None and math.inf not in (-reach[0], reach[1]) and reach != (0, levels):
             raise ValueError(
                 f"Expected a `continuous` over [0, {levels}), got the support {list(reach)}."
             )
-        shapes = continuous.batch_shape, continuous.event_shape
-        super().__init__(*shapes, validate_args=validate_args)
+
+    def check_noise(self) -> None:
+        """Check that the noise is of the data's features, on (0, 1)."""
+        if self.noise is None:
+            return
+        if self.noise.context_shape is None:
+            raise ValueError(
+                "Expected `noise` that takes the data as its context, got one without."
+            )
+        q = self.noise.probe()
+        if ends(q.support) != (0, 1) or q.event_shape != self.noise.context_shape:
+            raise ValueError(
+                f"Expected `noise` on (0, 1) with the shape of its context, "
+                f"{self.noise.context_shape}, got the support {q.support} and shape "
+                f"{tuple(q.event_shape)}."
+            )
+
+    @property
+    def density(self) -> Density:
+        return Density.weakest(Density.BOUND, self.continuous.density)
+
+    @property
+    def objective(self) -> Callable[..., Tensor]:
+        return MaximumLikelihood()
 
     @property
     def support(self) -> constraints.Constraint:
         levels = constraints.integer_interval(0, self.levels - 1)
         return constraints.independent(levels, len(self.event_shape))
 
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> TorchDistribution:
-        continuous = self.continuous.expand(torch.Size(batch_shape))
-        return DequantizedDistribution(continuous, self.levels, self.noise, self.particles)
+    def forward(self, context: Any = None) -> ModuleDistribution:
+        self.check_context(context)
+        return ModuleDistribution(self, context)
 
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        with torch.no_grad():
-            y = self.continuous.sample(torch.Size(sample_shape))
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
+        y = self.real(x)
+        initialize_part(self.continuous, y + torch.rand_like(y), context, weights)
+
+    def real(self, x: Tensor) -> Tensor:
+        """Values in the dtype of the parameters."""
+        like = next(self.parameters(), next(self.buffers(), torch.zeros(())))
+        return x.to(like.dtype if like.is_floating_point() else torch.get_default_dtype())
+
+    def draw(self, shape: torch.Size, context: Any) -> Tensor:
+        y = self.continuous(context).expand(shape).sample()
         return y.floor().clamp(0, self.levels - 1)  # the last level includes its upper edge
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            check_event(value, self.event_shape)
-        shape = self.batch_shape + self.event_shape
-        value = value.expand(torch.broadcast_shapes(value.shape, shape))
-        inside = self.support.check(value)
-        ones = [1] * len(self.event_shape)
-        x = torch.where(inside.reshape(*inside.shape, *ones), value, 0)
-        if not x.is_floating_point():
-            x = x.to(torch.get_default_dtype())
+    def log_prob(self, x: Tensor, context: Any = None) -> Tensor:
+        """A random lower bound of the log probabilities, from so many draws of the noise."""
+        x = self.real(x)
         if self.noise is None:
             u = torch.rand(self.particles, *x.shape, dtype=x.dtype, device=x.device)
             log_q = torch.zeros((), dtype=x.dtype, device=x.device)
@@ -160,6 +139,5 @@ class DequantizedDistribution(TorchDistribution):
             q = self.noise(x / self.levels)
             u = q.rsample(torch.Size([self.particles]))
             log_q = q.log_prob(u)
-        log_p = self.continuous.log_prob(x + u)
-        bound = torch.logsumexp(log_p - log_q, 0) - math.log(self.particles)
-        return torch.where(inside, bound, -torch.inf)
+        log_p = self.continuous(context).log_prob(x + u)
+        return torch.logsumexp(log_p - log_q, 0) - math.log(self.particles)

@@ -11,7 +11,9 @@ maps noise to data one to one, which gives a density. The evidence lower bound i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -19,14 +21,19 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.distributions.transforms import AffineTransform
 
-from ..core import Density, LazyDistribution
+from ..core import Density, LazyDistribution, Standardizer
 from ..core.checks import check_event, check_whole
+from ..core.contexts import flatten, is_vector, size_of, spell
+from ..core.lazy import Traits
+from ..core.plates import PyroGuide, PyroModel
+from ..core.standardize import Per
 from ..core.table import Table
 from ..diffusion import (
     Denoiser,
     DPMSolver,
     Grid,
     InformationGrid,
+    NetworkDenoiser,
     Rescheduled,
     Sampler,
     Schedule,
@@ -36,8 +43,7 @@ from ..diffusion.flow import flow_table, probability_flow
 from ..objectives import Denoising
 from ..objectives.denoising import spread
 from ..transforms.continuous import check_method
-from ..transforms.linear import moments
-from .diffusion_pair import DiffusionGuide, DiffusionModel
+from .diffusion_pair import Chain
 from .flow import FlowDistribution
 
 __all__ = ["Diffusion", "DiffusionDistribution"]
@@ -48,7 +54,7 @@ class DiffusionDistribution(FlowDistribution):
 
     Arguments:
         module: The diffusion.
-        context: The contexts, with shape :math:`(*, C)`, if it takes them.
+        context: The contexts, if it takes them.
         base: Other parts than those of the diffusion: a base,
         transforms: and transforms.
         validate_args: Whether to check arguments; by default as Pyro is set.
@@ -57,15 +63,16 @@ class DiffusionDistribution(FlowDistribution):
     def __init__(
         self,
         module: Diffusion,
-        context: Tensor | None = None,
+        context: Any = None,
         base: TorchDistribution | None = None,
         transforms: Sequence[Transform] | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self.module, self.context = module, context
+        self.given = flat = module.flat_context(context)  # vectors, as the denoiser takes them
         super().__init__(
-            module.noise(context) if base is None else base,
-            module.flow(context) if transforms is None else transforms,
+            module.noise(flat) if base is None else base,
+            module.flow(flat) if transforms is None else transforms,
             module.parameters,
             module.density,
             validate_args,
@@ -82,8 +89,8 @@ class DiffusionDistribution(FlowDistribution):
         return DiffusionDistribution(self.module, self.context, base, transforms, False)
 
     def draw(self, shape: torch.Size) -> Tensor:
-        module, context = self.module, self.context
-        given = None if context is None else context.expand(*shape, context.shape[-1])
+        module, given = self.module, self.given
+        given = None if given is None else given.expand(*shape, given.shape[-1])
         start = noise(module.denoiser, shape, module.scale)
         return module.shift + module.scale * module.sampler.sample(module.denoiser, start, given)
 
@@ -124,6 +131,11 @@ class Diffusion(LazyDistribution):
         tolerance: The tolerance of a method that chooses its steps.
         chain: Where a chain of steps has its times, for the evidence lower bound and the pair;
             :class:`~probgen.diffusion.InformationGrid` by default.
+        context: The shape of a context whose numbers are those that the denoiser takes; a vector by
+            default.
+        standardize: What of the data has a location and a scale of its own: each `"feature"`, each
+            `"channel"`, or `"one"` for all; by default each feature of a vector, and one for all
+            of an image. A network that is equivariant needs `"one"`.
 
     Raises:
         ValueError: If a number is impossible.
@@ -142,8 +154,7 @@ class Diffusion(LazyDistribution):
         (True, torch.Size([5]))
     """
 
-    shift: Tensor
-    scale: Tensor
+    traits = Traits("noise, as large as the data", "network passes, one for each step", True)
 
     def __init__(
         self,
@@ -156,13 +167,21 @@ class Diffusion(LazyDistribution):
         objective: Callable[..., Tensor] | None = None,
         tolerance: float = 1e-5,
         chain: Grid | None = None,
+        context: Any = None,
+        standardize: Per | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(denoiser, Denoiser):
             raise TypeError(f"Expected a denoiser, got a {type(denoiser).__name__}.")
         check_whole(1, steps=steps)
         check_method(method, tolerance)
-        self.denoiser, self.context = denoiser, denoiser.context
+        self.denoiser = denoiser
+        self.context = denoiser.context if context is None else context
+        if size_of(self.context_shape) != denoiser.context:
+            raise ValueError(
+                f"Expected a `context` of {denoiser.context} numbers, as the denoiser takes them, "
+                f"got {spell(self.context_shape)}."
+            )
         self.sampler = DPMSolver() if sampler is None else sampler
         if not isinstance(self.sampler, Sampler):
             raise TypeError(f"Expected a `sampler`, got a {type(sampler).__name__}.")
@@ -171,10 +190,19 @@ class Diffusion(LazyDistribution):
         self.chain = InformationGrid() if chain is None else chain
         self.chains: dict[int, Table] = {}
         self.event_shape = torch.Size(denoiser.shape)
-        self.register_buffer("shift", torch.zeros(self.event_shape))
-        self.register_buffer("scale", torch.ones(self.event_shape))
+        self.standardizer = Standardizer(self.event_shape, standardize)
         self.table = Table(flow_table(denoiser.schedule, steps, cut))
         self.tabled = denoiser.schedule, steps, cut
+
+    @property
+    def shift(self) -> Tensor:
+        """The location of the data, with shape `event_shape`."""
+        return self.standardizer.shift
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale of the data, with shape `event_shape`."""
+        return self.standardizer.scale
 
     def under(self, schedule: Schedule, sampler: Sampler | None = None) -> Diffusion:
         """The same diffusion under another schedule, with nothing trained anew.
@@ -197,9 +225,11 @@ class Diffusion(LazyDistribution):
             self.criterion,
             self.tolerance,
             self.chain,
+            self.context_shape,
+            self.standardizer.per,
         )
-        other.register_buffer("shift", self.shift.clone())
-        other.register_buffer("scale", self.scale.clone())
+        other.to(self.shift).standardizer.copy(self.standardizer)
+        other.initialized_flag.copy_(self.initialized_flag)
         return other.train(self.training)
 
     @property
@@ -236,28 +266,58 @@ class Diffusion(LazyDistribution):
         if times is not None:
             check_whole(1, times=times)
             times = min(times, steps - 1)
-        model = DiffusionModel(self, steps, times, variance)
-        return model, DiffusionGuide(self, steps, times)
+        options: dict[str, Any] = {"steps": steps, "times": times, "variance": variance}
+        return PyroModel(self, **options), PyroGuide(self, **options)
 
-    @property
-    def model(self) -> nn.Module:
-        return self.pair()[0]
+    def pyro_model(
+        self,
+        prefix: str,
+        name: str,
+        context: Any,
+        obs: Tensor | None,
+        infer: dict[str, Any],
+        steps: int = 1000,
+        times: int | None = 4,
+        variance: str = "posterior",
+    ) -> Tensor:
+        """State the chain of noisy values, or some times of it, and the data; see :meth:`pair`."""
+        chain = Chain(self, steps, self.flat_context(context), variance)
+        return chain.model(prefix, name, obs, times, infer)
 
-    @property
-    def guide(self) -> nn.Module:
-        return self.pair()[1]
+    def pyro_guide(
+        self,
+        prefix: str,
+        x: Tensor | None,
+        context: Any,
+        infer: dict[str, Any],
+        steps: int = 1000,
+        times: int | None = 4,
+        variance: str = "posterior",
+    ) -> None:
+        """State the noisy values given data; see :meth:`pair`."""
+        Chain(self, steps, self.flat_context(context)).guide(prefix, x, times, infer)
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        if not self.training:  # trained before, or frozen
-            return
-        shift, scale = moments(x.flatten(1))
-        self.shift.copy_(shift.reshape(self.event_shape))
-        self.scale.copy_(scale.reshape(self.event_shape))
+    def pyro_site(
+        self, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
+    ) -> Tensor:
+        """State one site, whose density follows the probability flow."""
+        return pyro.sample(name, self(context), obs=obs, infer=dict(infer))
+
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
+        self.standardizer.fit(x, weights)
+        if context is not None:
+            self.check_context(context)
+            single = isinstance(context, Tensor) and not is_vector(self.context_shape)  # type: ignore[arg-type]
+            flat = flatten(context, self.context_shape)  # type: ignore[arg-type]
+            for part in self.denoiser.modules():
+                if isinstance(part, NetworkDenoiser) and part.context_standardizer is not None:
+                    per: Per = "one" if single else "feature"
+                    part.context_standardizer.fit(flat, weights, "context", per)
 
     def standardized(self, x: Tensor) -> Tensor:
         """Data with mean 0 and variance 1, as the denoiser takes them."""
         check_event(x, self.event_shape)
-        return (x - self.shift) / self.scale
+        return self.standardizer(x)
 
     def noise(self, context: Tensor | None = None) -> TorchDistribution:
         """The base, standard normal."""
@@ -283,11 +343,10 @@ class Diffusion(LazyDistribution):
         dims = len(self.event_shape)
         return [flow, AffineTransform(self.shift, size * self.scale, event_dim=dims)]
 
-    def forward(self, context: Tensor | None = None) -> DiffusionDistribution:
-        self.check_context(context)
+    def forward(self, context: Any = None) -> DiffusionDistribution:
         return DiffusionDistribution(self, context)
 
-    def score(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+    def score(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
         r"""The score of data with the noise of a time, in units of the data.
 
         Arguments:
@@ -297,7 +356,7 @@ class Diffusion(LazyDistribution):
         """
         alpha, _ = self.denoiser.signal(t)
         y = (x - alpha * self.shift) / self.scale
-        return self.denoiser.score(y, t, context) / self.scale
+        return self.denoiser.score(y, t, self.flat_context(context)) / self.scale
 
     def levels(self, steps: int, like: Tensor) -> Tensor:
         """The times of a chain of so many steps, rising."""
@@ -305,7 +364,7 @@ class Diffusion(LazyDistribution):
             self.chains[steps] = Table(self.chain.times(self.denoiser.schedule, steps).flip(0))
         return self.chains[steps](like)
 
-    def elbo(self, x: Tensor, context: Tensor | None = None, steps: int = 1000) -> Tensor:
+    def elbo(self, x: Tensor, context: Any = None, steps: int = 1000) -> Tensor:
         r"""An unbiased estimate of the evidence lower bound, from one step for each datum.
 
         Nine in ten steps are drawn as often as they would weigh for data of variance 1, the tenth
@@ -333,6 +392,7 @@ class Diffusion(LazyDistribution):
         """
         check_whole(2, steps=steps)
         y, schedule = self.standardized(x), self.denoiser.schedule
+        context = self.flat_context(context)
         batch = y.shape[: y.ndim - len(self.event_shape)]
         if context is not None:
             batch = torch.broadcast_shapes(batch, context.shape[:-1])
@@ -356,4 +416,4 @@ class Diffusion(LazyDistribution):
         width = alpha.square() + sigma.square()
         kl = (alpha.square() * y.square().sum(dims) + size * sigma.square()) / width
         kl = (kl - size - size * (sigma.square() / width).log()) / 2
-        return law.log_prob(y) - middle - kl - self.scale.log().sum()
+        return law.log_prob(y) - middle - kl - self.standardizer.log_scale()

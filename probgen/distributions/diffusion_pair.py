@@ -13,7 +13,7 @@ adds that law's covariance to the variance. A long chain is not run: each diverg
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -22,16 +22,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
-from ..core.plates import Pair, register
+from .latent_variable import check_given
 
-if TYPE_CHECKING:
-    from .diffusion import Diffusion
-
-__all__ = ["DiffusionGuide", "DiffusionModel"]
+__all__ = ["Chain"]
 
 
 class Chain:
-    """The laws of a chain of so many steps.
+    """The distributions of a chain of so many steps, and the sites of a Pyro pair.
 
     Arguments:
         module: The diffusion.
@@ -41,7 +38,7 @@ class Chain:
     """
 
     def __init__(
-        self, module: Diffusion, steps: int, context: Tensor | None, variance: str = "posterior"
+        self, module: Any, steps: int, context: Tensor | None, variance: str = "posterior"
     ) -> None:
         self.module, self.steps, self.context = module, steps, context
         self.dims, self.variance = len(module.event_shape), variance
@@ -52,14 +49,14 @@ class Chain:
     def normal(self, mean: Tensor, spread: Tensor) -> TorchDistribution:
         return dist.Normal(mean, spread.expand(mean.shape)).to_event(self.dims)
 
-    def start(self, shape: tuple[int, ...]) -> TorchDistribution:
+    def start(self) -> TorchDistribution:
         r""":math:`p(z_T)`, of data of mean 0 and variance 1, or that of a law known exactly."""
         known = getattr(self.module.denoiser, "marginal", None)
         if self.variance == "law" and known is not None:
-            return known(self.time(self.steps)).expand(shape)
+            return known(self.time(self.steps))
         alpha, sigma = self.module.denoiser.signal(self.time(self.steps))
-        like = self.module.scale.expand(*shape, *self.module.event_shape)
-        return self.normal(torch.zeros_like(like), (alpha.square() + sigma.square()).sqrt())
+        zeros = torch.zeros_like(self.module.scale)
+        return self.normal(zeros, (alpha.square() + sigma.square()).sqrt())
 
     def noisy(self, k: int | Tensor, y: Tensor) -> TorchDistribution:
         r""":math:`q(z_k \mid x)`."""
@@ -99,140 +96,39 @@ class Chain:
         move = AffineTransform(self.module.shift, self.module.scale, event_dim=self.dims)
         return dist.TransformedDistribution(law, [move])
 
-
-class Half(Pair):
-    """One half of the pair.
-
-    Arguments:
-        distribution: The diffusion.
-        steps: The number :math:`T` of steps of the chain.
-        times: The number of times in the plate, none for the whole chain.
-        variance: That of the model's steps, see :meth:`Diffusion.pair`.
-    """
-
-    def __init__(
-        self,
-        distribution: Diffusion,
-        steps: int,
-        times: int | None,
-        variance: str = "posterior",
-    ) -> None:
-        super().__init__(distribution)
-        self.steps, self.times, self.variance = steps, times, variance
-
-    def begin(self, context: Tensor | None) -> tuple[Chain, dict[str, Any]]:
-        trained = register(self.distribution)
-        part: Any = self.distribution
-        return Chain(part, self.steps, context, self.variance), {
-            "learned": "trained" if trained else "frozen"
-        }
-
-    def plate_of_times(self, prefix: str) -> pyro.plate:
-        return pyro.plate(f"{prefix}time", self.steps - 1, subsample_size=self.times, dim=-2)
-
-
-class DiffusionModel(Half):
-    """The model: sites `z_T` to `z_1` and `x`, or some of them in a plate `time`, in a data plate.
-
-    :meth:`Diffusion.pair` makes it. Called as `(x=None, context=None, *, size=None, prefix="")`,
-    where `x` has shape :math:`(N, event)`, `context` :math:`(N, C)` and `size` is that of the data
-    set if `x` is a mini-batch; without `x` it runs the chain. It returns the value of the site `x`.
-
-    References:
-        | Deep Unsupervised Learning using Nonequilibrium Thermodynamics
-        | (Sohl-Dickstein et al., 2015), https://arxiv.org/abs/1503.03585
-
-    Arguments:
-        distribution: The diffusion.
-        steps: The number :math:`T` of steps of the chain.
-        times: The number of times in the plate, none for the whole chain.
-        variance: That of the model's steps, `"posterior"` or `"law"`, see :meth:`Diffusion.pair`.
-
-    Example:
-        >>> from probgen.diffusion import VP, GaussianDenoiser
-        >>> from probgen.distributions import Diffusion
-        >>> prior = Diffusion(GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())).freeze()
-        >>> model = DiffusionModel(prior, steps=10, times=None)
-        >>> model(size=5).shape
-        torch.Size([5, 2])
-    """
-
-    def forward(
-        self,
-        x: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        size: int | None = None,
-        prefix: str = "",
+    def model(
+        self, prefix: str, name: str, x: Tensor | None, times: int | None, infer: dict[str, Any]
     ) -> Tensor:
-        chain, infer = self.begin(context)
-        part: Any = self.distribution
-        with self.plate(prefix, x, context, size) as index:
-            z = pyro.sample(f"{prefix}z_{self.steps}", chain.start((len(index),)), infer=infer)
-            if x is None or self.times is None:
-                for k in range(self.steps, 1, -1):
-                    z = pyro.sample(f"{prefix}z_{k - 1}", chain.reverse(k, z), infer=infer)
-            else:
-                y = part.standardized(x)
-                with self.plate_of_times(prefix) as k:
-                    k = k[:, None] + 2
-                    z = pyro.sample(f"{prefix}z_t", chain.noisy(k, y), infer=infer)
-                    pyro.sample(f"{prefix}z_s", chain.reverse(k, z), infer=infer)
-                z = pyro.sample(f"{prefix}z_1", chain.noisy(1, y), infer=infer)
-            return pyro.sample(f"{prefix}x", chain.datum(z), obs=x, infer=infer)
-
-
-class DiffusionGuide(Half):
-    """The guide: the same latent sites, given data; it has nothing to learn.
-
-    :meth:`Diffusion.pair` makes it. Called as the model, with data.
-
-    References:
-        | Deep Unsupervised Learning using Nonequilibrium Thermodynamics
-        | (Sohl-Dickstein et al., 2015), https://arxiv.org/abs/1503.03585
-
-    Arguments:
-        distribution: The diffusion.
-        steps: The number :math:`T` of steps of the chain.
-        times: The number of times in the plate, none for the whole chain.
-        variance: That of the model's steps, which leaves the guide as it is.
-
-    Raises:
-        ValueError: When called, if there are no data.
-
-    Example:
-        >>> from probgen.diffusion import VP, GaussianDenoiser
-        >>> from probgen.distributions import Diffusion
-        >>> prior = Diffusion(GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())).freeze()
-        >>> model = DiffusionModel(prior, steps=10, times=None, variance="law")
-        >>> x = torch.randn(5, 2)
-        >>> loss = pyro.infer.Trace_ELBO().loss(model, DiffusionGuide(prior, 10, None), x)
-        >>> exact = dist.Normal(0.0, 1.0).log_prob(x).sum()  # of standard normal data
-        >>> abs(loss + float(exact)) < 0.01
-        True
-    """
-
-    def forward(
-        self,
-        x: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        size: int | None = None,
-        prefix: str = "",
-    ) -> None:
-        if x is None:
-            raise ValueError("Expected data `x`, since the guide is a posterior given them.")
-        chain, infer = self.begin(context)
-        part: Any = self.distribution
-        y = part.standardized(x)
-        with self.plate(prefix, x, context, size):
-            z = pyro.sample(f"{prefix}z_{self.steps}", chain.noisy(self.steps, y), infer=infer)
-            if self.times is None:
-                for k in range(self.steps, 1, -1):
-                    z = pyro.sample(f"{prefix}z_{k - 1}", chain.back(k, z, y), infer=infer)
-                return
-            with self.plate_of_times(prefix) as k:
+        """State the sites `z_T` to `z_1` and that of the data, or some times in a plate `time`."""
+        z = pyro.sample(f"{prefix}z_{self.steps}", self.start(), infer=dict(infer))
+        if x is None or times is None:
+            for k in range(self.steps, 1, -1):
+                z = pyro.sample(f"{prefix}z_{k - 1}", self.reverse(k, z), infer=dict(infer))
+        else:
+            y = self.module.standardized(x)
+            with self.plate_of_times(prefix, times) as k:
                 k = k[:, None] + 2
-                z = pyro.sample(f"{prefix}z_t", chain.noisy(k, y), infer=infer)
-                pyro.sample(f"{prefix}z_s", chain.back(k, z, y), infer=infer)
-            pyro.sample(f"{prefix}z_1", chain.noisy(1, y), infer=infer)
+                z = pyro.sample(f"{prefix}z_t", self.noisy(k, y), infer=dict(infer))
+                pyro.sample(f"{prefix}z_s", self.reverse(k, z), infer=dict(infer))
+            z = pyro.sample(f"{prefix}z_1", self.noisy(1, y), infer=dict(infer))
+        return pyro.sample(name, self.datum(z), obs=x, infer=dict(infer))
+
+    def guide(
+        self, prefix: str, x: Tensor | None, times: int | None, infer: dict[str, Any]
+    ) -> None:
+        """State the same latent sites given data; there is nothing to learn."""
+        y = self.module.standardized(check_given(x))
+        last = self.noisy(self.steps, y)
+        z = pyro.sample(f"{prefix}z_{self.steps}", last, infer=dict(infer))
+        if times is None:
+            for k in range(self.steps, 1, -1):
+                z = pyro.sample(f"{prefix}z_{k - 1}", self.back(k, z, y), infer=dict(infer))
+            return
+        with self.plate_of_times(prefix, times) as k:
+            k = k[:, None] + 2
+            z = pyro.sample(f"{prefix}z_t", self.noisy(k, y), infer=dict(infer))
+            pyro.sample(f"{prefix}z_s", self.back(k, z, y), infer=dict(infer))
+        pyro.sample(f"{prefix}z_1", self.noisy(1, y), infer=dict(infer))
+
+    def plate_of_times(self, prefix: str, times: int) -> pyro.plate:
+        return pyro.plate(f"{prefix}time", self.steps - 1, subsample_size=times, dim=-2)

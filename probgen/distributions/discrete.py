@@ -19,21 +19,26 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..core import Density, LazyDistribution, is_wrapped
+from ..core import DataDependentNetwork, Density, LazyDistribution
 from ..core.checks import check_event, check_whole
+from ..core.contexts import expand_context, flatten
+from ..core.lazy import Traits
+from ..core.standardize import ContextStandardizer
 from ..diffusion import Corruption, Jumps
-from ..diffusion.discrete import along, draw
+from ..diffusion.discrete import along
+from ..diffusion.discrete import draw as draw_state
 from ..objectives import DiscreteDenoising, MaximumLikelihood
 from ..objectives.denoising import spread
+from .module_distribution import ModuleDistribution
 from .parametric import shape_of
-from .stated import ModuleDistribution, check_support
 
-__all__ = ["DiscreteDiffusion", "DiscreteDiffusionDistribution", "JumpDiffusion"]
+__all__ = ["DiscreteDiffusion", "JumpDiffusion"]
 
 
 class StateDiffusion(LazyDistribution):
@@ -43,11 +48,12 @@ class StateDiffusion(LazyDistribution):
         network: The denoiser.
         corruption: The corruption.
         features: The number of features, or the shape of a datum.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         times: The number of times that stand for all in `log_prob`.
     """
 
     density = Density.BOUND
+    traits = Traits("noisy data, of the same size", "a network pass for each step")
     like: Tensor
 
     def __init__(
@@ -55,7 +61,7 @@ class StateDiffusion(LazyDistribution):
         network: Callable[..., Tensor],
         corruption: Corruption,
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         times: int = 1,
     ) -> None:
         super().__init__()
@@ -63,11 +69,12 @@ class StateDiffusion(LazyDistribution):
             raise TypeError(
                 f"Expected a Corruption as `corruption`, got a {type(corruption).__name__}."
             )
-        check_whole(0, context=context)
         self.network, self.corruption = network, corruption
         self.check_times(times)
-        self.event_shape = torch.Size(shape_of(features))
+        self.event_shape = shape_of(features)
         self.context, self.times = context, times
+        if self.context_shape is not None:
+            self.context_standardizer = ContextStandardizer(self.context_shape)
         self.register_buffer("like", torch.zeros(1))  # of the dtype and on the device of results
 
     @abstractmethod
@@ -75,11 +82,11 @@ class StateDiffusion(LazyDistribution):
         """Raises a ValueError unless so many times can stand for all."""
 
     @abstractmethod
-    def estimate(self, x: Tensor, context: Tensor | None, u: Tensor, times: int) -> Tensor:
+    def estimate(self, x: Tensor, context: Any, u: Tensor, times: int) -> Tensor:
         """An estimate of the negative bound for each site, from numbers in [0, 1)."""
 
     @abstractmethod
-    def back(self, x: Tensor, context: Tensor | None, steps: int) -> Iterator[Tensor]:
+    def back(self, x: Tensor, context: Any, steps: int) -> Iterator[Tensor]:
         """Takes values back from the end in so many steps; yields them after each."""
 
     @property
@@ -87,11 +94,22 @@ class StateDiffusion(LazyDistribution):
         levels = constraints.integer_interval(0, self.corruption.classes - 1)
         return constraints.independent(levels, len(self.event_shape))
 
-    def forward(self, context: Tensor | None = None) -> DiscreteDiffusionDistribution:
+    def forward(self, context: Any = None) -> ModuleDistribution:
         self.check_context(context)
-        return DiscreteDiffusionDistribution(self, context)
+        return ModuleDistribution(self, context)
 
-    def denoise(self, noisy: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
+        check_event(x, self.event_shape)
+        if context is not None:
+            self.context_standardizer.fit(context, weights)
+        if isinstance(self.network, DataDependentNetwork):
+            self.network.initialize(x, weights)
+
+    def log_prob(self, x: Tensor, context: Any = None) -> Tensor:
+        """A random lower bound of the log probabilities, see :meth:`elbo`."""
+        return self.elbo(x, context, self.times)
+
+    def denoise(self, noisy: Tensor, t: Tensor, context: Any = None) -> Tensor:
         r"""The logits of :math:`p(x_0 \mid x_t)`.
 
         Arguments:
@@ -102,7 +120,10 @@ class StateDiffusion(LazyDistribution):
         Returns:
             Logits with shape :math:`(*, event, K)`.
         """
-        given = () if context is None else (context,)
+        given: tuple[Any, ...] = ()
+        if context is not None:
+            context = self.context_standardizer(context)
+            given = (flatten(context, self.context_shape),)  # type: ignore[arg-type]
         logits = self.network(noisy, t, *given)
         wanted = (*noisy.shape, self.corruption.classes)
         if logits.shape != wanted:
@@ -111,7 +132,7 @@ class StateDiffusion(LazyDistribution):
             )
         return logits
 
-    def elbo(self, x: Tensor, context: Tensor | None = None, times: int = 1) -> Tensor:
+    def elbo(self, x: Tensor, context: Any = None, times: int | None = None) -> Tensor:
         r"""An unbiased estimate of the evidence lower bound.
 
         The times are cut into as many stretches as there are `times`, and one of each is drawn,
@@ -120,11 +141,13 @@ class StateDiffusion(LazyDistribution):
         Arguments:
             x: The data, whole numbers with shape :math:`(*, event)`.
             context: The contexts, with shape :math:`(*, C)`.
-            times: The number of times that stand for all.
+            times: The number of times that stand for all, by default that of the module; with
+                all of them only the noisy values are random.
 
         Returns:
             Estimates with shape :math:`(*)`.
         """
+        times = self.times if times is None else times
         check_event(x, self.event_shape)
         self.check_context(context)
         self.check_times(times)
@@ -135,7 +158,7 @@ class StateDiffusion(LazyDistribution):
         return -(ends + self.estimate(x, context, u, times)).flatten(x.ndim - dims).sum(-1)
 
     def walk(
-        self, shape: Sequence[int], context: Tensor | None = None, steps: int | None = None
+        self, shape: Sequence[int], context: Any = None, steps: int | None = None
     ) -> Iterator[Tensor]:
         """Draws the end and takes the steps back; yields values after each, data the last.
 
@@ -146,12 +169,13 @@ class StateDiffusion(LazyDistribution):
         """
         corruption, shape = self.corruption, torch.Size(shape)
         ends = corruption.log_end(self.like)
-        x = draw(ends.expand(*shape, *self.event_shape, corruption.states))
+        x = draw_state(ends.expand(*shape, *self.event_shape, corruption.states))
         yield x
         yield from self.back(x, context, corruption.steps if steps is None else steps)
 
-    def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
-        """Draws with a batch shape, of contexts with that shape."""
+    def draw(self, shape: torch.Size, context: Any) -> Tensor:
+        """Draw values with a batch shape, of contexts that broadcast to it."""
+        context = expand_context(context, self.context_shape, shape)
         for x in self.walk(shape, context):
             last = x
         return last
@@ -174,7 +198,7 @@ class DiscreteDiffusion(StateDiffusion):
             :math:`(*, event, K)`.
         corruption: The corruption.
         features: The number of features, or the shape of a datum.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         times: The number of steps that stand for all in `log_prob`.
 
     Raises:
@@ -202,7 +226,7 @@ class DiscreteDiffusion(StateDiffusion):
                 f"Expected `times` of at most {self.corruption.steps}, all steps, got {times}."
             )
 
-    def estimate(self, x: Tensor, context: Tensor | None, u: Tensor, times: int) -> Tensor:
+    def estimate(self, x: Tensor, context: Any, u: Tensor, times: int) -> Tensor:
         steps, total = self.corruption.steps, torch.zeros_like(self.like)
         for low, high in pairwise([k * steps // times for k in range(times + 1)]):
             width = high - low
@@ -212,14 +236,14 @@ class DiscreteDiffusion(StateDiffusion):
             total = total + width * self.corruption.divergence(logits, x, noisy, t)
         return total
 
-    def back(self, x: Tensor, context: Tensor | None, steps: int) -> Iterator[Tensor]:
+    def back(self, x: Tensor, context: Any, steps: int) -> Iterator[Tensor]:
         corruption = self.corruption
         if steps != corruption.steps:
             raise ValueError(f"Expected `steps` of {corruption.steps}, all of them, got {steps}.")
         shape = x.shape[: x.ndim - len(self.event_shape)]
         for k in range(steps, 0, -1):
             t = torch.full((), k, device=x.device)  # one for all, so that its matrix is too
-            x = draw(corruption.reverse(self.denoise(x, t.expand(shape), context), x, t))
+            x = draw_state(corruption.reverse(self.denoise(x, t.expand(shape), context), x, t))
             yield x
 
 
@@ -246,7 +270,7 @@ class JumpDiffusion(StateDiffusion):
             :math:`(*, event, K)`.
         corruption: The corruption, one by jumps.
         features: The number of features, or the shape of a datum.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         times: The number of times that stand for all in `log_prob`.
         cut: The least time, a share of :math:`T`; 0 for the integral alone.
 
@@ -271,7 +295,7 @@ class JumpDiffusion(StateDiffusion):
         network: Callable[..., Tensor],
         corruption: Corruption,
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         times: int = 1,
         cut: float = 1e-3,
     ) -> None:
@@ -292,7 +316,7 @@ class JumpDiffusion(StateDiffusion):
     def check_times(self, times: int) -> None:
         check_whole(1, times=times)
 
-    def estimate(self, x: Tensor, context: Tensor | None, u: Tensor, times: int) -> Tensor:
+    def estimate(self, x: Tensor, context: Any, u: Tensor, times: int) -> Tensor:
         corruption, total, least = self.corruption, torch.zeros_like(self.like), self.cut**0.5
         for k in range(times):
             root = ((u + k) / times).clamp(max(least, 1e-6), 1 - 1e-6)
@@ -307,45 +331,11 @@ class JumpDiffusion(StateDiffusion):
             total = total + each / times
         return total
 
-    def back(self, x: Tensor, context: Tensor | None, steps: int) -> Iterator[Tensor]:
+    def back(self, x: Tensor, context: Any, steps: int) -> Iterator[Tensor]:
         check_whole(1, steps=steps)
         corruption, ends = self.corruption, self.corruption.steps
         shape = x.shape[: x.ndim - len(self.event_shape)]
         times = torch.linspace(ends, 0, steps + 1, dtype=self.like.dtype, device=x.device)
         for t, s in pairwise(times.unbind()):
-            x = draw(corruption.leap(self.denoise(x, t.expand(shape), context), x, s, t))
+            x = draw_state(corruption.leap(self.denoise(x, t.expand(shape), context), x, s, t))
             yield x
-
-
-class DiscreteDiffusionDistribution(ModuleDistribution):
-    """The distribution of data under a discrete diffusion; its `log_prob` is a random bound.
-
-    Arguments:
-        module: The diffusion.
-        context: The contexts, with shape :math:`(*, C)`, if it takes them.
-        batch_shape: The batch shape; by default that of the contexts.
-        validate_args: Whether to check arguments; by default as Pyro is set.
-    """
-
-    def elbo(self, value: Tensor, times: int | None = None) -> Tensor:
-        """An unbiased estimate of the bound, from so many steps, by default those of the module.
-
-        Arguments:
-            value: The data, whole numbers with shape :math:`(*, event)`.
-            times: The number of steps that stand for all; with all of them only the noisy values
-                are random.
-
-        Returns:
-            Estimates with shape :math:`(*)`; `-inf` out of the support.
-        """
-        wide, context = self.widened(value)
-        if self._validate_args and value.device.type != "meta" and not is_wrapped(value):
-            check_support(value, self.support)
-        inside = self.support.check(wide)
-        ones = [1] * len(self.event_shape)
-        x = torch.where(inside.reshape(*inside.shape, *ones), wide, 0)
-        bound = self.module.elbo(x, context, self.module.times if times is None else times)
-        return torch.where(inside, bound, -torch.inf)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.elbo(value)

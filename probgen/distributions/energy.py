@@ -21,16 +21,19 @@ from typing import Any, NamedTuple
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Distribution, biject_to, constraints
+from torch.distributions import Distribution, biject_to
 
-from ..core import Density, LazyDistribution
+from ..core import Density, LazyDistribution, Standardizer
 from ..core.checks import check_whole
-from ..mcmc import Annealed, Direct, Gibbs, Kernel, ParallelTempering, ais
+from ..core.contexts import batch_of, expand_context, flatten, flatten_batch, index
+from ..core.lazy import Traits
+from ..core.standardize import ContextStandardizer
+from ..mcmc import MALA, Annealed, Direct, Gibbs, Kernel, ParallelTempering, ais
 from ..objectives import ContrastiveDivergence
 from .energy_distribution import EnergyDistribution
-from .fence import readable
+from .fence import fenced
 from .parametric import shape_of
-from .ranges import is_real
+from .supports import is_real, readable
 
 __all__ = ["EnergyBased", "Partition"]
 
@@ -59,14 +62,22 @@ class Partition(NamedTuple):
     upper_ess: float
 
 
+def has_step(kernel: Any) -> bool:
+    """Whether a kernel has a step size."""
+    return dataclasses.is_dataclass(kernel) and "step_size" in {
+        f.name for f in dataclasses.fields(kernel)
+    }
+
+
 class EnergyBased(LazyDistribution):
     """A lazy distribution that is known up to its normaliser.
 
     Arguments:
         features: The number of features, or the shape of an event.
-        context: The number of features of the context.
+        context: The number of features of the context, or its shape.
         kernel: The kernel that draws; its step size is adapted in training and in draws.
         steps: The number of steps of a draw.
+        located: Whether there are a location and a scale, which data set.
 
     Attributes:
         chains: Where chains of persistent training stand, with shape :math:`(M, *)`; draws start
@@ -76,6 +87,8 @@ class EnergyBased(LazyDistribution):
         step_size: The kernel's step size, with shape :math:`(1)`.
     """
 
+    traits = Traits("none", "steps of a Markov chain")
+    standardize_contexts: bool = False  #: whether the network takes contexts of any scale
     chains: Tensor
     log_z: Tensor
     log_z_mark: Tensor
@@ -84,15 +97,19 @@ class EnergyBased(LazyDistribution):
     def __init__(
         self,
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         kernel: Kernel | None = None,
         steps: int = 100,
+        located: bool = False,
     ) -> None:
         super().__init__()
         self.event_shape = shape_of(features)
-        check_whole(0, context=context)
         check_whole(1, steps=steps)
-        self.context, self.steps, self.kernel = context, steps, kernel
+        self.context, self.steps = context, steps
+        self.kernel = MALA(0.1) if kernel is None and located else kernel
+        self.standardizer = Standardizer(self.event_shape) if located else None
+        if self.standardize_contexts and self.context_shape is not None:
+            self.context_standardizer = ContextStandardizer(self.context_shape)
         self._kept: Any = None
         if kernel is not None and not isinstance(kernel, Kernel):
             raise TypeError(f"Expected a `kernel` of pg.mcmc, got a {type(kernel).__name__}.")
@@ -104,8 +121,10 @@ class EnergyBased(LazyDistribution):
         self.register_buffer("chains", torch.empty(0, *self.event_shape))
         self.register_buffer("log_z", torch.empty(0, dtype=torch.double))
         self.register_buffer("log_z_mark", torch.empty(0, dtype=torch.long))
-        size = float(getattr(kernel, "step_size", 1.0))
-        self.register_buffer("step_size", torch.tensor([size]))
+        size: Any = 1.0
+        if has_step(self.kernel):
+            size = self.kernel.step_size  # type: ignore[union-attr]
+        self.register_buffer("step_size", torch.as_tensor(size).reshape(1).clone())
 
     @abstractmethod
     def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -124,11 +143,6 @@ class EnergyBased(LazyDistribution):
         """A normalised distribution from which chains start and annealing goes out."""
 
     @property
-    @abstractmethod
-    def support(self) -> constraints.Constraint:
-        """The support of one item."""
-
-    @property
     def tractable(self) -> bool:
         r"""Whether :math:`\log Z` is known exactly."""
         return False
@@ -142,7 +156,23 @@ class EnergyBased(LazyDistribution):
 
     def scale(self) -> Tensor | None:
         """The standard deviations of features, in units of which the kernel steps."""
-        return None
+        return None if self.standardizer is None else self.standardizer.scale
+
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
+        if self.standardizer is not None:
+            self.standardizer.fit(self.pull(x), weights)
+        if context is not None and self.context_standardizer is not None:
+            self.context_standardizer.fit(context, weights)
+        self.set_base(x, context, weights)
+
+    def network_context(self, context: Any) -> Any:
+        """Contexts as the network takes them: standardised vectors, or those of the user."""
+        if context is None or self.context_standardizer is None:
+            return context
+        return flatten(self.context_standardizer(context), self.context_shape)  # type: ignore[arg-type]
+
+    def set_base(self, x: Tensor, context: Any, weights: Tensor | None) -> None:
+        """Set the base from data."""
 
     def transition(self, beta: float = 1.0) -> Any:
         r"""The kernel that draws, or that of the path from the base at :math:`\beta`.
@@ -165,7 +195,7 @@ class EnergyBased(LazyDistribution):
     def objective(self) -> Callable[..., Tensor]:
         return ContrastiveDivergence()
 
-    def forward(self, context: Tensor | None = None) -> EnergyDistribution:
+    def forward(self, context: Any = None) -> EnergyDistribution:
         self.check_context(context)
         return EnergyDistribution(self, context)
 
@@ -300,15 +330,27 @@ class EnergyBased(LazyDistribution):
         self.keep(there.log_z, there.se)
         return Partition(there.log_z, there.se, there.ess, -back.log_z, back.se, back.ess)
 
-    def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
-        """Draws values, with shape :math:`(*shape, *event)`, by so many steps of the kernel."""
+    def unnormalized(self, x: Tensor, context: Any = None) -> Tensor:
+        """The log density up to a constant, without gradients that would be wrong."""
+        return self.log_density(x, context) if self.tractable else fenced(self, x, context)
+
+    def log_prob(self, x: Tensor, context: Any = None) -> Tensor:
+        """The log density, less the log of the partition function if it is known."""
+        f = self.unnormalized(x, context)
+        if self.tractable:
+            return f - self.normalizer().to(f.dtype)
+        return f - self.estimated().to(f.dtype) if len(self.log_z) else f
+
+    def draw(self, shape: torch.Size, context: Any) -> Tensor:
+        """Draw values, with shape :math:`(*shape, *event)`, by so many steps of the kernel."""
         n = math.prod(shape)
+        context = expand_context(context, self.context_shape, shape)
         if n == 0:
             return self.base(context).sample(shape if context is None else torch.Size())
         count = max(n, LEAST) if self.adapts(self.transition()) else n
         if context is not None:
-            flat = context.expand(*shape, self.context).reshape(n, self.context)
-            context = flat[torch.arange(count, device=flat.device) % n]
+            rows = torch.arange(count, device=self.log_z.device) % n
+            context = index(flatten_batch(context, self.context_shape, len(shape)), rows)
         x = self.initial(count, context)
         x, _ = self.run(x, context, self.steps, None, True)
         return x[:n].reshape(*shape, *self.event_shape)
@@ -325,7 +367,7 @@ class EnergyBased(LazyDistribution):
 
     @staticmethod
     def adapts(kernel: Kernel) -> bool:
-        return kernel.target is not None and hasattr(kernel, "step_size")
+        return kernel.target is not None and has_step(kernel)
 
     def advance(
         self,
@@ -356,8 +398,9 @@ class EnergyBased(LazyDistribution):
         with torch.no_grad():
             if isinstance(kernel, Direct):
                 return kernel.move(x, steps), kernel
-            if context is not None and context.ndim > 2:
-                context = context.flatten(0, -2)
+            if context is not None:
+                dims = len(batch_of(context, self.context_shape))
+                context = flatten_batch(context, self.context_shape, dims)
             target = self.target(context)
             state = kernel.init(self.pull(x), target)
             rates: list[Tensor] = []

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Density, LazyDistribution
-from .fence import fenced, readable
-from .ranges import interior, within
-from .stated import ModuleDistribution, check_support
+from ..core import LazyDistribution
+from .module_distribution import ModuleDistribution
 
 __all__ = ["EnergyDistribution"]
 
@@ -54,7 +52,7 @@ class EnergyDistribution(ModuleDistribution):
         validate_args: bool | None = None,
         **options: Any,
     ) -> None:
-        if hasattr(energy, "log_density"):
+        if isinstance(energy, LazyDistribution):
             module: Any = energy
             if options:
                 raise TypeError(f"Expected no more options for a module, got {sorted(options)}.")
@@ -70,22 +68,9 @@ class EnergyDistribution(ModuleDistribution):
 
     def unnormalized_log_prob(self, value: Tensor) -> Tensor:
         """The log density without the normaliser; minus infinity outside the support."""
-        wide, context = self.widened(value)
-        support = self.support
-        if support.is_discrete and self._validate_args and readable(value):
-            check_support(value, support)
-        exact = self.density is Density.EXACT
-        evaluate = self.module.log_density if exact else lambda x, c: fenced(self.module, x, c)
-        inner = None if support.is_discrete else interior(support)
-        inner_value, inside = within(wide, support, inner, len(self.event_shape))
-        log_prob = evaluate(inner_value, context)
+        x, context, inside = self.inside(value)
+        log_prob = self.module.unnormalized(x, context)
         return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        f = self.unnormalized_log_prob(value)
-        if self.module.tractable:
-            return f - self.module.normalizer().to(f.dtype)
-        return f - self.module.estimated().to(f.dtype) if len(self.module.log_z) else f
 
     def log_partition(self) -> Tensor:
         r""":math:`\log Z`, see :meth:`~probgen.distributions.EnergyBased.log_partition`."""

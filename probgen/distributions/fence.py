@@ -6,23 +6,15 @@ only its gradient in :math:`x` is that of the density.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..core import is_wrapped
+from ..core.contexts import map_context
 
-if TYPE_CHECKING:
-    from .energy import EnergyBased
-
-__all__ = ["fenced", "readable"]
-
-
-def readable(value: Tensor) -> bool:
-    """Whether a tensor has values that can be read now."""
-    return value.device.type != "meta" and not is_wrapped(value)
+__all__ = ["fenced"]
 
 
 class Fence(torch.autograd.Function):
@@ -62,21 +54,22 @@ FENCED_CONTEXT = (
 class Evaluation(nn.Module):
     """A module whose call is another's log density."""
 
-    def __init__(self, module: EnergyBased) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.module: Any = module
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Any) -> Tensor:
         return self.module.log_density(x, context)
 
 
-def fenced(module: EnergyBased, x: Tensor, context: Tensor | None) -> Tensor:
+def fenced(module: Any, x: Tensor, context: Any) -> Tensor:
     """The log density, through which no gradient reaches parameters or contexts."""
     if not torch.is_grad_enabled():
         return module.log_density(x, context)
     name = type(module).__name__
-    if context is not None and context.requires_grad:
-        (context,) = Fence.apply(FENCED_CONTEXT.format(name), context)
+    if context is not None:
+        words = FENCED_CONTEXT.format(name)
+        context = map_context(lambda c: Fence.apply(words, c)[0] if c.requires_grad else c, context)
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     if not trained:
         return module.log_density(x, context)

@@ -27,18 +27,23 @@ from ..core import (
     Density,
     LazyDistribution,
     LazyTransform,
+    Standardizer,
     as_lazy,
     as_lazy_transform,
     broadcast,
     call_and_ladj,
     detached,
+    initialize_part,
     inverse_and_ladj,
 )
 from ..core.bijector import Inverse
 from ..core.checks import check_event
+from ..core.contexts import spell
+from ..core.lazy import Traits
+from ..core.standardize import ContextStandardizer
 from ..objectives import MaximumLikelihood
-from ..transforms.linear import moments
-from .ranges import cuts_of, interior, is_real, sum_last, within
+from ..transforms import Standardize
+from .supports import cuts_of, interior, is_real, mask_outside, sum_last
 
 __all__ = ["Flow", "FlowDistribution"]
 
@@ -177,20 +182,20 @@ class FlowDistribution(TransformedDistribution):
         if value.numel() == 0:
             empty = sum_last(value, self.event_dim)
             return empty.expand(torch.broadcast_shapes(empty.shape, self.batch_shape))
-        y, inside = within(value, self.support, self._inner[0], self.event_dim)
+        y, inside = mask_outside(value, self.support, self._inner[0], self.event_dim)
         log_det: Tensor | float = 0.0
         event_dim = self.event_dim
         insides = [inside]
         for t, cut in zip(reversed(self.transforms), reversed(self._cuts)):
             if cut is not None:
                 support, inner = cut
-                y, inside = within(y, support, inner, event_dim)
+                y, inside = mask_outside(y, support, inner, event_dim)
                 insides.append(inside)
             y, ladj = inverse_and_ladj(t, y)
             event_dim += t.domain.event_dim - t.codomain.event_dim
             log_det = log_det + sum_last(ladj, event_dim - t.domain.event_dim)
         base = self.base_dist
-        y, inside = within(y, base.support, self._inner[1], len(base.event_shape))
+        y, inside = mask_outside(y, base.support, self._inner[1], len(base.event_shape))
         log_prob = base.log_prob(y) - log_det
         for ok in (*insides, inside):
             log_prob = log_prob if ok is None else torch.where(ok, log_prob, -torch.inf)
@@ -289,8 +294,8 @@ def unchecked(distribution: TorchDistribution) -> TorchDistribution:
 class Flow(LazyDistribution):
     """A normalising flow: lazy transforms of a lazy base.
 
-    Contexts may be on any scale: :func:`probgen.fit`, or `start`, sets the mean and the standard
-    deviation by which they are standardised before they reach the parts.
+    Contexts may be on any scale: :func:`probgen.fit`, or `initialize`, sets the location and scale
+    by which they are standardised before they reach the parts.
 
     Arguments:
         transforms: The transforms from the base to the data, lazy or not.
@@ -310,8 +315,7 @@ class Flow(LazyDistribution):
         torch.Size([10, 5, 3])
     """
 
-    context_shift: Tensor
-    context_scale: Tensor
+    traits = Traits("as large as the data", "one pass", True)
 
     def __init__(
         self,
@@ -326,55 +330,50 @@ class Flow(LazyDistribution):
             parts, start = [*start.transforms, *parts], start.base
         self.transforms: Any = nn.ModuleList(parts)
         self.base: LazyDistribution = start
-        sizes = {part.context for part in (start, *parts)} - {0}
-        if len(sizes) > 1:
-            raise ValueError(f"Expected parts with one size of context, got {sorted(sizes)}.")
-        self.context = sizes.pop() if sizes else 0
-        if self.context:
-            inner = isinstance(first, Flow) and bool(first.context)
-            zeros, ones = torch.zeros(self.context), torch.ones(self.context)
-            self.register_buffer("context_shift", first.context_shift if inner else zeros)
-            self.register_buffer("context_scale", first.context_scale if inner else ones)
+        shapes = [part.context_shape for part in (start, *parts) if part.context_shape is not None]
+        if any(shape != shapes[0] for shape in shapes):
+            found = sorted({spell(shape) for shape in shapes})
+            raise ValueError(f"Expected parts with one shape of context, got {', '.join(found)}.")
+        if shapes:
+            self.context_shape = shapes[0]
+            inner = isinstance(first, Flow) and first.context_shape is not None
+            self.context_standardizer = (
+                first.context_standardizer if inner else ContextStandardizer(shapes[0])
+            )
 
     @property
     def density(self) -> Density:
-        kinds = (getattr(t, "density", Density.EXACT) for t in self.transforms)
-        return Density.weakest(self.base.density, *kinds)
+        return Density.weakest(self.base.density, *(t.density for t in self.transforms))
 
     @property
     def objective(self) -> Callable[..., Tensor]:
         return MaximumLikelihood()
 
-    def forward(self, context: Tensor | None = None) -> FlowDistribution:
+    def forward(self, context: Any = None) -> FlowDistribution:
         self.check_context(context)
         if context is not None:
-            context = (context - self.context_shift) / self.context_scale
+            context = self.context_standardizer(context)
         return FlowDistribution(
-            self.base(context if self.base.context else None),
-            [t(context if t.context else None) for t in self.transforms],
+            self.base(context if self.base.context_shape is not None else None),
+            [t(context if t.context_shape is not None else None) for t in self.transforms],
             self.parameters,
             self.density,
         )
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        with torch.no_grad():
-            event = tuple(self(context).event_shape)
-            if x.ndim <= len(event) or tuple(x.shape[-len(event) :]) != event:
-                wanted = ", ".join(["N", *map(str, event)])
-                raise ValueError(f"Expected `x` with shape ({wanted}), got {tuple(x.shape)}.")
-            if self.context and context is not None:
-                shift, scale = moments(context)
-                self.context_shift.copy_(shift)
-                self.context_scale.copy_(scale)
-                context = (context - shift) / scale
-            for t in reversed(self.transforms):
-                given = context if t.context else None
-                t.start(x, given)
-                x = t(given).inv(x)
-            self.base.start(x, context if self.base.context else None)
+    def data_standardizer(self) -> Standardizer | None:
+        last = self.transforms[-1] if len(self.transforms) else None
+        return last.standardizer if isinstance(last, Standardize) else None
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("context_shift", "context_scale"):  # which the first checkpoints have not
-            if self.context:
-                state_dict.setdefault(prefix + name, getattr(self, name))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
+        event = tuple(self(context).event_shape)
+        if x.ndim <= len(event) or tuple(x.shape[-len(event) :]) != event:
+            wanted = ", ".join(["N", *map(str, event)])
+            raise ValueError(f"Expected `x` with shape ({wanted}), got {tuple(x.shape)}.")
+        if context is not None:
+            self.context_standardizer.fit(context, weights)
+            context = self.context_standardizer(context)
+        for t in reversed(self.transforms):
+            given = context if t.context_shape is not None else None
+            t.initialize(x, given, weights)
+            x = t(given).inv(x)
+        initialize_part(self.base, x, context, weights)

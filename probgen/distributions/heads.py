@@ -16,10 +16,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.nn.functional import logsigmoid, one_hot, softplus
+from torch.nn.functional import logsigmoid, softplus
 
 from ..core.checks import check_event, check_whole
-from .parametric import LIMIT, Located, Parametric
+from .parametric import LIMIT, Parametric, shape_of, weighted_mean
 
 __all__ = [
     "Bernoulli",
@@ -39,26 +39,27 @@ class Head(Parametric):
     """A parametric distribution whose first parameters start from the data's means."""
 
     starts: ClassVar[Sequence[float]] = (0.0,)
-    started: Tensor
+    open_interval: ClassVar[bool] = False  # whether data must lie inside (0, 1)
 
     def __init__(
         self,
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
         activation: str = "relu",
         network: nn.Module | None = None,
     ) -> None:
         super().__init__(features, self.starts, context, hidden_features, activation, network)
-        self.register_buffer("started", torch.tensor(False))
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        if bool(self.started):  # training may have moved the parameters since
-            return
-        self.started.fill_(True)
-        mean = x.reshape(-1, *self.shape).to(self.phi.dtype).mean(0)
-        with torch.no_grad():
-            self.phi[: mean.numel()] = self.link(mean).flatten()
+    def set_parameters(self, x: Tensor, weights: Tensor | None) -> None:
+        if self.open_interval and bool(((x <= 0) | (x >= 1)).any()):
+            raise ValueError(
+                f"Expected data inside (0, 1) for {type(self).__name__}, whose density has no "
+                f"bound at the ends, got values in [{float(x.min()):g}, {float(x.max()):g}]. Take "
+                f"ContinuousBernoulli."
+            )
+        mean = weighted_mean(x.to(self.phi.dtype), weights)
+        self.phi[: mean.numel()] = self.link(mean).flatten()
 
     def link(self, mean: Tensor) -> Tensor:
         """The parameter of a mean: its logit."""
@@ -70,7 +71,7 @@ class Bernoulli(Head):
 
     Arguments:
         features: The number of features :math:`D`, or the shape of an event.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each hidden layer of the context's network.
         activation: The name of its activation function.
         network: Another network instead, which maps contexts with shape :math:`(*, C)` to the
@@ -115,7 +116,7 @@ class ContinuousBernoulli(Head):
 
     Arguments:
         features: The number of features :math:`D`, or the shape of an event.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each hidden layer of the context's network.
         activation: The name of its activation function.
         network: Another network instead, which maps contexts with shape :math:`(*, C)` to the
@@ -136,7 +137,7 @@ class Beta(Head):
 
     Arguments:
         features: The number of features :math:`D`, or the shape of an event.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each hidden layer of the context's network.
         activation: The name of its activation function.
         network: Another network instead, which maps contexts with shape :math:`(*, C)` to the
@@ -148,14 +149,7 @@ class Beta(Head):
     """
 
     starts: ClassVar[Sequence[float]] = (0.0, math.log(2.0))
-
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        if bool(((x <= 0) | (x >= 1)).any()):
-            raise ValueError(
-                f"Expected data inside (0, 1) for Beta, whose density has no bound at the ends, "
-                f"got values in [{float(x.min()):g}, {float(x.max()):g}]. Take ContinuousBernoulli."
-            )
-        super().start(x, context)
+    open_interval: ClassVar[bool] = True
 
     def build(self, phi: Tensor) -> TorchDistribution:
         logits, log_total = self.split(phi)
@@ -169,7 +163,7 @@ class Poisson(Head):
 
     Arguments:
         features: The number of features :math:`D`, or the shape of an event.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each hidden layer of the context's network.
         activation: The name of its activation function.
         network: Another network instead, which maps contexts with shape :math:`(*, C)` to the
@@ -194,7 +188,7 @@ class Categorical(Parametric):
     Arguments:
         features: The number of features :math:`D`, or the shape of an event.
         classes: The number of classes :math:`K` of each.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each hidden layer of the context's network.
         activation: The name of its activation function.
         network: Another network instead, which maps contexts with shape :math:`(*, C)` to the
@@ -205,13 +199,11 @@ class Categorical(Parametric):
         torch.Size([5, 3])
     """
 
-    started: Tensor
-
     def __init__(
         self,
         features: int | Sequence[int],
         classes: int,
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
         activation: str = "relu",
         network: nn.Module | None = None,
@@ -219,29 +211,27 @@ class Categorical(Parametric):
         check_whole(2, classes=classes)
         starts = (0.0,) * classes
         super().__init__(features, starts, context, hidden_features, activation, network)
-        self.register_buffer("started", torch.tensor(False))
+        self.classes = classes
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        if bool(self.started):
-            return
-        self.started.fill_(True)
-        share = one_hot(x.reshape(-1, *self.shape).long(), self.rows).to(self.phi.dtype).mean(0)
-        with torch.no_grad():
-            self.phi.copy_(share.clamp_min(MARGIN).log().movedim(-1, 0).flatten())
+    def set_parameters(self, x: Tensor, weights: Tensor | None) -> None:
+        fractions = [
+            weighted_mean((x == k).to(self.phi.dtype), weights) for k in range(self.classes)
+        ]
+        self.phi.copy_(torch.stack(fractions).clamp_min(MARGIN).log().flatten())
 
     def build(self, phi: Tensor) -> TorchDistribution:
         logits = torch.stack(self.split(phi), -1)
         return dist.Categorical(logits=logits).to_event(len(self.shape))
 
 
-class StudentT(Located):
+class StudentT(Parametric):
     r"""Independent features with heavy tails, :math:`x = m + e^s t_\nu`.
 
     The degrees of freedom :math:`\nu > 1` of each feature are learned, without the context.
 
     Arguments:
         features: The number of features :math:`D`, or the shape of an event.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each hidden layer of the context's network.
         activation: The name of its activation function.
         network: Another network instead, which maps contexts with shape :math:`(*, C)` to the
@@ -255,20 +245,30 @@ class StudentT(Located):
     def __init__(
         self,
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
         activation: str = "relu",
         network: nn.Module | None = None,
     ) -> None:
-        starts, shape = (0.0, 0.0, math.log(9.0)), features
-        size = math.prod(shape) if isinstance(shape, Sequence) else shape
-        super().__init__(features, starts, context, hidden_features, activation, network, free=size)
+        starts, shape = (0.0, 0.0, math.log(9.0)), shape_of(features)
+        super().__init__(
+            features,
+            starts,
+            context,
+            hidden_features,
+            activation,
+            network,
+            free=math.prod(shape),
+            per="shared" if len(shape) > 1 else "feature",
+        )
 
     def build(self, phi: Tensor) -> TorchDistribution:
         m, s, f = self.split(phi)
-        scale = self.scale * s.clamp(-LIMIT, LIMIT).exp()
+        unit: Any = self.standardizer
+        scale = unit.scale * s.clamp(-LIMIT, LIMIT).exp()
         nu = 1 + f.clamp(-LIMIT, LIMIT).exp()
-        return dist.StudentT(nu, self.shift + self.scale * m, scale).to_event(len(self.shape))
+        mean = torch.addcmul(unit.shift, unit.scale, m)
+        return dist.StudentT(nu, mean, scale).to_event(len(self.shape))
 
 
 class DiscretizedLogistic(Parametric):
@@ -281,7 +281,7 @@ class DiscretizedLogistic(Parametric):
         features: The number of features :math:`D`, or the shape of an event.
         levels: The number of levels :math:`L`.
         components: The number of logistic laws :math:`M` of each mixture.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each hidden layer of the context's network.
         activation: The name of its activation function.
         network: Another network instead, which maps contexts with shape :math:`(*, C)` to logits of
@@ -298,7 +298,7 @@ class DiscretizedLogistic(Parametric):
         features: int | Sequence[int],
         levels: int,
         components: int = 1,
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
         activation: str = "relu",
         network: nn.Module | None = None,
@@ -308,7 +308,7 @@ class DiscretizedLogistic(Parametric):
         places = [2 * (k + 0.5) / components - 1 for k in range(components)]
         starts = [0.0] * components + places + [-1.0 - math.log(components)] * components
         super().__init__(features, starts, context, hidden_features, activation, network)
-        self.levels = levels
+        self.levels, self.components = levels, components
 
     def build(self, phi: Tensor) -> TorchDistribution:
         logits, locations, log_scales = torch.stack(self.split(phi), -1).chunk(3, -1)

@@ -14,7 +14,6 @@ the way down, so one pass draws all latents.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,14 +25,13 @@ from torch.distributions import constraints
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from ..core import LazyDistribution
+from ..core import LazyDistribution, Standardizer, initialize_part
 from ..core.checks import check_event, check_whole
-from ..objectives import Weights
-from ..transforms.linear import moments
+from ..objectives import ELBO, Weights
 from .latent import divergence
-from .latent_variable import LatentVariable
-from .ranges import is_real
+from .latent_variable import LatentVariable, check_given
 from .rungs import Merge, Moments, Rung
+from .supports import is_real
 
 __all__ = ["Hierarchy"]
 
@@ -46,8 +44,8 @@ Choice = Callable[[int, Any, Any], Tensor]  # the latents of a layer, given prio
 class Hierarchy(LatentVariable):
     r"""A latent-variable model with layers of normal latents.
 
-    Log scales are kept within 5, by a hyperbolic tangent. :func:`probgen.fit`, or `start`, sets
-    the moments by which data are standardised, as :class:`Latent` does, and, the first time, the
+    Log scales are kept within 5, by a hyperbolic tangent. :func:`probgen.fit`, or `initialize`,
+    sets the location and scale by which data are standardised, as :class:`Latent` does, and the
     starting values of the layers.
 
     Objectives see the divergence of each layer, exact given the draws above it, so free bits count
@@ -78,10 +76,7 @@ class Hierarchy(LatentVariable):
         ([(4, 3), (4, 2)], torch.Size([4]))
     """
 
-    x_shift: Tensor
-    x_scale: Tensor
     unit: Tensor
-    started: Tensor
 
     def __init__(
         self,
@@ -109,18 +104,15 @@ class Hierarchy(LatentVariable):
         self.rank = len(self.latent_shapes[-1])
         like = next(likelihood.parameters(), torch.zeros(()))
         with torch.no_grad():
-            self.event_shape = tuple(likelihood(like.new_zeros(likelihood.context)).event_shape)
-        size = math.prod(self.event_shape)
-        self.register_buffer("x_shift", torch.zeros(size))
-        self.register_buffer("x_scale", torch.ones(size))
+            self.event_shape = likelihood(like.new_zeros(likelihood.context)).event_shape
+        self.standardizer = Standardizer(self.event_shape)
         self.register_buffer("unit", torch.zeros(self.latent_shapes[-1]))
-        self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
         self.fit_parts()
 
     def fit_parts(self) -> None:
         """Checks that the parts fit."""
         with torch.no_grad():
-            features = self.rise(self.x_shift.new_zeros(1, *self.event_shape))
+            features = self.rise(self.unit.new_zeros(1, *self.event_shape))
             h: Any = None
             for i, (rung, d) in reversed(list(enumerate(zip(self.rungs, features)))):
                 shape = self.latent_shapes[i]
@@ -143,21 +135,20 @@ class Hierarchy(LatentVariable):
 
     @property
     def support(self) -> constraints.Constraint:
-        with torch.no_grad():
-            return self.likelihood(self.x_shift.new_zeros(self.likelihood.context)).support
+        return self.likelihood.support
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+    @property
+    def objective(self) -> Callable[..., Tensor]:
+        return ELBO()
+
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
         check_event(x, self.event_shape)
-        with torch.no_grad():
-            shift, scale = moments(x.reshape(-1, len(self.x_shift)).to(self.x_shift.dtype))
-            if not is_real(self.support):
-                scale = scale.square().mean().sqrt().expand_as(scale)
-            self.x_shift.copy_(shift)
-            self.x_scale.copy_(scale)
-            self.likelihood.start(x)
-            if not self.started:
-                self.start_rungs(x[:: 1 + len(x) // STARTING])
-                self.started.fill_(True)
+        vector = is_real(self.support) and len(self.event_shape) == 1
+        self.standardizer.fit(x, weights, per="feature" if vector else "shared")
+        initialize_part(self.likelihood, x, None, weights)
+        if weights is not None:
+            x = x[weights > 0]
+        self.start_rungs(x[:: 1 + len(x) // STARTING])
 
     def start_rungs(self, x: Tensor) -> None:
         """Sets the starting values of layers, on the way up and on the way down, once."""
@@ -200,8 +191,7 @@ class Hierarchy(LatentVariable):
 
     def standard(self, x: Tensor) -> Tensor:
         """Data standardised, with shape :math:`(B, event)`."""
-        flat = x.reshape(-1, len(self.x_shift)).to(self.x_shift.dtype)
-        return ((flat - self.x_shift) / self.x_scale).reshape(-1, *self.event_shape)
+        return self.standardizer(x.reshape(-1, *self.event_shape).to(self.unit.dtype))
 
     def laws(self, i: int, h: Tensor | None, d: Tensor | None) -> tuple[Any, Any]:
         """The prior of a layer and, given features, its posterior."""
@@ -298,19 +288,14 @@ class Hierarchy(LatentVariable):
         kls = torch.stack(known[::-1], -1) if analytic and not held and not stopped else None
         return Weights(fitted, sum(log_p), sum(log_q), kls, None, tuple(latents[::-1]))
 
-    def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
+    def draw(self, shape: torch.Size, context: Tensor | None) -> Tensor:
         def choose(i: int, p: Any, q: Any) -> Tensor:
             return p.sample(shape if i == len(self.rungs) - 1 else torch.Size())
 
         return self.walk(None, choose).sample()
 
-    def state(
-        self,
-        prefix: str,
-        name: str,
-        context: Tensor | None,
-        obs: Tensor | None,
-        infer: dict[str, Any],
+    def pyro_model(
+        self, prefix: str, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
     ) -> Tensor:
         self.check_context(context)
 
@@ -319,9 +304,10 @@ class Hierarchy(LatentVariable):
 
         return pyro.sample(name, self.walk(None, choose), obs=obs, infer=dict(infer))
 
-    def explain(
-        self, prefix: str, x: Tensor, context: Tensor | None, infer: dict[str, Any]
+    def pyro_guide(
+        self, prefix: str, x: Tensor | None, context: Any, infer: dict[str, Any]
     ) -> None:
+        x = check_given(x)
         self.check_context(context)
 
         def choose(i: int, p: Any, q: Any) -> Tensor:

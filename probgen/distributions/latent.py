@@ -11,6 +11,7 @@ Each part is a lazy distribution, so a flow as prior or posterior is an argument
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -20,15 +21,24 @@ from pyro.distributions.util import detach
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, constraints
 
-from ..core import Density, LazyDistribution, Recorded, as_lazy, broadcast
+from ..core import (
+    Density,
+    LazyDistribution,
+    Recorded,
+    Standardizer,
+    as_lazy,
+    broadcast,
+    initialize_part,
+)
 from ..core.checks import check_event, check_whole
+from ..core.contexts import flatten, size_of, spell, unflatten, zeros
+from ..core.standardize import ContextStandardizer, Per
 from ..networks.dense import along_last, start_apart
-from ..objectives import Weights
-from ..transforms.linear import moments
-from .latent_variable import LatentVariable
+from ..objectives import ELBO, Weights
+from .latent_variable import LatentVariable, check_given
 from .parametric import UnitNormal
 from .pushforward import Pushforward
-from .ranges import is_real
+from .supports import is_real
 from .vamp_prior import VampPrior
 
 __all__ = ["Latent"]
@@ -40,9 +50,9 @@ class Latent(LatentVariable):
     With a context :math:`c` it is a conditional one: :math:`p(x \mid z, c)` and
     :math:`q(z \mid x, c)`, and :math:`p(z \mid c)` if the prior takes it.
 
-    :func:`probgen.fit`, or `start`, sets the moments by which data and contexts are standardised
-    before they reach the posterior's network, per feature, or all alike where the likelihood is
-    discrete or bounded.
+    :func:`probgen.fit`, or `initialize`, sets the location and scale by which data and contexts
+    are standardised before they reach the posterior's network: of each feature, or one scale for
+    all where the likelihood is discrete or bounded, or data are images.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
@@ -56,7 +66,7 @@ class Latent(LatentVariable):
             with what `encoder` makes of it.
         encoder: A network from data and context, with shape :math:`(*, n)`, to the context of the
             posterior. The output layer of one of :mod:`probgen.networks` starts at random.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         samples: The number of draws :math:`K` of the bound that `log_prob` is.
 
     Raises:
@@ -73,22 +83,16 @@ class Latent(LatentVariable):
         (torch.Size([3, 5]), torch.Size([3]))
     """
 
-    x_shift: Tensor
-    x_scale: Tensor
-    context_shift: Tensor
-    context_scale: Tensor
-
     def __init__(
         self,
         prior: LazyDistribution | TorchDistribution,
         likelihood: LazyDistribution,
         posterior: LazyDistribution,
         encoder: nn.Module | None = None,
-        context: int = 0,
+        context: Any = 0,
         samples: int = 1,
     ) -> None:
         super().__init__()
-        check_whole(0, context=context)
         check_whole(1, samples=samples)
         for name, part in (("likelihood", likelihood), ("posterior", posterior)):
             if not isinstance(part, LazyDistribution):
@@ -99,21 +103,19 @@ class Latent(LatentVariable):
         self.encoder, self.context, self.samples = encoder, context, samples
         start_apart(encoder)
         self.latent_shape, self.event_shape = self.fit_parts()
-        size = math.prod(self.event_shape)
-        self.register_buffer("x_shift", torch.zeros(size))
-        self.register_buffer("x_scale", torch.ones(size))
-        if context:
-            self.register_buffer("context_shift", torch.zeros(context))
-            self.register_buffer("context_scale", torch.ones(context))
+        self.standardizer = Standardizer(self.event_shape)
+        if self.context_shape is not None:
+            self.context_standardizer = ContextStandardizer(self.context_shape)
 
-    def fit_parts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def fit_parts(self) -> tuple[tuple[int, ...], torch.Size]:
         """Checks that the parts fit, and gives the shapes of the latents and of the data."""
         like = next(self.likelihood.parameters(), torch.zeros(()))
-        given = like.new_zeros(self.context) if self.context else None
-        if self.prior.context not in (0, self.context):
+        count = size_of(self.context_shape)
+        given = zeros(self.context_shape, like)
+        if self.prior.context_shape not in (None, self.context_shape):
             raise ValueError(
-                f"Expected a prior without context, or with {self.context} features, got "
-                f"{self.prior.context}."
+                f"Expected a prior without context, or with context={spell(self.context_shape)}, "
+                f"got {spell(self.prior.context_shape)}."
             )
         for name, part, allowed in (
             ("prior", self.prior, (Density.EXACT, Density.ODE)),
@@ -127,16 +129,16 @@ class Latent(LatentVariable):
                     f"whose density is {part.density.value}: the bound would not hold."
                 )
         with torch.no_grad():
-            p = self.prior(given if self.prior.context else None)
+            p = self.prior(given if self.prior.context_shape is not None else None)
             latent = math.prod(p.event_shape)
-            if self.likelihood.context != latent + self.context:
+            if self.likelihood.context != latent + count:
                 raise ValueError(
-                    f"Expected a likelihood with context={latent + self.context}, for {latent} "
-                    f"latents of the prior and {self.context} features of the context, got "
+                    f"Expected a likelihood with context={latent + count}, for {latent} "
+                    f"latents of the prior and {count} features of the context, got "
                     f"context={self.likelihood.context}."
                 )
-            data = self.likelihood(like.new_zeros(latent + self.context))
-            size = math.prod(data.event_shape) + self.context
+            data = self.likelihood(like.new_zeros(latent + count))
+            size = math.prod(data.event_shape) + count
             if self.encoder is None and self.posterior.context != size:
                 raise ValueError(
                     f"Expected a posterior with context={size}, for the features of the data and "
@@ -162,64 +164,68 @@ class Latent(LatentVariable):
             raise ValueError(
                 f"Expected a posterior with the prior's support, {p.support}, got {q.support}."
             )
-        return tuple(p.event_shape), tuple(data.event_shape)
+        return tuple(p.event_shape), data.event_shape
+
+    @property
+    def objective(self) -> Callable[..., Tensor]:
+        return ELBO()
 
     @property
     def support(self) -> constraints.Constraint:
-        like = self.x_shift
-        with torch.no_grad():
-            return self.likelihood(like.new_zeros(self.likelihood.context)).support
+        return self.likelihood.support
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
         check_event(x, self.event_shape)
-        flat = x.reshape(-1, len(self.x_shift)).to(self.x_shift.dtype)
-        with torch.no_grad():
-            shift, scale = moments(flat)
-            if not is_real(self.support):
-                scale = scale.square().mean().sqrt().expand_as(scale)
-            self.x_shift.copy_(shift)
-            self.x_scale.copy_(scale)
-            if self.context and context is not None:
-                shift, scale = moments(context)
-                self.context_shift.copy_(shift)
-                self.context_scale.copy_(scale)
-            if any(p.requires_grad for p in self.likelihood.parameters()):
-                self.likelihood.start(x)  # one that is frozen stays as it is
-            if isinstance(self.prior, VampPrior):
-                self.prior.start(self.code(x, self.standard(context)))
+        self.standardizer.fit(x, weights, per=self.per)
+        if context is not None:
+            self.context_standardizer.fit(context, weights)
+        if trainable(self.likelihood) and not self.likelihood.initialized:
+            self.likelihood.initialize(x, None, weights)
+        if isinstance(self.prior, VampPrior):
+            initialize_part(self.prior, self.code(x, self.standard(context)), None, weights)
 
-    def standard(self, context: Tensor | None) -> Tensor | None:
-        """The context, standardised."""
+    @property
+    def per(self) -> Per:
+        """What of the data has a scale of its own."""
+        return "feature" if is_real(self.support) and len(self.event_shape) == 1 else "shared"
+
+    def standard(self, context: Any) -> Any:
+        """The context, checked and standardised."""
         self.check_context(context)
-        return None if context is None else (context - self.context_shift) / self.context_scale
+        return None if context is None else self.context_standardizer(context)
 
-    def code(self, x: Tensor, given: Tensor | None) -> Tensor:
-        """What the posterior or its encoder reads."""
-        flat = x.flatten(x.ndim - len(self.event_shape)) if len(self.event_shape) != 1 else x
-        flat = (flat.to(self.x_shift.dtype) - self.x_shift) * self.x_scale.reciprocal()
+    def flat(self, given: Any) -> Tensor | None:
+        """A standardised context as vectors."""
+        return None if given is None else flatten(given, self.context_shape)  # type: ignore[arg-type]
+
+    def code(self, x: Tensor, given: Any) -> Tensor:
+        """What the posterior or its encoder reads, of data and a standardised context."""
+        dims, given = len(self.event_shape), self.flat(given)
+        flat = self.standardizer(x.to(self.standardizer.shift.dtype))
+        flat = flat.flatten(flat.ndim - dims) if dims != 1 else flat
         if given is None:
             return flat
         shape = broadcast(flat.shape[:-1], given.shape[:-1])
         return torch.cat([flat.expand(*shape, -1), given.expand(*shape, -1)], -1)
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> Any:
+    def encode(self, x: Tensor, context: Any = None) -> Any:
         r"""The posterior :math:`q(z \mid x)` of data with shape :math:`(*, event)`."""
         check_event(x, self.event_shape)
         code = self.code(x, self.standard(context))
         return self.posterior(code if self.encoder is None else along_last(self.encoder, code))
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> Any:
+    def decode(self, z: Tensor, context: Any = None) -> Any:
         r"""The likelihood :math:`p(x \mid z)` of latents with shape :math:`(*, latent)`."""
         check_event(z, self.latent_shape)
         flat = z.flatten(z.ndim - len(self.latent_shape)) if len(self.latent_shape) != 1 else z
-        flat = flat.to(self.x_shift.dtype)
-        given = self.standard(context)
+        flat = flat.to(self.standardizer.shift.dtype)
+        given = self.flat(self.standard(context))
         if given is not None:
             shape = torch.broadcast_shapes(flat.shape[:-1], given.shape[:-1])
             flat = torch.cat([flat.expand(*shape, -1), given.expand(*shape, -1)], -1)
         return self.likelihood(flat)
 
-    def reconstruct(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def reconstruct(self, x: Tensor, context: Any = None) -> Tensor:
         """The mean of the likelihood at the mean of the posterior (at a draw, if it has none)."""
         q = self.encode(x, context)
         try:
@@ -228,13 +234,14 @@ class Latent(LatentVariable):
             z = q.sample()
         return self.decode(z, context).mean
 
-    def prior_of(self, context: Tensor | None) -> Any:
-        return self.prior(self.standard(context) if self.prior.context else None)
+    def prior_of(self, context: Any) -> Any:
+        """The prior given a context."""
+        return self.prior(self.standard(context) if self.prior.context_shape is not None else None)
 
     def weigh(
         self,
         x: Tensor,
-        context: Tensor | None = None,
+        context: Any = None,
         samples: int = 1,
         *,
         analytic: bool = False,
@@ -254,37 +261,27 @@ class Latent(LatentVariable):
         score = None if q.has_rsample or held else log_q
         return Weights(fitted, p.log_prob(z), log_q, None, score, (z,))
 
-    def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
-        p = self.prior_of(context)
-        z = (
-            p.expand(shape).sample()
-            if context is not None and self.prior.context
-            else p.sample(shape)
-        )
-        return self.decode(z, context).sample()
+    def draw(self, shape: torch.Size, context: Any) -> Tensor:
+        return self.decode(self.prior_of(context).expand(shape).sample(), context).sample()
 
-    def state(
-        self,
-        prefix: str,
-        name: str,
-        context: Tensor | None,
-        obs: Tensor | None,
-        infer: dict[str, Any],
+    def pyro_model(
+        self, prefix: str, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
     ) -> Tensor:
         z = pyro.sample(f"{prefix}z", self.prior_of(context), infer=dict(infer))
         return pyro.sample(name, self.decode(z, context), obs=obs, infer=dict(infer))
 
-    def explain(
-        self, prefix: str, x: Tensor, context: Tensor | None, infer: dict[str, Any]
+    def pyro_guide(
+        self, prefix: str, x: Tensor | None, context: Any, infer: dict[str, Any]
     ) -> Tensor:
+        x = check_given(x)
         return pyro.sample(f"{prefix}z", self.encode(x, context), infer=dict(infer))
 
     @property
     def pushforward(self) -> Pushforward:
         """The decoder's mean as a deterministic map of the prior, which shares the parameters."""
-        if self.prior.context:
+        if self.prior.context_shape is not None:
             raise ValueError(
-                f"Expected a prior without context, got one of {self.prior.context} features."
+                f"Expected a prior without context, got one with context={self.prior.context}."
             )
         return Pushforward(self.prior, Mean(self), self.context)
 
@@ -302,10 +299,16 @@ class Mean(Recorded):
 
     def forward(self, z: Tensor) -> Tensor:
         flat, context = z, None
-        if self.module.context:
-            size = z.shape[-1] - self.module.context
-            flat, context = z[..., :size], z[..., size:]
+        shape = self.module.context_shape
+        if shape is not None:
+            size = z.shape[-1] - size_of(shape)
+            flat, context = z[..., :size], unflatten(z[..., size:], shape)
         return self.module.decode(flat.unflatten(-1, self.module.latent_shape), context).mean
+
+
+def trainable(module: nn.Module) -> bool:
+    """Whether a module has parameters that learn."""
+    return any(p.requires_grad for p in module.parameters())
 
 
 def draw(q: Any, samples: int, held: bool) -> tuple[Tensor, Tensor | None]:

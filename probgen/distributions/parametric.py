@@ -1,9 +1,9 @@
 r"""Distributions with learned parameters: bases of flows, priors, posteriors and likelihoods.
 
-Their parameters :math:`\phi` are learned, or given by a network from a context,
+Their parameters :math:`\phi` are learned, or given by a network from a standardised context,
 :math:`\phi(c) = \phi_0 + g_\theta(c)`. Those with a location and a scale hold a shift :math:`a`
-and a scale :math:`b` per feature as buffers, set from the data before training, so that
-:math:`x = a + b y` and :math:`\phi` describes :math:`y`: data may come on any scale.
+and a scale :math:`b` per feature, set from the data before training, so that :math:`x = a + b y`
+and :math:`\phi` describes :math:`y`: data may come on any scale.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..core import Density, LazyDistribution, broadcast
+from ..core import Density, LazyDistribution, Standardizer, broadcast
 from ..core.checks import check_event, check_whole
+from ..core.contexts import flatten, size_of
+from ..core.standardize import ContextStandardizer, Per
 from ..networks import MLP
 from ..networks.dense import along_last
 from ..objectives import MaximumLikelihood
 from ..transforms import CircularRationalQuadratic
-from ..transforms.linear import moments
 
 __all__ = ["DiagonalNormal", "FullNormal", "GaussianMixture", "StandardNormal", "UniformAngles"]
 
 STEEPEST = 1e3  # entry of a row of a triangle, in units of its diagonal
 LIMIT = 7.0  # of log scales and other logarithms, in units of the data's
+SMALLEST = 1e-2  # first scale of a component, in units of the data's
 
 
 class Parametric(LazyDistribution):
@@ -39,13 +41,15 @@ class Parametric(LazyDistribution):
     Arguments:
         features: The number of features, or the shape of an event.
         starts: The starting values of the parameters of one feature, in as many rows.
-        context: The number of features of the context.
+        context: The number of features of the context, or its shape.
         hidden_features: The width of each hidden layer of the context's network.
         activation: The name of its activation function.
         network: Another network instead, which maps contexts with shape :math:`(*, C)` to as many
             numbers per item, rows first.
         rest: The starting values of what does not belong to a feature.
         free: How many of the last numbers do not depend on the context.
+        per: Whether there are a location and a scale in units of the data, and of what, see
+            :class:`~probgen.core.Standardizer`.
     """
 
     density = Density.EXACT
@@ -54,36 +58,53 @@ class Parametric(LazyDistribution):
         self,
         features: int | Sequence[int],
         starts: Sequence[float],
-        context: int,
+        context: Any,
         hidden_features: Sequence[int],
         activation: str = "relu",
         network: nn.Module | None = None,
         rest: Tensor | None = None,
         free: int = 0,
+        per: Per | None = None,
     ) -> None:
         super().__init__()
-        self.shape = shape_of(features)
-        check_whole(0, context=context)
+        self.event_shape = self.shape = shape_of(features)
         self.context = context
+        self.standardizer = Standardizer(self.shape, per) if per is not None else None
         size = math.prod(self.shape)
         phi = torch.tensor([float(s) for s in starts]).repeat_interleave(size)
         self.phi = nn.Parameter(phi if rest is None else torch.cat([phi, rest]))
         self.rows, self.free = len(starts), free
         outputs = len(self.phi) - free
-        if network is not None and not context:
+        if network is not None and self.context_shape is None:
             raise ValueError("Expected a `context`, since a `network` was given, got 0.")
         self.network: Any = network
-        if context and network is None:
-            self.network = MLP(context, outputs, 0, hidden_features, activation)
+        if self.context_shape is not None:
+            self.context_standardizer = ContextStandardizer(self.context_shape)
+            if network is None:
+                size = size_of(self.context_shape)
+                self.network = MLP(size, outputs, 0, hidden_features, activation)
 
     @property
     def objective(self) -> Callable[..., Tensor]:
         return MaximumLikelihood()
 
-    def forward(self, context: Tensor | None = None) -> TorchDistribution:
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
+        check_event(x, self.shape)
+        if context is not None:
+            self.context_standardizer.fit(context, weights)
+        x = x.reshape(-1, *self.shape)
+        if self.standardizer is not None:
+            self.standardizer.fit(x, weights)
+        self.set_parameters(x, weights)
+
+    def set_parameters(self, x: Tensor, weights: Tensor | None) -> None:
+        """Set the first parameters from data, with shape :math:`(N, *event)`."""
+
+    def forward(self, context: Any = None) -> TorchDistribution:
         self.check_context(context)
         phi: Tensor = self.phi
-        if self.network is not None and context is not None:
+        if context is not None:
+            context = flatten(self.context_standardizer(context), self.context_shape)  # type: ignore[arg-type]
             wanted = len(phi) - self.free
             if not self.free and isinstance(self.network, MLP) and self.network.outputs == wanted:
                 return self.build(along_last(self.network, context, phi))
@@ -91,7 +112,7 @@ class Parametric(LazyDistribution):
             if out.shape[-1] != wanted:
                 raise ValueError(
                     f"Expected a `network` that returns {wanted} numbers per item, since a "
-                    f"{type(self).__name__} of shape {self.shape} takes so many, got "
+                    f"{type(self).__name__} of shape {tuple(self.shape)} takes so many, got "
                     f"{out.shape[-1]}."
                 )
             fixed = phi[wanted:].expand(*out.shape[:-1], -1)
@@ -109,44 +130,29 @@ class Parametric(LazyDistribution):
         return phi.unflatten(-1, (self.rows, *self.shape)).unbind(-1 - len(self.shape))
 
 
-class Located(Parametric):
-    """A parametric distribution with a location and a scale, in units of the data."""
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self, features: int | Sequence[int], *arguments: Any, **options: Any) -> None:
-        super().__init__(features, *arguments, **options)
-        self.register_buffer("shift", torch.zeros(self.shape))
-        self.register_buffer("scale", torch.ones(self.shape))
-
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        shift, scale = moments(x.flatten(x.ndim - len(self.shape)))
-        self.shift.copy_(shift.reshape(self.shape))
-        self.scale.copy_(scale.reshape(self.shape))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("shift", "scale"):  # which the first checkpoints have not
-            state_dict.setdefault(prefix + name, getattr(self, name))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def shape_of(features: int | Sequence[int]) -> tuple[int, ...]:
+def shape_of(features: int | Sequence[int]) -> torch.Size:
     """The shape of an event of so many features, or of that shape."""
     shape = tuple(features) if isinstance(features, Sequence) else (features,)
     for n in shape or (0,):
         check_whole(1, features=n)
-    return shape
+    return torch.Size(shape)
 
 
-class DiagonalNormal(Located):
+def weighted_mean(x: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean over the first axis, with weights of shape :math:`(N)` if there are any."""
+    if weights is None:
+        return x.mean(0)
+    return torch.tensordot(weights.to(x.dtype) / weights.sum(), x, 1)
+
+
+class DiagonalNormal(Parametric):
     r"""A normal distribution with independent features, :math:`\mathcal{N}(m, e^{2 s})`.
 
     Log scales are kept within 7 of the data's.
 
     Arguments:
         features: The number of features :math:`D`, or the shape of an event.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each hidden layer of the context's network.
         activation: The name of its activation function.
         network: Another network instead, which maps contexts with shape :math:`(*, C)` to the
@@ -165,7 +171,7 @@ class DiagonalNormal(Located):
     def __init__(
         self,
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
         activation: str = "relu",
         network: nn.Module | None = None,
@@ -180,28 +186,25 @@ class DiagonalNormal(Located):
         starts = (0.0, 0.0) if scale in ("conditional", "learned") else (0.0,)
         free = {"learned": math.prod(shape_of(features)), "shared": 1}.get(str(scale), 0)
         rest = torch.zeros(1) if scale == "shared" else None
+        per: Per = "shared" if scale == "shared" or len(shape_of(features)) > 1 else "feature"
         super().__init__(
-            features, starts, context, hidden_features, activation, network, rest, free
+            features, starts, context, hidden_features, activation, network, rest, free, per
         )
-        self.kind = scale
-
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        super().start(x, context)
-        if self.kind == "shared":
-            self.scale.copy_(self.scale.square().mean().sqrt().expand_as(self.scale))
+        self.scale = scale
 
     def build(self, phi: Tensor) -> TorchDistribution:
         m, *s = self.split(phi)
-        if isinstance(self.kind, str):
+        unit: Any = self.standardizer
+        if isinstance(self.scale, str):
             logs = s[0] if s else phi[..., -1:].unflatten(-1, (1,) * len(self.shape))
-            scale = self.scale * logs.clamp(-LIMIT, LIMIT).exp()
+            scale = unit.scale * logs.clamp(-LIMIT, LIMIT).exp()
         else:
-            scale = torch.full_like(self.scale, self.kind)
-        mean = torch.addcmul(self.shift, self.scale, m)
+            scale = torch.full_like(unit.scale, self.scale)
+        mean = torch.addcmul(unit.shift, unit.scale, m)
         return dist.Normal(mean, scale).to_event(len(self.shape))
 
 
-class FullNormal(Located):
+class FullNormal(Parametric):
     r"""A normal distribution with any covariance, :math:`x = m + L \epsilon`.
 
     Row :math:`i` of the triangular :math:`L` is :math:`e^{s_i}` times a row with 1 on the diagonal.
@@ -212,7 +215,7 @@ class FullNormal(Located):
 
     Arguments:
         features: The number of features :math:`D`.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each hidden layer of the context's network.
         activation: The name of its activation function.
         network: Another network instead, which maps contexts with shape :math:`(*, C)` to
@@ -229,7 +232,7 @@ class FullNormal(Located):
     def __init__(
         self,
         features: int,
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
         activation: str = "relu",
         network: nn.Module | None = None,
@@ -237,7 +240,14 @@ class FullNormal(Located):
         check_whole(1, features=features)
         below = torch.zeros(features * (features - 1) // 2)
         super().__init__(
-            features, (0.0, 0.0), context, hidden_features, activation, network, rest=below
+            features,
+            (0.0, 0.0),
+            context,
+            hidden_features,
+            activation,
+            network,
+            rest=below,
+            per="feature",
         )
 
         d, k = features, features * (features - 1) // 2  # after k entries come a one and a zero
@@ -252,21 +262,23 @@ class FullNormal(Located):
         ends = phi.new_tensor([1.0, 0.0]).expand(*phi.shape[:-1], 2)
         below = phi[..., 2 * d :].clamp(-STEEPEST, STEEPEST)
         rows = torch.cat([below, ends], -1)[..., self.order]
-        scale = self.scale * s.clamp(-LIMIT, LIMIT).exp()
+        unit: Any = self.standardizer
+        scale = unit.scale * s.clamp(-LIMIT, LIMIT).exp()
         return dist.MultivariateNormal(
-            self.shift + self.scale * m, scale_tril=scale.unsqueeze(-1) * rows
+            torch.addcmul(unit.shift, unit.scale, m), scale_tril=scale.unsqueeze(-1) * rows
         )
 
 
 class GaussianMixture(Parametric):
     r"""A mixture of normal distributions with independent features.
 
-    It draws without a derivative, and so has no `rsample`: neither has a flow on it.
+    It draws without a derivative, and so has no `rsample`: neither has a flow on it. Data set its
+    location and scale, and its components, by a few steps of expectation maximisation.
 
     Arguments:
         features: The number of features :math:`D`.
         components: The number of components :math:`K`.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each hidden layer of the context's network.
 
     Example:
@@ -278,20 +290,64 @@ class GaussianMixture(Parametric):
         self,
         features: int,
         components: int,
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
     ) -> None:
         check_whole(1, features=features, components=components)
         size = components * features
         phi = torch.cat([torch.zeros(components), torch.randn(size), torch.zeros(size)])
-        super().__init__(features, (), context, hidden_features, rest=phi)
-        self.features, self.sizes = features, [components, size, size]
+        super().__init__(features, (), context, hidden_features, rest=phi, per="feature")
+        self.features, self.components = features, components
+        self.sizes = [components, size, size]
+
+    def set_parameters(self, x: Tensor, weights: Tensor | None) -> None:
+        unit: Any = self.standardizer
+        logits, means, log_scales = expectation_maximization(unit(x), weights, self.components)
+        self.phi.copy_(torch.cat([logits, means.flatten(), log_scales.flatten()]))
 
     def build(self, phi: Tensor) -> TorchDistribution:
         weights, m, s = phi.split(self.sizes, -1)
         m, s = m.unflatten(-1, (-1, self.features)), s.unflatten(-1, (-1, self.features))
-        s = s.clamp(-LIMIT, LIMIT)
-        return NormalMixture(dist.Categorical(logits=weights), dist.Normal(m, s.exp()).to_event(1))
+        unit: Any = self.standardizer
+        scale = unit.scale * s.clamp(-LIMIT, LIMIT).exp()
+        mean = torch.addcmul(unit.shift, unit.scale, m)
+        return NormalMixture(dist.Categorical(logits=weights), dist.Normal(mean, scale).to_event(1))
+
+
+def expectation_maximization(
+    x: Tensor, weights: Tensor | None, components: int, steps: int = 20
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit a mixture of normals to standardised data, from far apart data as first means.
+
+    References:
+        | Arthur & Vassilvitskii, "k-means++: the advantages of careful seeding", 2007
+
+    Arguments:
+        x: The data, with shape :math:`(N, D)`.
+        weights: Their weights, with shape :math:`(N)`.
+        components: The number of components :math:`K`.
+        steps: The number of steps.
+
+    Returns:
+        Logits of the weights, with shape :math:`(K)`, means and log scales, with shape
+        :math:`(K, D)`.
+    """
+    w = torch.ones_like(x[:, 0]) if weights is None else weights.to(x.dtype)
+    means = x[torch.multinomial(w, 1)]
+    for _ in range(components - 1):
+        near = w * torch.cdist(x, means).square().amin(1)
+        far = near if bool(near.sum() > 0) else w
+        means = torch.cat([means, x[torch.multinomial(far, 1)]])
+    logits, scales = x.new_zeros(components), torch.ones_like(means)
+    for _ in range(steps):
+        log_joint = dist.Normal(means, scales).to_event(1).log_prob(x.unsqueeze(1)) + logits
+        r = w.unsqueeze(1) * log_joint.softmax(1)
+        total = r.sum(0).clamp_min(torch.finfo(x.dtype).tiny)
+        means = r.mT @ x / total.unsqueeze(1)
+        squares = torch.einsum("nk,nkd->kd", r, (x.unsqueeze(1) - means).square())
+        scales = (squares / total.unsqueeze(1)).sqrt().clamp_min(SMALLEST)
+        logits = (total / total.sum()).clamp_min(1e-3).log()
+    return logits, means, scales.log()
 
 
 class NormalMixture(dist.MixtureSameFamily):
@@ -309,11 +365,12 @@ class Standard(LazyDistribution):
     def __init__(self, features: int) -> None:
         super().__init__()
         check_whole(1, features=features)
+        self.event_shape = torch.Size([features])
         self.register_buffer("centre", torch.zeros(features))
 
     @property
     def objective(self) -> Callable[..., Tensor]:
-        raise TypeError(f"{type(self).__name__} has nothing to train.")
+        raise AttributeError(f"{type(self).__name__} has nothing to train.")
 
     def forward(self, context: Tensor | None = None) -> TorchDistribution:
         self.check_context(context)

@@ -9,7 +9,7 @@ is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution, as_lazy
-from ..core.checks import check_whole
+from ..core.contexts import flatten, zeros
+from ..core.lazy import Traits
 from ..networks.dense import along_last
+from .module_distribution import ModuleDistribution
+from .supports import is_real
 
-__all__ = ["Pushforward", "PushforwardDistribution"]
+__all__ = ["Pushforward"]
 
 
 class Pushforward(LazyDistribution):
@@ -36,7 +39,7 @@ class Pushforward(LazyDistribution):
         base: The base, lazy or one of Pyro.
         network: The map, from :math:`z` flattened, followed by the context, to :math:`x`: a
             network, or a lazy distribution whose mean is taken.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
 
     Example:
         >>> import probgen as pg
@@ -47,123 +50,105 @@ class Pushforward(LazyDistribution):
     """
 
     density = Density.PUSHFORWARD
+    traits = Traits("the base's", "one pass")
 
     def __init__(
         self,
         base: LazyDistribution | TorchDistribution,
         network: nn.Module,
-        context: int = 0,
+        context: Any = 0,
     ) -> None:
         super().__init__()
-        check_whole(0, context=context)
         self.base, self.network, self.context = as_lazy(base), network, context
-        if not self.base.context and self.base().batch_shape:
+        if self.base.context_shape is not None:
+            raise ValueError(
+                f"Expected a `base` without context, got one with context={self.base.context}."
+            )
+        if self.base().batch_shape:
             raise ValueError(
                 f"Expected a `base` of one value, got the batch shape "
                 f"{tuple(self.base().batch_shape)}. Declare it an event by .to_event."
             )
-        if self.base.context:
-            raise ValueError(
-                f"Expected a `base` without context, got one of {self.base.context} features."
-            )
+        self.event_shape = self.find_event_shape()
+
+    def find_event_shape(self) -> torch.Size:
+        """The shape of what the map makes of one value."""
+        like = next(self.parameters(), torch.zeros(()))
+        with torch.no_grad():
+            z = self.base().sample(torch.Size([1]))
+            return self.push(z, zeros(self.context_shape, like)).shape[1:]
 
     @property
     def objective(self) -> Callable[..., Tensor]:
-        raise TypeError(
-            "Expected a distribution with a density to train, got a Pushforward. Train the model "
-            "whose map it is."
-        )
+        raise AttributeError("A Pushforward has no density to train. Train the model of its map.")
 
-    def push(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Maps values of the base, with shape :math:`(*, base)`, and contexts to data."""
+    @property
+    def reparameterized(self) -> bool:  # type: ignore[override]
+        return self.base().has_rsample
+
+    @property
+    def support(self) -> constraints.Constraint:
+        if isinstance(self.network, LazyDistribution) and is_real(self.network.support):
+            return self.network.support
+        return constraints.dependent(is_discrete=False, event_dim=len(self.event_shape))
+
+    def push(self, z: Tensor, context: Any = None) -> Tensor:
+        """Map values of the base, with shape :math:`(*, base)`, and contexts to data."""
         event = len(self.base().event_shape)
         flat = z.reshape(*z.shape[: z.ndim - event], -1)
         if context is not None:
-            shape = torch.broadcast_shapes(flat.shape[:-1], context.shape[:-1])
-            flat = torch.cat([flat.expand(*shape, -1), context.expand(*shape, -1)], -1)
+            given = flatten(context, self.context_shape)  # type: ignore[arg-type]
+            shape = torch.broadcast_shapes(flat.shape[:-1], given.shape[:-1])
+            flat = torch.cat([flat.expand(*shape, -1), given.expand(*shape, -1)], -1)
         if isinstance(self.network, LazyDistribution):
             return self.network(flat).mean
         return along_last(self.network, flat)
 
-    def forward(self, context: Tensor | None = None) -> PushforwardDistribution:
+    def forward(self, context: Any = None) -> ModuleDistribution:
         self.check_context(context)
-        return PushforwardDistribution(self, context)
+        return ModuleDistribution(self, context)
 
-    def site(
-        self, name: str, context: Tensor | None, obs: Tensor | None, infer: dict[str, Any]
+    def draw(self, shape: torch.Size, context: Any) -> Tensor:
+        return draw_pushed(self, shape, context)
+
+    def log_prob(self, x: Tensor, context: Any = None) -> Tensor:
+        raise NotImplementedError(NO_DENSITY)
+
+    def pyro_model(
+        self, prefix: str, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
     ) -> Tensor:
-        """States the base's site, named as the site with `_base`, and what follows from it."""
-        return state_pushed(self, name, context, obs, infer)
+        """State the base's site, named `base` after the prefix, and what follows from it."""
+        return state_pushed(self, prefix, name, context, obs, infer)
+
+
+NO_DENSITY = (
+    "Expected a distribution with a density, got a deterministic map of a base. State it by "
+    "pg.sample, which makes the base the latent site."
+)
+
+
+def draw_pushed(module: Any, shape: torch.Size, context: Any) -> Tensor:
+    """Draws of a base, with their derivative if it has one, as a map moves them."""
+    base = module.base()
+    z = base.rsample(shape) if base.has_rsample else base.sample(shape)
+    return module.push(z, context)
 
 
 def state_pushed(
-    module: Any, name: str, context: Tensor | None, obs: Tensor | None, infer: dict[str, Any]
+    module: Any,
+    prefix: str,
+    name: str,
+    context: Any,
+    obs: Tensor | None,
+    infer: dict[str, Any],
 ) -> Tensor:
-    """States the site of a base and what a map makes of it."""
+    """State the site of a base and what a map makes of it."""
     if obs is not None:
         raise ValueError(
             f"Expected no observed value at {name!r}, since a {type(module).__name__} has no "
             f"density. Observe a site with noise, given its value."
         )
     module.check_context(context)
-    z = pyro.sample(f"{name}_base", module.base(), infer=infer)
-    return pyro.deterministic(name, module.push(z, context))
-
-
-class PushforwardDistribution(TorchDistribution):
-    """The distribution of a deterministic map of a base: it draws, and has no density.
-
-    Arguments:
-        module: The map and its base; if it says its `event_shape` and `support`, they are those.
-        context: The contexts, with shape :math:`(*, C)`, if the map takes them.
-        batch_shape: The batch shape; by default the contexts'.
-        validate_args: Whether to check arguments; by default as Pyro is set.
-    """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}
-    density = Density.PUSHFORWARD
-
-    def __init__(
-        self,
-        module: Any,
-        context: Tensor | None,
-        batch_shape: torch.Size | None = None,
-        validate_args: bool | None = None,
-    ) -> None:
-        self.module, self.context = module, context
-        base = module.base()
-        self.has_rsample = base.has_rsample
-        if batch_shape is None:
-            batch_shape = torch.Size() if context is None else context.shape[:-1]
-        event = getattr(module, "event_shape", None)
-        if event is None:
-            with torch.no_grad():
-                one = None if context is None else context.reshape(-1, module.context)[:1]
-                event = module.push(base.sample(torch.Size([1])), one).shape[1:]
-        super().__init__(batch_shape, event, validate_args=validate_args)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        unknown = constraints.dependent(is_discrete=False, event_dim=1)
-        return getattr(self.module, "support", unknown)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> TorchDistribution:
-        batch = torch.Size(batch_shape)
-        context = None if self.context is None else self.context.expand(*batch, -1)
-        return PushforwardDistribution(self.module, context, batch)
-
-    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        shape = torch.Size(sample_shape) + self.batch_shape
-        base = self.module.base()
-        z = base.rsample(shape) if self.has_rsample else base.sample(shape)
-        return self.module.push(z, self.context)
-
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        with torch.no_grad():
-            return self.rsample(sample_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        raise NotImplementedError(
-            "Expected a distribution with a density, got a Pushforward, a deterministic map of a "
-            "base. State it by pg.sample, which makes the base the latent site."
-        )
+    z = pyro.sample(f"{prefix}base", module.base(), infer=dict(infer))
+    value = module.push(z, context)
+    return pyro.deterministic(name, value, event_dim=len(module.event_shape))

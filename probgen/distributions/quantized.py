@@ -23,13 +23,12 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..core import Density, LazyDistribution, as_lazy
+from ..core import Density, LazyDistribution, Standardizer, as_lazy, initialize_part
 from ..core.checks import check_event, ends
 from ..networks.dense import along_last
 from ..objectives import VectorQuantization, Weights
-from ..transforms.linear import moments
 from .codebook import TRIED, Codebook, Quantization
-from .latent_variable import LatentVariable
+from .latent_variable import LatentVariable, check_given
 
 __all__ = ["Quantized"]
 
@@ -39,7 +38,8 @@ class Quantized(LatentVariable):
 
     The density is the bound of the codes :math:`k(x)` of the encoder, and its gradient that of the
     bound: none reaches the encoder, which :class:`~probgen.objectives.VectorQuantization` trains.
-    :func:`probgen.fit`, or `start`, standardises data for the encoder and sets the first codes.
+    :func:`probgen.fit`, or `initialize`, standardises data for the encoder and sets the first
+    codes.
 
     After training, :meth:`with_prior` takes a prior learned from the codes of data.
 
@@ -69,9 +69,6 @@ class Quantized(LatentVariable):
         (torch.Size([10, 3]), torch.Size([10]))
     """
 
-    x_shift: Tensor
-    x_scale: Tensor
-
     variational = False
 
     def __init__(
@@ -92,10 +89,9 @@ class Quantized(LatentVariable):
         self.encoder, self.codebook, self.likelihood = encoder, codebook, likelihood
         self.prior = as_lazy(prior)
         self.latent_shape, self.event_shape = self.fit_parts()
-        self.register_buffer("x_shift", torch.zeros(math.prod(self.event_shape)))
-        self.register_buffer("x_scale", torch.ones(1))
+        self.standardizer = Standardizer(self.event_shape, "shared")
 
-    def fit_parts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def fit_parts(self) -> tuple[tuple[int, ...], torch.Size]:
         """Checks that the parts fit, and gives the shapes of the codes and of the data."""
         k, features = self.codebook.vectors.shape
         if self.prior.context or self.prior.density not in (Density.EXACT, Density.BOUND):
@@ -116,7 +112,7 @@ class Quantized(LatentVariable):
                     f"{tuple(p.event_shape)} codes, got context={self.likelihood.context}."
                 )
             like = self.codebook.vectors
-            event = tuple(self.likelihood(like.new_zeros(size)).event_shape)
+            event = self.likelihood(like.new_zeros(size)).event_shape
             z = along_last(self.encoder, like.new_zeros(math.prod(event)))
         if z.shape != (size,):
             raise ValueError(
@@ -131,33 +127,30 @@ class Quantized(LatentVariable):
 
     @property
     def support(self) -> constraints.Constraint:
-        with torch.no_grad():
-            return self.likelihood(self.x_shift.new_zeros(self.likelihood.context)).support
+        return self.likelihood.support
 
     def with_prior(self, prior: LazyDistribution | TorchDistribution) -> Quantized:
         """The model with another prior, and the same encoder, codebook and likelihood."""
         other = Quantized(self.encoder, self.codebook, self.likelihood, prior)
-        other.to(self.x_shift).train(self.training)
-        other.x_shift.copy_(self.x_shift)
-        other.x_scale.copy_(self.x_scale)
+        other.to(self.standardizer.shift).train(self.training)
+        other.standardizer.copy(self.standardizer)
+        other.initialized_flag.copy_(self.initialized_flag)
         return other
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
         check_event(x, self.event_shape)
-        flat = x.reshape(-1, len(self.x_shift)).to(self.x_shift.dtype)
-        with torch.no_grad():
-            shift, scale = moments(flat)
-            self.x_shift.copy_(shift)
-            self.x_scale.copy_(scale.square().mean().sqrt())
-            self.likelihood.start(x)
+        self.standardizer.fit(x, weights)
+        initialize_part(self.likelihood, x, None, weights)
+        if not self.codebook.initialized:
+            x = x if weights is None else x[weights > 0]
             images = TRIED * len(self.codebook.usage) // max(math.prod(self.latent_shape), 1) + 1
-            self.codebook.start(self.vectors(x[: max(images, 256)]))
+            self.codebook.initialize(self.vectors(x[: max(images, 256)]))
 
     def vectors(self, x: Tensor) -> Tensor:
         """The encoder's vectors, one for each place, with shape :math:`(*, grid, F)`."""
         check_event(x, self.event_shape)
-        flat = x.flatten(x.ndim - len(self.event_shape)) if len(self.event_shape) != 1 else x
-        z = along_last(self.encoder, (flat.to(self.x_shift.dtype) - self.x_shift) / self.x_scale)
+        y, dims = self.standardizer(x.to(self.standardizer.shift.dtype)), len(self.event_shape)
+        z = along_last(self.encoder, y.flatten(y.ndim - dims) if dims != 1 else y)
         z = z.unflatten(-1, (-1, *self.latent_shape))
         return z.movedim(-1 - len(self.latent_shape), -1)
 
@@ -215,25 +208,20 @@ class Quantized(LatentVariable):
         shape = (samples, *fitted.shape)  # all draws are one
         return Weights(fitted.expand(shape), prior.expand(shape), torch.zeros_like(fitted))
 
-    def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
+    def draw(self, shape: torch.Size, context: Tensor | None) -> Tensor:
         return self.decode(self.prior().sample(shape).long()).sample()
 
-    def site(
-        self, name: str, context: Tensor | None, obs: Tensor | None, infer: dict[str, Any]
+    def pyro_site(
+        self, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
     ) -> Tensor:
-        """States a site of codes, named as the site with `_z`, and the site given it."""
+        """State a site of codes, named as the site with `_z`, and the site given it."""
         codes = pyro.sample(f"{name}_z", self.prior(), infer=dict(infer))
         return pyro.sample(name, self.decode(codes.long()), obs=obs, infer=dict(infer))
 
-    def state(
-        self,
-        prefix: str,
-        name: str,
-        context: Tensor | None,
-        obs: Tensor | None,
-        infer: dict[str, Any],
+    def pyro_model(
+        self, prefix: str, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
     ) -> Tensor:
-        """States codes, `z`, their vectors, `z_vectors`, and the data.
+        """State codes, `z`, their vectors, `z_vectors`, and the data.
 
         The vectors have no density; from the guide they carry gradients.
         """
@@ -242,13 +230,14 @@ class Quantized(LatentVariable):
         vectors = pyro.sample(f"{prefix}z_vectors", law)
         return pyro.sample(name, self.likelihood_of(vectors), obs=obs, infer=dict(infer))
 
-    def explain(
-        self, prefix: str, x: Tensor, context: Tensor | None, infer: dict[str, Any]
+    def pyro_guide(
+        self, prefix: str, x: Tensor | None, context: Any, infer: dict[str, Any]
     ) -> Tensor:
-        """States the codes of data, their vectors, and what they cost.
+        """State the codes of data, their vectors, and what they cost.
 
         The loss of codebook and commitment is a factor, which a guide adds to the loss.
         """
+        x = check_given(x)
         values, codes, loss = self.quantize(x)
         dims = len(self.latent_shape)
         pyro.sample(f"{prefix}z", dist.Delta(codes, event_dim=dims), infer=dict(infer))

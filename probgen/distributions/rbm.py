@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import one_hot
 
+from ..core import Standardizer
 from ..core.checks import check_whole
 from ..mcmc import BinaryUnits, BlockGibbs, CategoricalUnits, GaussianUnits, Units
-from ..transforms.linear import moments
 from .boltzmann import SMALL, SPIN, Spins, states
 from .energy import EnergyBased
+from .parametric import weighted_mean
 
 __all__ = ["RBM"]
 
@@ -68,10 +69,7 @@ class RBM(EnergyBased):
         (torch.Size([500, 2]), torch.Size([]))
     """
 
-    location: Tensor
-    width: Tensor
     rates: Tensor
-    started: Tensor
 
     def __init__(
         self,
@@ -82,6 +80,7 @@ class RBM(EnergyBased):
         steps: int = 100,
     ) -> None:
         super().__init__(visible, 0, None, steps)
+        self.classes = classes
         check_whole(1, hidden=hidden)
         self.units, self.plain = units, law_of(units, classes)
         size = visible * self.plain.size
@@ -89,10 +88,8 @@ class RBM(EnergyBased):
         self.visible_bias = nn.Parameter(torch.zeros(size))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
         self.register_buffer("rates", torch.zeros(size))  # the base's fields
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         if units == "gaussian":
-            self.register_buffer("location", torch.zeros(visible))
-            self.register_buffer("width", torch.ones(visible))
+            self.standardizer = Standardizer((visible,))
         elif units == "categorical":
             self.chains = self.chains.long()
 
@@ -109,30 +106,25 @@ class RBM(EnergyBased):
     def law(self) -> Units:
         """The law of visible units."""
         if self.units == "gaussian":
-            return GaussianUnits(self.location, self.width)
+            unit: Any = self.standardizer
+            return GaussianUnits(unit.shift, unit.scale)
         return self.plain
 
     def statistics(self, v: Tensor) -> Tensor:
         return self.law.statistics(v, self.weight)
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        if bool(self.started):  # what was learned stays
-            return
-        self.started.fill_(True)
+    def set_base(self, x: Tensor, context: Any, weights: Tensor | None) -> None:
         if self.units == "gaussian":
-            location, width = moments(x)
-            self.location.copy_(location)
-            self.width.copy_(width)
             return
         if self.units == "categorical":
-            share = one_hot(x.long(), self.law.size).to(self.rates.dtype).sum(0) + 1
-            field = share.log() - share.log().mean(-1, keepdim=True)
+            classes = one_hot(x.long(), self.law.size).to(self.rates.dtype)
+            counts = len(x) * weighted_mean(classes, weights) + 1
+            field = counts.log() - counts.log().mean(-1, keepdim=True)
         else:
-            up = ((x == 1).to(self.rates.dtype).sum(0) + 1) / (len(x) + 2)
-            field = up.logit() / (1 - self.lower)
+            up = len(x) * weighted_mean((x == 1).to(self.rates.dtype), weights)
+            field = ((up + 1) / (len(x) + 2)).logit() / (1 - self.lower)
         self.rates.copy_(field.flatten())
-        with torch.no_grad():  # the best machine without hidden units
-            self.visible_bias.copy_(self.rates)
+        self.visible_bias.copy_(self.rates)  # the best machine without hidden units
 
     @property
     def lower(self) -> int:
@@ -141,7 +133,8 @@ class RBM(EnergyBased):
 
     def base(self, context: Tensor | None = None) -> TorchDistribution:
         if self.units == "gaussian":
-            return dist.Normal(self.location, self.width).to_event(1)
+            unit: Any = self.standardizer
+            return dist.Normal(unit.shift, unit.scale).to_event(1)
         if self.units == "categorical":
             return dist.Categorical(logits=self.rates.unflatten(0, (-1, self.law.size))).to_event(1)
         return Spins(self.rates * (1 - self.lower), self.lower).to_event(1)
@@ -162,7 +155,8 @@ class RBM(EnergyBased):
         r"""The law of the visible units given hidden ones with shape :math:`(*, H)`."""
         field = h @ self.weight.mT + self.visible_bias
         if self.units == "gaussian":
-            return dist.Normal(self.location + self.width * field, self.width).to_event(1)
+            unit: Any = self.standardizer
+            return dist.Normal(unit.shift + unit.scale * field, unit.scale).to_event(1)
         if self.units == "categorical":
             return dist.Categorical(logits=field.unflatten(-1, (-1, self.law.size))).to_event(1)
         return Spins(field * (1 - self.lower), self.lower).to_event(1)
@@ -189,7 +183,8 @@ class RBM(EnergyBased):
             h = BinaryUnits(self.lower).mean(s @ self.weight + self.hidden_bias)
             s = self.law.mean(h @ self.weight.mT + self.visible_bias)
         if self.units == "gaussian":
-            return self.location + self.width * s
+            unit: Any = self.standardizer
+            return unit.shift + unit.scale * s
         return s.unflatten(-1, (-1, self.law.size)) if self.units == "categorical" else s
 
     def transition(self, beta: float = 1.0) -> BlockGibbs:

@@ -32,7 +32,7 @@ from ..core.checks import check_event
 from ..objectives import Supervised, Weights
 from .heads import Categorical
 from .latent import Latent
-from .latent_variable import LatentDistribution, LatentVariable
+from .latent_variable import LatentVariable, check_given
 
 __all__ = ["SemiSupervised"]
 
@@ -75,8 +75,9 @@ class SemiSupervised(LatentVariable):
         k = conditional.context
         self.conditional, self.classifier, self.classes = conditional, classifier, k
         self.context, self.event_shape = 1, conditional.event_shape
+        self.context_optional = True
         self.samples = conditional.samples
-        size = len(conditional.x_shift)
+        size = conditional.event_shape.numel()
         if (classifier.rows, classifier.shape, classifier.context) != (k, (1,), size):
             raise ValueError(
                 f"Expected a classifier of one feature in {k} classes with context={size}, got "
@@ -97,13 +98,9 @@ class SemiSupervised(LatentVariable):
     def support(self) -> constraints.Constraint:
         return self.conditional.support
 
-    def forward(self, context: Tensor | None = None) -> LatentDistribution:
-        if context is None:
-            return LatentDistribution(self, None, torch.Size())
-        return super().forward(context)
-
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        self.conditional.start(x)
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
+        if not self.conditional.initialized:
+            self.conditional.initialize(x, None, weights)
 
     def labels(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """The classes, and which are known."""
@@ -213,39 +210,35 @@ class SemiSupervised(LatentVariable):
         y, known = self.labels(context)
         return torch.where(known, -self.classify(x).log_prob(y), 0.0)
 
-    def generate(self, shape: torch.Size, context: Tensor | None) -> Tensor:
+    def draw(self, shape: torch.Size, context: Tensor | None) -> Tensor:
         y = self.label_law().sample(shape)
         if context is not None:
             given, known = self.labels(context)
             y = torch.where(known, given, y)
-        return self.conditional.generate(shape, self.code(y))
+        return self.conditional.draw(shape, self.code(y))
 
     def label_law(self) -> Any:
         return dist.Categorical(logits=self.log_prior)
 
-    def state(
-        self,
-        prefix: str,
-        name: str,
-        context: Tensor | None,
-        obs: Tensor | None,
-        infer: dict[str, Any],
+    def pyro_model(
+        self, prefix: str, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
     ) -> Tensor:
         given = self.observed(context)
         y = pyro.sample(f"{prefix}y", self.label_law(), obs=given, infer=dict(infer))
-        return self.conditional.state(prefix, name, self.code(y), obs, infer)
+        return self.conditional.pyro_model(prefix, name, self.code(y), obs, infer)
 
-    def explain(
-        self, prefix: str, x: Tensor, context: Tensor | None, infer: dict[str, Any]
+    def pyro_guide(
+        self, prefix: str, x: Tensor | None, context: Any, infer: dict[str, Any]
     ) -> Tensor:
-        """States the label, if unknown, enumerated under `TraceEnum_ELBO`, and the latent."""
+        """State the label, if unknown, enumerated under `TraceEnum_ELBO`, and the latent."""
+        x = check_given(x)
         y = self.observed(context)
         if y is None:
             law: TorchDistribution = self.classify(x)
             y = pyro.sample(f"{prefix}y", law, infer={**infer, "enumerate": "parallel"})
         wide = torch.broadcast_shapes(y.shape, x.shape[:1])  # labels may be enumerated
         x = x.expand(*wide, *x.shape[1:])
-        return self.conditional.explain(prefix, x, self.code(y.expand(wide)), infer)
+        return self.conditional.pyro_guide(prefix, x, self.code(y.expand(wide)), infer)
 
     def observed(self, context: Tensor | None) -> Tensor | None:
         """The labels, all known or none."""

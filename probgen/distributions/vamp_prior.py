@@ -6,6 +6,7 @@ r"""A prior made of a model's own posteriors.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -54,18 +55,18 @@ class VampPrior(LazyDistribution):
         super().__init__()
         check_whole(1, features=features, components=components)
         self.posterior, self.encoder = posterior, encoder
+        self.features, self.components = features, components
         self.inputs = nn.Parameter(torch.randn(components, features))
 
     @property
     def objective(self) -> Callable[..., Tensor]:
-        raise TypeError("A VampPrior is trained with the model whose prior it is.")
+        raise AttributeError("A VampPrior is trained with the model whose prior it is.")
 
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        chosen = torch.randint(len(x), (len(self.inputs),), device=x.device)
-        with torch.no_grad():
-            self.inputs.copy_(x[chosen])
+    def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
+        w = x.new_ones(len(x)) if weights is None else weights
+        self.inputs.copy_(x[torch.multinomial(w, len(self.inputs), replacement=True)])
 
-    def forward(self, context: Tensor | None = None) -> TorchDistribution:
+    def forward(self, context: Any = None) -> TorchDistribution:
         self.check_context(context)
         u = self.inputs
         q = self.posterior(u if self.encoder is None else along_last(self.encoder, u))

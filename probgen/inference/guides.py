@@ -98,7 +98,7 @@ class ContinuousGuide(AutoContinuous):
 
     def begin(self, module: Any, loc: Tensor) -> None:
         """Puts a distribution where the guide begins."""
-        module.start(torch.stack([loc - self.scale, loc + self.scale]))
+        module.initialize(torch.stack([loc - self.scale, loc + self.scale]))
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
         r"""The distribution of :math:`u`, with its parameters registered."""
@@ -329,7 +329,7 @@ class FlowGuide(ContinuousGuide):
 
 def begin_normal(module: Any, loc: Tensor, scale: float) -> None:
     """Sets the location, and the log scales, which follow the location in the parameters."""
-    module.shift.copy_(loc)
+    module.standardizer.shift.copy_(loc)
     module.phi[len(loc) : 2 * len(loc)] = torch.tensor(scale).log()
 
 

@@ -183,7 +183,7 @@ def guided(
             f"Expected a diffusion at site {found.name!r} for a `method`, got a "
             f"{type(law).__name__}. Without one, posterior takes any model with densities."
         )
-    module, context = law.module, law.context
+    module, context = law.module, law.given
     shift, scale = module.shift, module.scale
 
     def means(u: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from ..core.checks import check_whole
+from ..core.contexts import shape_of, size_of
 from ..diffusion import (
     DDIM,
     VE,
@@ -24,9 +26,11 @@ from ..diffusion import (
     linear_betas,
 )
 from ..distributions import Diffusion, Flow, StandardNormal
+from ..distributions.parametric import shape_of as event_shape_of
 from ..networks import TimeMLP, UNet
 from ..objectives import Denoising
-from ..transforms import ContinuousTransform, Standardize
+from ..transforms import ContinuousTransform
+from .flows import to_data, vector
 
 __all__ = ["CNF", "DDPM", "EDM", "NCSN", "FlowMatching", "ScoreSDE"]
 
@@ -34,17 +38,17 @@ __all__ = ["CNF", "DDPM", "EDM", "NCSN", "FlowMatching", "ScoreSDE"]
 def parts_of(
     given: nn.Module | None,
     features: int | Sequence[int],
-    context: int,
+    context: Any,
     hidden_features: Sequence[int],
-) -> tuple[nn.Module, tuple[int, ...]]:
-    """The network and the shape of a datum."""
-    shape = (features,) if isinstance(features, int) else tuple(features)
+) -> tuple[nn.Module, tuple[int, ...], int]:
+    """The network, the shape of a datum and the number of features of the context."""
+    shape, size = tuple(event_shape_of(features)), size_of(shape_of(context))
     if given is not None:
-        return given, shape
+        return given, shape, size
     if len(shape) == 1:
-        return TimeMLP(shape[0], context, hidden_features), shape
+        return TimeMLP(shape[0], size, hidden_features), shape, size
     attention = [level > 0 for level in range(len(hidden_features))]
-    return UNet(shape, context, hidden_features, attention=attention), shape
+    return UNet(shape, size, hidden_features, attention=attention), shape, size
 
 
 class DDPM(Diffusion):
@@ -57,7 +61,7 @@ class DDPM(Diffusion):
     Arguments:
         features: The number of features :math:`D`; or the shape of a signal, (channels, length), or
             an image, (channels, height, width), with sizes that the levels of the network halve.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each block of the network, or the channels of each level of a
             U-Net, which attends to all places in all levels but the first.
         steps: The number :math:`T` of steps of the chain, and of the sampler.
@@ -83,7 +87,7 @@ class DDPM(Diffusion):
     def __init__(
         self,
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (128, 128),
         steps: int = 1000,
         sampler: Sampler | None = None,
@@ -92,12 +96,13 @@ class DDPM(Diffusion):
         probes: int = 0,
     ) -> None:
         check_whole(1, steps=steps)
-        part, shape = parts_of(network, features, context, hidden_features)
+        part, shape, size = parts_of(network, features, context, hidden_features)
         schedule = Tabulated(linear_betas(steps, 0.1 / steps, min(20 / steps, 0.999)))
         super().__init__(
-            NetworkDenoiser(part, schedule, shape, context, "eps"),
+            NetworkDenoiser(part, schedule, shape, size, "eps"),
             Ancestral(steps) if sampler is None else sampler,
             objective=Denoising("eps"),
+            context=shape_of(context),
             steps=solver_steps,
             probes=probes,
             chain=UniformGrid(),
@@ -120,7 +125,7 @@ class NCSN(Diffusion):
     Arguments:
         features: The number of features :math:`D`; or the shape of a signal, (channels, length), or
             an image, (channels, height, width), with sizes that the levels of the network halve.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each block of the network, or the channels of each level of a
             U-Net, which attends to all places in all levels but the first.
         low: The least noise, in standard deviations of the data.
@@ -143,7 +148,7 @@ class NCSN(Diffusion):
     def __init__(
         self,
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (128, 128),
         low: float = 0.01,
         high: float = 10.0,
@@ -152,11 +157,12 @@ class NCSN(Diffusion):
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
-        part, shape = parts_of(network, features, context, hidden_features)
+        part, shape, size = parts_of(network, features, context, hidden_features)
         super().__init__(
-            NetworkDenoiser(part, VE(low, high), shape, context, "eps"),
+            NetworkDenoiser(part, VE(low, high), shape, size, "eps"),
             AnnealedLangevin() if sampler is None else sampler,
             objective=Denoising("eps"),
+            context=shape_of(context),
             steps=solver_steps,
             probes=probes,
         )
@@ -172,7 +178,7 @@ class ScoreSDE(Diffusion):
     Arguments:
         features: The number of features :math:`D`; or the shape of a signal, (channels, length), or
             an image, (channels, height, width), with sizes that the levels of the network halve.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each block of the network, or the channels of each level of a
             U-Net, which attends to all places in all levels but the first.
         sampler: Another sampler.
@@ -193,18 +199,19 @@ class ScoreSDE(Diffusion):
     def __init__(
         self,
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (128, 128),
         sampler: Sampler | None = None,
         network: nn.Module | None = None,
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
-        part, shape = parts_of(network, features, context, hidden_features)
+        part, shape, size = parts_of(network, features, context, hidden_features)
         super().__init__(
-            NetworkDenoiser(part, VP(), shape, context, "eps"),
+            NetworkDenoiser(part, VP(), shape, size, "eps"),
             PredictorCorrector(Ancestral(200)) if sampler is None else sampler,
             objective=Denoising("eps"),
+            context=shape_of(context),
             steps=solver_steps,
             probes=probes,
         )
@@ -222,7 +229,7 @@ class EDM(Diffusion):
     Arguments:
         features: The number of features :math:`D`; or the shape of a signal, (channels, length), or
             an image, (channels, height, width), with sizes that the levels of the network halve.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each block of the network, or the channels of each level of a
             U-Net, which attends to all places in all levels but the first.
         sampler: Another sampler.
@@ -243,18 +250,19 @@ class EDM(Diffusion):
     def __init__(
         self,
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (128, 128),
         sampler: Sampler | None = None,
         network: nn.Module | None = None,
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
-        part, shape = parts_of(network, features, context, hidden_features)
+        part, shape, size = parts_of(network, features, context, hidden_features)
         super().__init__(
-            NetworkDenoiser(part, Karras(), shape, context, "edm"),
+            NetworkDenoiser(part, Karras(), shape, size, "edm"),
             Heun() if sampler is None else sampler,
             objective=Denoising("v", times="angle"),
+            context=shape_of(context),
             steps=solver_steps,
             probes=probes,
         )
@@ -272,7 +280,7 @@ class FlowMatching(Diffusion):
     Arguments:
         features: The number of features :math:`D`; or the shape of a signal, (channels, length), or
             an image, (channels, height, width), with sizes that the levels of the network halve.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each block of the network, or the channels of each level of a
             U-Net, which attends to all places in all levels but the first.
         sampler: Another sampler; by default 50 steps of :class:`~probgen.diffusion.DDIM`, which on
@@ -294,18 +302,19 @@ class FlowMatching(Diffusion):
     def __init__(
         self,
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (128, 128),
         sampler: Sampler | None = None,
         network: nn.Module | None = None,
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
-        part, shape = parts_of(network, features, context, hidden_features)
+        part, shape, size = parts_of(network, features, context, hidden_features)
         super().__init__(
-            NetworkDenoiser(part, Rectified(), shape, context, "flow"),
+            NetworkDenoiser(part, Rectified(), shape, size, "flow"),
             DDIM(50) if sampler is None else sampler,
             objective=Denoising("flow"),
+            context=shape_of(context),
             steps=solver_steps,
             probes=probes,
         )
@@ -320,7 +329,7 @@ class CNF(Flow):
 
     Arguments:
         features: The number of features :math:`D`.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each block of the network.
         steps: The number of Runge-Kutta steps.
         probes: The number of random directions of the trace, 0 for the exact one.
@@ -339,8 +348,8 @@ class CNF(Flow):
 
     def __init__(
         self,
-        features: int,
-        context: int = 0,
+        features: int | Sequence[int],
+        context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
         steps: int = 8,
         probes: int = 0,
@@ -348,8 +357,9 @@ class CNF(Flow):
         tolerance: float = 1e-5,
         adjoint: bool = False,
     ) -> None:
-        network = TimeMLP(features, context, hidden_features)
+        size = vector(features)
+        network = TimeMLP(size, size_of(shape_of(context)), hidden_features)
         flow = ContinuousTransform(
-            network, features, context, steps, method, probes, tolerance, adjoint
+            network, size, context, steps, method, probes, tolerance, adjoint
         )
-        super().__init__([flow, Standardize(features)], StandardNormal(features))
+        super().__init__([flow, *to_data(features)], StandardNormal(size))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core import Recorded
+from ..core import DataDependentNetwork
 from ..core.checks import check_whole
+from ..core.contexts import shape_of, size_of
 from ..diffusion import Absorbing, Binomial, Corruption, DiscretizedGaussian, Uniform
 from ..diffusion.discrete import equal
 from ..distributions import DiscreteDiffusion, JumpDiffusion
+from ..distributions.parametric import weighted_mean
 from ..networks import TimeMLP
 
 __all__ = ["CTMC", "D3PM", "StateMLP"]
@@ -25,7 +28,7 @@ CORRUPTIONS: dict[str, Callable[[int, int], Corruption]] = {
 RARE = 0.5  # what is added to the count of each class at the start
 
 
-class StateMLP(Recorded):
+class StateMLP(DataDependentNetwork):
     r"""A residual perceptron of states, a step and a context, to the logits of the data.
 
     It reads which state each feature is in. To its outputs, one for each feature and class, is
@@ -51,8 +54,6 @@ class StateMLP(Recorded):
                  [0.5000, 0.5000]]], grad_fn=<SoftmaxBackward0>)
     """
 
-    started: Tensor
-
     def __init__(
         self,
         features: int,
@@ -64,18 +65,14 @@ class StateMLP(Recorded):
         check_whole(1, features=features)
         self.features, self.corruption = features, corruption
         self.body = TimeMLP(features * corruption.states, context, hidden_features)
-        self.register_buffer("started", torch.tensor(False))
 
-    def start(self, x: Tensor) -> None:
-        """Starts from the shares of classes in data with shape :math:`(N, D)`."""
-        if bool(self.started):  # training may have moved the parameters since
-            return
-        self.started.fill_(True)
+    def set_from_data(self, x: Tensor, weights: Tensor | None, *options: Any) -> None:
+        """Start from the fractions of classes in data with shape :math:`(N, D)`."""
         classes = torch.arange(self.corruption.classes, device=x.device)
-        count = (x.long().unsqueeze(-1) == classes).sum(0) + RARE
-        with torch.no_grad():
-            bias = self.body.last.bias.view(self.features, -1)
-            bias[:, : len(classes)] = (count / count.sum(-1, keepdim=True)).log()
+        bias = self.body.last.bias.view(self.features, -1)
+        found = (x.long().unsqueeze(-1) == classes).to(bias.dtype)
+        count = len(x) * weighted_mean(found, weights) + RARE
+        bias[:, : len(classes)] = (count / count.sum(-1, keepdim=True)).log()
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Maps states with shape :math:`(*, D)` at steps with shape :math:`(*)` to logits."""
@@ -151,12 +148,9 @@ class D3PM(DiscreteDiffusion):
     ) -> None:
         corruption = corruption_of(corruption, features, classes, steps)
         if network is None:
-            network = StateMLP(features, corruption, context, hidden_features)
+            count = size_of(shape_of(context))
+            network = StateMLP(features, corruption, count, hidden_features)
         super().__init__(network, corruption, features, context)
-
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        if isinstance(self.network, StateMLP):
-            self.network.start(x)
 
 
 class CTMC(JumpDiffusion):
@@ -208,9 +202,6 @@ class CTMC(JumpDiffusion):
     ) -> None:
         jumps = corruption_of(corruption, features, classes, steps)
         if network is None:
-            network = StateMLP(features, jumps, context, hidden_features)
+            count = size_of(shape_of(context))
+            network = StateMLP(features, jumps, count, hidden_features)
         super().__init__(network, jumps, features, context)
-
-    def start(self, x: Tensor, context: Tensor | None = None) -> None:
-        if isinstance(self.network, StateMLP):
-            self.network.start(x)

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from ..core import Recorded, is_wrapped
 from ..core.checks import check_event, check_whole
-from ..distributions import DiagonalNormal, EnergyDistribution, Tilted
+from ..core.contexts import shape_of, size_of
+from ..distributions import DiagonalNormal, Tilted
 from ..mcmc import Kernel
 from ..networks import EnergyNetwork
 from ..objectives import JointEnergy
@@ -33,7 +34,7 @@ class EnergyModel(Tilted):
 
     Arguments:
         features: The number of features, or the shape of an image (channels, height, width).
-        context: The number of features of the context.
+        context: The number of features of the context, or its shape.
         hidden_features: The width of each hidden layer, or its channels.
         activation: The name of the activation function.
         spectral: Whether the largest singular value of each hidden layer is 1.
@@ -54,10 +55,12 @@ class EnergyModel(Tilted):
         True
     """
 
+    standardize_contexts = True
+
     def __init__(
         self,
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (128, 128),
         activation: str = "silu",
         spectral: bool = False,
@@ -66,7 +69,9 @@ class EnergyModel(Tilted):
     ) -> None:
         super().__init__(
             DiagonalNormal(features).requires_grad_(False),
-            EnergyNetwork(features, context, hidden_features, activation, spectral=spectral),
+            EnergyNetwork(
+                features, size_of(shape_of(context)), hidden_features, activation, spectral=spectral
+            ),
             context,
             kernel,
             steps,
@@ -159,13 +164,11 @@ class JointEnergyModel(Tilted):
         )
         law = DiagonalNormal(features).requires_grad_(False)
         super().__init__(law, ClassEnergies(network, classes), 1, kernel, steps)
+        self.context_optional = True
 
     @property
     def objective(self) -> JointEnergy:
         return JointEnergy()
-
-    def forward(self, context: Tensor | None = None) -> EnergyDistribution:
-        return EnergyDistribution(self, None) if context is None else super().forward(context)
 
     def logits(self, x: Tensor) -> Tensor:
         r"""The logits :math:`f_y(x)` of values with shape :math:`(*, event)`, the classes last."""
@@ -182,7 +185,6 @@ class JointEnergyModel(Tilted):
         logits = self.logits(x)
         if context is None:
             return logits.new_zeros(logits.shape[:-1])
-        self.check_context(context)
         y = labels(context, logits.shape[-1])
         losses = cross_entropy(logits.flatten(0, -2), y.clamp_min(0).flatten(), reduction="none")
         return losses.reshape(y.shape) * (y >= 0)

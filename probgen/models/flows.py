@@ -6,14 +6,17 @@ come on any scale, and all have a standard normal base.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.distributions import ReshapeTransform, Transform
 
 from ..core import Bijector, Elementwise, LazyTransform
 from ..core.checks import check_whole
 from ..distributions import Flow, StandardNormal, UniformAngles
+from ..distributions.parametric import shape_of
 from ..transforms import (
     Affine,
     Autoregressive,
@@ -36,17 +39,24 @@ __all__ = [
 ]
 
 
-def check(features: int, context: int, transforms: int) -> None:
-    """Raises a ValueError that names the first impossible size."""
-    check_whole(1, features=features)
-    check_whole(0, context=context)
-    check_whole(1, transforms=transforms)
+def vector(features: int | Sequence[int]) -> int:
+    """The number of features of a vector, or of an array flattened."""
+    return math.prod(shape_of(features))
+
+
+def to_data(features: int | Sequence[int]) -> list[LazyTransform | Transform]:
+    """From standardised vectors to data: their scale, and their shape if that is no vector's."""
+    shape = shape_of(features)
+    size = math.prod(shape)
+    if len(shape) == 1:
+        return [Standardize(size)]
+    return [Standardize(size, "shared"), ReshapeTransform(torch.Size([size]), shape)]
 
 
 def couplings(
     features: int,
     univariate: type[Elementwise],
-    context: int,
+    context: Any,
     transforms: int,
     hidden_features: Sequence[int],
     activation: str,
@@ -57,7 +67,7 @@ def couplings(
 
     Their density needs no inverse of the univariate transform.
     """
-    check(features, context, transforms)
+    check_whole(1, transforms=transforms)
     half = features // 2
     parts: list[LazyTransform | Bijector] = []
     for i in range(transforms):
@@ -79,7 +89,7 @@ def couplings(
 def autoregressions(
     features: int,
     univariate: type[Elementwise],
-    context: int,
+    context: Any,
     transforms: int,
     hidden_features: Sequence[int],
     activation: str,
@@ -87,7 +97,7 @@ def autoregressions(
     **options: Any,
 ) -> list[LazyTransform | Bijector]:
     """Autoregressive transforms, from data to noise, in alternating or random orders."""
-    check(features, context, transforms)
+    check_whole(1, transforms=transforms)
     parts: list[LazyTransform | Bijector] = []
     for i in range(transforms):
         if randperm and i > 0:
@@ -113,8 +123,8 @@ class NICE(Flow):
         | https://arxiv.org/abs/1410.8516
 
     Arguments:
-        features: The number of features :math:`D`.
-        context: The number of features :math:`C` of the context.
+        features: The number of features :math:`D`, or the shape of an event.
+        context: The number of features :math:`C` of the context, or its shape.
         transforms: The number of couplings.
         hidden_features: The width of each hidden layer of each coupling.
         activation: The name of the activation function.
@@ -134,19 +144,16 @@ class NICE(Flow):
 
     def __init__(
         self,
-        features: int,
-        context: int = 0,
+        features: int | Sequence[int],
+        context: Any = 0,
         transforms: int = 4,
         hidden_features: Sequence[int] = (128, 128),
         activation: str = "relu",
         randperm: bool = False,
     ) -> None:
-        parts = couplings(
-            features, Shift, context, transforms, hidden_features, activation, randperm
-        )
-        super().__init__(
-            [Learned(Affine, features), *parts, Standardize(features)], StandardNormal(features)
-        )
+        size = vector(features)
+        parts = couplings(size, Shift, context, transforms, hidden_features, activation, randperm)
+        super().__init__([Learned(Affine, size), *parts, *to_data(features)], StandardNormal(size))
 
 
 class RealNVP(Flow):
@@ -157,8 +164,8 @@ class RealNVP(Flow):
         | https://arxiv.org/abs/1605.08803
 
     Arguments:
-        features: The number of features :math:`D`.
-        context: The number of features :math:`C` of the context.
+        features: The number of features :math:`D`, or the shape of an event.
+        context: The number of features :math:`C` of the context, or its shape.
         transforms: The number of couplings.
         hidden_features: The width of each hidden layer of each coupling.
         activation: The name of the activation function.
@@ -178,17 +185,16 @@ class RealNVP(Flow):
 
     def __init__(
         self,
-        features: int,
-        context: int = 0,
+        features: int | Sequence[int],
+        context: Any = 0,
         transforms: int = 8,
         hidden_features: Sequence[int] = (128, 128),
         activation: str = "relu",
         randperm: bool = False,
     ) -> None:
-        parts = couplings(
-            features, Affine, context, transforms, hidden_features, activation, randperm
-        )
-        super().__init__([*parts, Standardize(features)], StandardNormal(features))
+        size = vector(features)
+        parts = couplings(size, Affine, context, transforms, hidden_features, activation, randperm)
+        super().__init__([*parts, *to_data(features)], StandardNormal(size))
 
 
 class MAF(Flow):
@@ -199,8 +205,8 @@ class MAF(Flow):
         | https://arxiv.org/abs/1705.07057
 
     Arguments:
-        features: The number of features :math:`D`.
-        context: The number of features :math:`C` of the context.
+        features: The number of features :math:`D`, or the shape of an event.
+        context: The number of features :math:`C` of the context, or its shape.
         transforms: The number of transforms.
         hidden_features: The width of each hidden layer of each transform.
         activation: The name of the activation function.
@@ -220,17 +226,18 @@ class MAF(Flow):
 
     def __init__(
         self,
-        features: int,
-        context: int = 0,
+        features: int | Sequence[int],
+        context: Any = 0,
         transforms: int = 5,
         hidden_features: Sequence[int] = (128, 128),
         activation: str = "relu",
         randperm: bool = False,
     ) -> None:
+        size = vector(features)
         parts = autoregressions(
-            features, Affine, context, transforms, hidden_features, activation, randperm
+            size, Affine, context, transforms, hidden_features, activation, randperm
         )
-        super().__init__([*parts, Standardize(features)], StandardNormal(features))
+        super().__init__([*parts, *to_data(features)], StandardNormal(size))
 
 
 class IAF(Flow):
@@ -241,8 +248,8 @@ class IAF(Flow):
         | https://arxiv.org/abs/1606.04934
 
     Arguments:
-        features: The number of features :math:`D`.
-        context: The number of features :math:`C` of the context.
+        features: The number of features :math:`D`, or the shape of an event.
+        context: The number of features :math:`C` of the context, or its shape.
         transforms: The number of transforms.
         hidden_features: The width of each hidden layer of each transform.
         activation: The name of the activation function.
@@ -262,18 +269,19 @@ class IAF(Flow):
 
     def __init__(
         self,
-        features: int,
-        context: int = 0,
+        features: int | Sequence[int],
+        context: Any = 0,
         transforms: int = 5,
         hidden_features: Sequence[int] = (128, 128),
         activation: str = "relu",
         randperm: bool = False,
     ) -> None:
+        size = vector(features)
         parts = autoregressions(
-            features, Affine, context, transforms, hidden_features, activation, randperm
+            size, Affine, context, transforms, hidden_features, activation, randperm
         )
         parts = [p.inv if isinstance(p, LazyTransform) else p for p in parts]
-        super().__init__([*parts, Standardize(features)], StandardNormal(features))
+        super().__init__([*parts, *to_data(features)], StandardNormal(size))
 
 
 class NSF(Flow):
@@ -286,8 +294,8 @@ class NSF(Flow):
         | https://arxiv.org/abs/1906.04032
 
     Arguments:
-        features: The number of features :math:`D`.
-        context: The number of features :math:`C` of the context.
+        features: The number of features :math:`D`, or the shape of an event.
+        context: The number of features :math:`C` of the context, or its shape.
         transforms: The number of transforms.
         hidden_features: The width of each hidden layer of each transform.
         bins: The number of bins :math:`K` of each spline.
@@ -311,8 +319,8 @@ class NSF(Flow):
 
     def __init__(
         self,
-        features: int,
-        context: int = 0,
+        features: int | Sequence[int],
+        context: Any = 0,
         transforms: int = 5,
         hidden_features: Sequence[int] = (128, 128),
         bins: int = 8,
@@ -322,8 +330,9 @@ class NSF(Flow):
         randperm: bool = False,
     ) -> None:
         build = autoregressions if autoregressive else couplings
+        size = vector(features)
         parts = build(
-            features,
+            size,
             RationalQuadratic,
             context,
             transforms,
@@ -333,7 +342,7 @@ class NSF(Flow):
             bins=bins,
             bound=bound,
         )
-        super().__init__([*parts, Standardize(features)], StandardNormal(features))
+        super().__init__([*parts, *to_data(features)], StandardNormal(size))
 
 
 class CircularNSF(Flow):
@@ -370,8 +379,8 @@ class CircularNSF(Flow):
 
     def __init__(
         self,
-        features: int,
-        context: int = 0,
+        features: int | Sequence[int],
+        context: Any = 0,
         transforms: int = 5,
         hidden_features: Sequence[int] = (128, 128),
         bins: int = 8,
@@ -380,8 +389,9 @@ class CircularNSF(Flow):
         randperm: bool = False,
     ) -> None:
         build = autoregressions if autoregressive else couplings
+        size = vector(features)
         parts = build(
-            features,
+            size,
             CircularRationalQuadratic,
             context,
             transforms,
@@ -390,4 +400,4 @@ class CircularNSF(Flow):
             randperm,
             bins=bins,
         )
-        super().__init__(parts, UniformAngles(features))
+        super().__init__([*parts, *to_data(features)[1:]], UniformAngles(size))

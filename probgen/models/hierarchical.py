@@ -16,7 +16,6 @@ from ..core.checks import check_whole
 from ..distributions import Hierarchy, PrecisionWeighted, Residual, Rung
 from ..networks.dense import activation_named, check_sizes
 from ..networks.residual import InvertedResidual, Pixels, zeroed
-from ..transforms.linear import moments
 from .vae import LIKELIHOODS, named
 
 __all__ = ["HierarchicalVAE", "LadderVAE"]
@@ -28,8 +27,9 @@ LEAST = 1e-3  # standard deviation to be made 1
 def level(layer: nn.Linear, x: Tensor, rows: int | None = None) -> None:
     """Gives the (first) outputs of a layer mean 0 and variance 1 over inputs."""
     with torch.no_grad():
-        shift, scale = moments(layer(x)[:, :rows])
-        scale = scale.clamp_min(LEAST)
+        out = layer(x)[:, :rows]
+        shift, scale = out.mean(0), out.std(0, correction=0)
+        scale = torch.where(scale > 0, scale, 1).clamp_min(LEAST)
         layer.weight[:rows] /= scale.unsqueeze(-1)
         layer.bias[:rows] = (layer.bias[:rows] - shift) / scale
 

@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch.distributions import Transform
+
 from ..core import Bijector, LazyTransform
+from ..core.checks import check_whole
 from ..distributions import Flow, StandardNormal
-from ..transforms import Learned, Planar, Radial, Standardize, Sylvester
-from .flows import check
+from ..transforms import Learned, Planar, Radial, Sylvester
+from .flows import to_data, vector
 
 __all__ = ["PlanarFlow", "RadialFlow", "SylvesterFlow"]
 
 
 def residuals(
     bijector: type[Bijector],
-    features: int,
-    context: int,
+    features: int | Sequence[int],
+    context: Any,
     transforms: int,
     hidden_features: Sequence[int],
     **options: Any,
-) -> list[LazyTransform]:
-    """Transforms from noise to data, then the scale of the data."""
-    check(features, context, transforms)
-    parts: list[LazyTransform] = [
-        Learned(bijector, features, context, hidden_features, **options) for _ in range(transforms)
+) -> list[LazyTransform | Transform]:
+    """Transforms from noise to data, then the scale and shape of the data."""
+    check_whole(1, transforms=transforms)
+    size = vector(features)
+    parts: list[LazyTransform | Transform] = [
+        Learned(bijector, size, context, hidden_features, **options) for _ in range(transforms)
     ]
-    return [*parts, Standardize(features)]
+    return [*parts, *to_data(features)]
 
 
 class PlanarFlow(Flow):
@@ -37,8 +41,8 @@ class PlanarFlow(Flow):
         | https://arxiv.org/abs/1505.05770
 
     Arguments:
-        features: The number of features :math:`D`.
-        context: The number of features :math:`C` of the context.
+        features: The number of features :math:`D`, or the shape of an event.
+        context: The number of features :math:`C` of the context, or its shape.
         transforms: The number of transforms.
         hidden_features: The width of each hidden layer of the context's networks.
 
@@ -56,13 +60,13 @@ class PlanarFlow(Flow):
 
     def __init__(
         self,
-        features: int,
-        context: int = 0,
+        features: int | Sequence[int],
+        context: Any = 0,
         transforms: int = 8,
         hidden_features: Sequence[int] = (64, 64),
     ) -> None:
         parts = residuals(Planar, features, context, transforms, hidden_features)
-        super().__init__(parts, StandardNormal(features))
+        super().__init__(parts, StandardNormal(vector(features)))
 
 
 class RadialFlow(Flow):
@@ -73,8 +77,8 @@ class RadialFlow(Flow):
         | https://arxiv.org/abs/1505.05770
 
     Arguments:
-        features: The number of features :math:`D`.
-        context: The number of features :math:`C` of the context.
+        features: The number of features :math:`D`, or the shape of an event.
+        context: The number of features :math:`C` of the context, or its shape.
         transforms: The number of transforms.
         hidden_features: The width of each hidden layer of the context's networks.
 
@@ -92,13 +96,13 @@ class RadialFlow(Flow):
 
     def __init__(
         self,
-        features: int,
-        context: int = 0,
+        features: int | Sequence[int],
+        context: Any = 0,
         transforms: int = 8,
         hidden_features: Sequence[int] = (64, 64),
     ) -> None:
         parts = residuals(Radial, features, context, transforms, hidden_features)
-        super().__init__(parts, StandardNormal(features))
+        super().__init__(parts, StandardNormal(vector(features)))
 
 
 class SylvesterFlow(Flow):
@@ -109,8 +113,8 @@ class SylvesterFlow(Flow):
         | https://arxiv.org/abs/1803.05649
 
     Arguments:
-        features: The number of features :math:`D`.
-        context: The number of features :math:`C` of the context.
+        features: The number of features :math:`D`, or the shape of an event.
+        context: The number of features :math:`C` of the context, or its shape.
         transforms: The number of transforms.
         hidden_features: The width of each hidden layer of the context's networks.
         width: The number :math:`M` of directions, all :math:`D` by default.
@@ -130,17 +134,17 @@ class SylvesterFlow(Flow):
 
     def __init__(
         self,
-        features: int,
-        context: int = 0,
+        features: int | Sequence[int],
+        context: Any = 0,
         transforms: int = 4,
         hidden_features: Sequence[int] = (64, 64),
         width: int | None = None,
         reflections: int = 4,
     ) -> None:
-        check(features, context, transforms)
-        m = features if width is None else width
-        if not 1 <= m <= features:
-            raise ValueError(f"Expected `width` between 1 and {features}, got {width}.")
+        size = vector(features)
+        m = size if width is None else width
+        if not 1 <= m <= size:
+            raise ValueError(f"Expected `width` between 1 and {size}, got {width}.")
         parts = residuals(
             Sylvester,
             features,
@@ -150,4 +154,4 @@ class SylvesterFlow(Flow):
             width=m,
             reflections=reflections,
         )
-        super().__init__(parts, StandardNormal(features))
+        super().__init__(parts, StandardNormal(vector(features)))

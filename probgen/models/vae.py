@@ -11,6 +11,7 @@ from torch import nn
 
 from ..core import LazyDistribution
 from ..core.checks import check_whole
+from ..core.contexts import shape_of, size_of
 from ..distributions import (
     Bernoulli,
     Beta,
@@ -122,7 +123,7 @@ class ConditionalVAE(Latent):
 
     Arguments:
         features: The number of features :math:`D`.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         latent: The number of latents :math:`L`.
         hidden_features: The width of each hidden layer of the encoder.
         likelihood: As for :class:`VAE`; a lazy distribution has `context` :math:`L + C`.
@@ -144,7 +145,7 @@ class ConditionalVAE(Latent):
     def __init__(
         self,
         features: int,
-        context: int,
+        context: Any,
         latent: int = 50,
         hidden_features: Sequence[int] = (200, 200),
         likelihood: str | LazyDistribution = "bernoulli",
@@ -153,9 +154,11 @@ class ConditionalVAE(Latent):
         activation: str = "relu",
         samples: int = 1,
     ) -> None:
-        check_whole(1, context=context)
+        size = size_of(shape_of(context))
+        if not size:
+            raise ValueError(f"Expected a `context`, got {context!r:.80}. VAE takes none.")
         parts = build(
-            features, latent, context, hidden_features, likelihood, posterior, prior, activation
+            features, latent, size, hidden_features, likelihood, posterior, prior, activation
         )
         super().__init__(*parts, context=context, samples=samples)
 

@@ -24,6 +24,7 @@ from torch.distributions import Transform, constraints
 
 from ..core import Bijector, Elementwise, LazyTransform, call_and_ladj, inverse_and_ladj
 from ..core.checks import check_whole
+from ..core.contexts import size_of
 from ..networks import MADE
 from ..networks.dense import start_at
 from .elementwise import Affine
@@ -94,7 +95,7 @@ class Autoregressive(LazyTransform):
     Arguments:
         features: The number of features :math:`D`.
         univariate: The class of the elementwise transform :math:`\tau`.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each hidden layer.
         activation: The name of the activation function.
         order: The features in the order in which each sees those before it, as they come by
@@ -116,7 +117,7 @@ class Autoregressive(LazyTransform):
         self,
         features: int,
         univariate: type[Elementwise] = Affine,
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
         activation: str = "relu",
         order: Sequence[int] | None = None,
@@ -125,14 +126,13 @@ class Autoregressive(LazyTransform):
         super().__init__()
         check_class(univariate, Elementwise)
         check_whole(1, features=features)
-        check_whole(0, context=context)
         self.features, self.context = features, context
         self.univariate, self.options = univariate, options
         start, self.shapes = univariate.flat(features, **options)
         self.network = MADE(
             features,
             len(start),
-            context,
+            size_of(self.context_shape),
             hidden_features,
             activation,
             univariate.embedding,
@@ -140,8 +140,8 @@ class Autoregressive(LazyTransform):
         )
         start_at(self.network, start.repeat_interleave(features))
 
-    def forward(self, context: Tensor | None = None) -> Transform:
-        self.check_context(context)
+    def forward(self, context: Any = None) -> Transform:
+        context = self.flat_context(context)
         tau = self.univariate
         build = partial(tau.from_flat, shapes=self.shapes, **self.options)
         return AutoregressiveTransform(self.network, build, tau.embed, context, tau.domain)

@@ -227,7 +227,7 @@ class ContinuousTransform(LazyTransform):
         network: The velocity, from values with shape :math:`(*, event)`, times with shape
             :math:`(*)`, and contexts with shape :math:`(*, C)` third if there are any.
         features: The number of features, or the shape of an event.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         steps: The number of steps of the solver.
         method: Its method, see :class:`Continuous`.
         probes: The number of random directions of the trace, 0 for the exact one.
@@ -251,7 +251,7 @@ class ContinuousTransform(LazyTransform):
         self,
         network: nn.Module,
         features: int | Sequence[int],
-        context: int = 0,
+        context: Any = 0,
         steps: int = 8,
         method: str = "rk4",
         probes: int = 0,
@@ -260,13 +260,12 @@ class ContinuousTransform(LazyTransform):
     ) -> None:
         super().__init__()
         check_whole(1, steps=steps)
-        check_whole(0, context=context)
         self.event = (features,) if isinstance(features, int) else tuple(features)
         self.network, self.context, self.steps = network, context, steps
         self.method, self.probes, self.tolerance, self.adjoint = method, probes, tolerance, adjoint
 
-    def forward(self, context: Tensor | None = None) -> Continuous:
-        self.check_context(context)
+    def forward(self, context: Any = None) -> Continuous:
+        context = self.flat_context(context)
         p = next(self.parameters())
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:

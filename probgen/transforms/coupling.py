@@ -22,6 +22,7 @@ from torch.distributions import Transform, constraints
 
 from ..core import Bijector, Elementwise, LazyTransform, call_and_ladj, inverse_and_ladj
 from ..core.checks import check_whole
+from ..core.contexts import size_of
 from ..networks import MLP
 from ..networks.dense import start_at
 from .elementwise import Affine
@@ -92,7 +93,7 @@ class Coupling(LazyTransform):
     Arguments:
         features: The number of features :math:`D`.
         univariate: The class of the elementwise transform :math:`\tau`.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         kept: The number of leading features that pass unchanged; if negative, of trailing ones.
             By default half. Any other split is this one between two permutations.
         hidden_features: The width of each hidden layer.
@@ -116,7 +117,7 @@ class Coupling(LazyTransform):
         self,
         features: int,
         univariate: type[Elementwise] = Affine,
-        context: int = 0,
+        context: Any = 0,
         kept: int | None = None,
         hidden_features: Sequence[int] = (64, 64),
         activation: str = "relu",
@@ -126,7 +127,6 @@ class Coupling(LazyTransform):
         super().__init__()
         check_class(univariate, Elementwise)
         check_whole(1, features=features)
-        check_whole(0, context=context)
         self.features, self.context = features, context
         self.univariate, self.options = univariate, options
         self.kept = features // 2 if kept is None else kept
@@ -137,12 +137,12 @@ class Coupling(LazyTransform):
         inputs, outputs = abs(self.kept) * univariate.embedding, self.moved * len(start)
         self.outputs = outputs
         if network is None:
-            network = MLP(inputs, outputs, context, hidden_features, activation)
+            network = MLP(inputs, outputs, size_of(self.context_shape), hidden_features, activation)
             start_at(network, start.repeat_interleave(self.moved))
         self.network = network
 
-    def forward(self, context: Tensor | None = None) -> Transform:
-        self.check_context(context)
+    def forward(self, context: Any = None) -> Transform:
+        context = self.flat_context(context)
         batch = () if context is None else context.shape[:-1]
         conditioner = partial(self.condition, context)
         return CouplingTransform(

@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.distributions import Transform
 
 from ..core import Bijector, Elementwise, LazyTransform
 from ..core.checks import check_whole
+from ..core.contexts import size_of
 from ..networks import MLP
 
 __all__ = ["Learned"]
@@ -29,7 +30,7 @@ class Learned(LazyTransform):
     Arguments:
         bijector: The class of the bijector, such as :class:`Planar` or :class:`Affine`.
         features: The number of features :math:`D`.
-        context: The number of features :math:`C` of the context.
+        context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each hidden layer of the context's network.
         activation: The name of its activation function.
         options: What the bijector takes besides, such as `bins`.
@@ -50,7 +51,7 @@ class Learned(LazyTransform):
         self,
         bijector: type[Bijector],
         features: int,
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
         activation: str = "relu",
         **options: Any,
@@ -58,17 +59,17 @@ class Learned(LazyTransform):
         super().__init__()
         check_class(bijector, Bijector)
         check_whole(1, features=features)
-        check_whole(0, context=context)
         start, self.shapes = bijector.flat(features, **options)
         if issubclass(bijector, Elementwise):  # P rows, one entry per feature
             start = start[:, None].expand(-1, features).reshape(-1)
         self.bijector, self.features, self.options = bijector, features, options
         self.context = context
         self.phi = nn.Parameter(start.clone())
-        self.network = MLP(context, len(start), 0, hidden_features, activation) if context else None
+        size = size_of(self.context_shape)
+        self.network = MLP(size, len(start), 0, hidden_features, activation) if size else None
 
-    def forward(self, context: Tensor | None = None) -> Transform:
-        self.check_context(context)
+    def forward(self, context: Any = None) -> Transform:
+        context = self.flat_context(context)
         phi = self.phi.clone()  # so that a step in place leaves what was built as it was
         if self.network is not None and context is not None:
             phi = phi + self.network(context.movedim(-1, 0)).movedim(0, -1)

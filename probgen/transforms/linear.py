@@ -7,13 +7,15 @@ sum over its diagonal).
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from ..core import Bijector, LazyTransform, broadcast
+from ..core import Bijector, LazyTransform, Standardizer, broadcast
+from ..core.checks import check_whole
+from ..core.lazy import register_flag
 
 __all__ = ["LU", "ActNorm", "Diagonal", "Permutation", "Standardize"]
 
@@ -144,40 +146,7 @@ class LU(Bijector):
         return x, self.ladj.expand(x.shape[:-1])
 
 
-class DataDependent(LazyTransform):
-    """A scale and shift per feature that take the moments of data, once."""
-
-    started: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
-
-    @abstractmethod
-    def take(self, shift: Tensor, scale: Tensor) -> None:
-        """Sets the transform to `shift + scale * x`."""
-
-    def start(self, y: Tensor, context: Tensor | None = None) -> None:
-        mean, std = moments(y)
-        self.take_once(mean, std)
-
-    def start_inverse(self, x: Tensor, context: Tensor | None = None) -> None:
-        mean, std = moments(x)
-        self.take_once(-mean / std, 1 / std)
-
-    def take_once(self, shift: Tensor, scale: Tensor) -> None:
-        if self.started:
-            self.compare(shift, scale)
-            return
-        with torch.no_grad():
-            self.take(shift, scale)
-            self.started.fill_(True)
-
-    def compare(self, shift: Tensor, scale: Tensor) -> None:
-        """Compares the moments of other data with those that were taken."""
-
-
-class ActNorm(DataDependent):
+class ActNorm(LazyTransform):
     r"""A learned scale and shift per feature, :math:`y = m + e^s x`, started from data.
 
     Before its first step :func:`probgen.fit` sets it to the mean and standard deviation of the
@@ -192,69 +161,86 @@ class ActNorm(DataDependent):
 
     Example:
         >>> f = ActNorm(2)
-        >>> f.start(torch.tensor([[0.0, 10.0], [2.0, 30.0]]))
+        >>> f.initialize(torch.tensor([[0.0, 10.0], [2.0, 30.0]]))
         >>> f()(torch.zeros(2)).detach()
         tensor([ 1., 20.])
     """
 
+    initialized_flag: Tensor
+
     def __init__(self, features: int) -> None:
         super().__init__()
+        check_whole(1, features=features)
+        register_flag(self)
         self.shift = nn.Parameter(torch.zeros(features))
         self.log_scale = nn.Parameter(torch.zeros(features))
 
     def forward(self, context: Tensor | None = None) -> Transform:
         return Diagonal(self.shift, self.log_scale.exp())
 
-    def take(self, shift: Tensor, scale: Tensor) -> None:
-        self.shift.copy_(shift)
-        self.log_scale.copy_(scale.log())
+    def initialize(
+        self, y: Tensor, context: Any = None, weights: Tensor | None = None, inverse: bool = False
+    ) -> None:
+        if self.initialized:
+            return
+        unit = Standardizer(self.shift.shape).to(self.shift)
+        unit.fit(*rows(y, weights))
+        shift, scale = affine(unit, inverse)
+        with torch.no_grad():
+            self.shift.copy_(shift)
+            self.log_scale.copy_(scale.log())
+            self.initialized_flag.fill_(True)
 
 
-class Standardize(DataDependent):
+class Standardize(LazyTransform):
     r"""The transform :math:`y = m + s x` with the mean and standard deviation of the data.
 
-    Both are buffers, 0 and 1 until :func:`probgen.fit` sets them before its first step; they are
-    not trained. As the last transform of a flow it lets data come on any scale. With plain Pyro
-    call the module's `start(x)` before training.
+    They are 0 and 1 until :func:`probgen.fit` sets them before its first step, and not trained.
+    As the last transform of a flow it lets data come on any scale. With plain Pyro
+    call the module's `initialize(x)` before training.
 
     Arguments:
         features: The number of features :math:`D`.
+        per: Whether each `"feature"` has a scale, or all share one, `"shared"`.
 
     Example:
         >>> f = Standardize(2)
-        >>> f.start(torch.tensor([[0.0, 10.0], [2.0, 30.0]]))
+        >>> f.initialize(torch.tensor([[0.0, 10.0], [2.0, 30.0]]))
         >>> f()(torch.zeros(2))
         tensor([ 1., 20.])
     """
 
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, per: Literal["feature", "shared"] = "feature") -> None:
         super().__init__()
-        self.register_buffer("shift", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(features))
+        check_whole(1, features=features)
+        self.features = features
+        self.standardizer = Standardizer((features,), per)
 
-    def forward(self, context: Tensor | None = None) -> Transform:
-        return Diagonal(self.shift, self.scale)
+    @property
+    def initialized(self) -> bool:
+        return self.standardizer.active
 
-    def take(self, shift: Tensor, scale: Tensor) -> None:
-        self.shift.copy_(shift)
-        self.scale.copy_(scale)
+    def forward(self, context: Any = None) -> Transform:
+        return Diagonal(self.standardizer.shift, self.standardizer.scale)
 
-    def compare(self, shift: Tensor, scale: Tensor) -> None:
-        far = ((shift - self.shift).abs() > 10 * self.scale) | (scale > 10 * self.scale)
-        if far.any():
-            i = int(far.nonzero()[0])
-            raise ValueError(
-                f"Expected data on the scale that Standardize was set to, in feature {i} mean "
-                f"{self.shift[i]:.4g} and standard deviation {self.scale[i]:.4g}, got "
-                f"{shift[i]:.4g} and {scale[i]:.4g}. Build the module anew for other data."
-            )
+    def initialize(
+        self, y: Tensor, context: Any = None, weights: Tensor | None = None, inverse: bool = False
+    ) -> None:
+        unit = self.standardizer
+        if not unit.active:
+            unit.fit(*rows(y, weights))
+            shift, scale = affine(unit, inverse)
+            unit.shift.copy_(shift)
+            unit.scale.copy_(scale)
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and standard deviation of each feature, 1 where it does not vary."""
-    x = x.reshape(-1, x.shape[-1])
-    std = x.std(0, correction=0)
-    return x.mean(0), torch.where(std > 0, std, torch.ones_like(std))
+def rows(y: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Values with any batch as vectors with shape :math:`(N, D)`, and a weight for each."""
+    if weights is not None and y.ndim > 2:
+        weights = weights.repeat_interleave(y[0, ..., 0].numel())
+    return y.reshape(-1, y.shape[-1]), weights
+
+
+def affine(unit: Standardizer, inverse: bool) -> tuple[Tensor, Tensor]:
+    """The shift and scale from standard values to data, or of the inverse of that."""
+    return (-unit.shift / unit.scale, 1 / unit.scale) if inverse else (unit.shift, unit.scale)

@@ -109,7 +109,7 @@ def test_fit_trains(conditional):
 
 def test_plain_svi_trains_what_has_a_density(module):
     x = data(module)
-    module.start(x)
+    module.initialize(x)
     if module.density is pg.Density.PUSHFORWARD:
         with pytest.raises((NotImplementedError, ValueError)):
             Trace_ELBO().loss(module.model, module.guide, x)
@@ -169,7 +169,7 @@ def test_as_a_prior_in_a_pyro_model(module):
 
 def test_copies_and_checkpoints(conditional, tmp_path):
     c = torch.randn(6, C)
-    conditional.start(data(conditional, 50, c[:1].expand(50, C)), c[:1].expand(50, C))
+    conditional.initialize(data(conditional, 50, c[:1].expand(50, C)), c[:1].expand(50, C))
     again = copy.deepcopy(conditional)
     conditional.freeze().save(tmp_path)
     loaded = pg.load(tmp_path)

@@ -642,7 +642,7 @@ def test_bad_parts_are_refused():
         pg.distributions.Flow([], torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="transform"):
         pg.distributions.Flow([torch.nn.Linear(2, 2)], pg.models.MAF(2))
-    with pytest.raises(ValueError, match="one size of context"):
+    with pytest.raises(ValueError, match="one shape of context"):
         pg.distributions.Flow([pg.transforms.Coupling(2, context=3)], pg.models.MAF(2, context=2))
     base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
     folded = pg.distributions.Flow([torch.distributions.AbsTransform()], base)

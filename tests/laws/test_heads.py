@@ -42,7 +42,7 @@ def test_events_of_images(name):
     if name == "FullNormal":
         return
     head = moved(HEADS[name][0]((2, 3, 4), context=C, hidden_features=(8,)))
-    head.start(values(name, 20, 2, 3, 4))
+    head.initialize(values(name, 20, 2, 3, 4))
     d = head(torch.randn(5, C))
     assert d.event_shape == (2, 3, 4)
     assert d.log_prob(d.sample((6,))).shape == (6, 5)
@@ -52,7 +52,7 @@ def test_a_start_from_data_raises_their_density(name):
     head = HEADS[name][0](D)
     x = values(name, 500, D)
     before = head().log_prob(x).mean()
-    head.start(x)
+    head.initialize(x)
     assert head().log_prob(x).mean() >= before - 1e-4
 
 
@@ -61,7 +61,7 @@ def test_training_goes_on_from_where_it_was(name):
     options = {"seed": 0, "lr": 1e-2, "progress": False}
     pg.fit(head, x, steps=20, **options)
     before = head().log_prob(x).mean()
-    head.start(x)
+    pg.fit(head, values(name, 100, D), steps=1, **{**options, "lr": 1e-30})
     torch.testing.assert_close(head().log_prob(x).mean(), before)
 
 
@@ -83,7 +83,7 @@ def test_fit_trains(name, head):
 
 
 def test_save_and_load(name, head, tmp_path):
-    head.start(values(name, 50, D))
+    head.initialize(values(name, 50, D))
     head.save(tmp_path)
     context, x = torch.randn(5, C), values(name, 5, D)
     assert torch.equal(pg.load(tmp_path)(context).log_prob(x), head(context).log_prob(x))

@@ -178,7 +178,7 @@ def test_sites_in_a_model(conditional):
 def test_copies_pickles_and_checkpoints(name, conditional, tmp_path):
     context = torch.randn(20, C)
     x = conditional(context).sample()
-    conditional.start(x, context)
+    conditional.initialize(x, context)
     conditional.save(tmp_path)
 
     def density(module):

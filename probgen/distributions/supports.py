@@ -1,4 +1,4 @@
-"""What the parts of a flow give and take: their features and ranges."""
+"""Supports: whether the parts of a flow fit, and values outside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Transform, VonMises, biject_to, constraints
 
-from ..core import Bijector
+from ..core import Bijector, is_wrapped
 from ..core.checks import ends
 
 
@@ -73,10 +73,13 @@ def interior(support: Any) -> Transform | None:
         return None
 
 
-def within(
+def mask_outside(
     value: Tensor, support: Any, inner: Transform | None, event_dim: int
 ) -> tuple[Tensor, Tensor | None]:
-    """A value with what lies outside a support replaced, and whether it lay inside (or was nan)."""
+    """Replace values outside a support by an interior point, and return which lie inside.
+
+    A value with nan counts as inside, so that its log density is nan.
+    """
     if inner is None:
         return value, None
     inside = support.check(value)
@@ -89,3 +92,17 @@ def is_real(support: Any) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is constraints.real
+
+
+def readable(value: Tensor) -> bool:
+    """Whether a tensor has values that can be read now."""
+    return value.device.type != "meta" and not is_wrapped(value)
+
+
+def check_support(value: Tensor, support: constraints.Constraint) -> None:
+    """Raise a ValueError that names a value outside a support."""
+    inner = support.base_constraint if isinstance(support, constraints.independent) else support
+    inside = inner.check(value)
+    if not inside.all():
+        wrong = value[~inside].flatten()[0] if inside.shape == value.shape else value[~inside][0]
+        raise ValueError(f"Expected values in the support, {support}, got {wrong.tolist()!r:.80}.")
