@@ -14,7 +14,7 @@ from . import (
     plots,
     transforms,
 )
-from .core import CheckpointError, Density, LazyDistribution, LazyTransform, load, sample
+from .core import CheckpointError, Density, LazyDistribution, LazyTransform, load, register, sample
 from .inference import posterior
 from .training import History, fit
 
@@ -40,6 +40,7 @@ __all__ = [
     "objectives",
     "plots",
     "posterior",
+    "register",
     "sample",
     "transforms",
 ]

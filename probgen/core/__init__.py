@@ -9,7 +9,7 @@ from .bijector import (
     detached,
     inverse_and_ladj,
 )
-from .checkpoint import CheckpointError, Recorded, load
+from .checkpoint import CheckpointError, load, save
 from .lazy import (
     Constant,
     Density,
@@ -22,6 +22,7 @@ from .lazy import (
 )
 from .numerics import increasing_root, is_wrapped
 from .plates import sample
+from .registry import register
 
 __all__ = [
     "Bijector",
@@ -34,7 +35,6 @@ __all__ = [
     "Lazy",
     "LazyDistribution",
     "LazyTransform",
-    "Recorded",
     "as_lazy",
     "as_lazy_transform",
     "broadcast",
@@ -44,5 +44,7 @@ __all__ = [
     "inverse_and_ladj",
     "is_wrapped",
     "load",
+    "register",
     "sample",
+    "save",
 ]

@@ -18,9 +18,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from .checkpoint import Recorded, describe, find_class
+from .checkpoint import save
 from .numerics import is_wrapped
 from .plates import Guide, Model, unique_name
+from .registry import describe, find_class, register
 
 __all__ = [
     "Constant",
@@ -56,7 +57,8 @@ class Density(Enum):
         return order[max(order.index(part) for part in parts)]
 
 
-class Lazy(Recorded):
+@register
+class Lazy(nn.Module):
     """What lazy distributions and lazy transforms share."""
 
     #: The number of features of the context, 0 if there is none.
@@ -71,6 +73,8 @@ class Lazy(Recorded):
     def __setstate__(self, state: dict[str, Any]) -> None:  # after deepcopy and pickle
         super().__setstate__(state)
         self.name = unique_name(self)
+
+    save = save
 
     def freeze(self: Self) -> Self:
         """Turns the parameters' gradients off and the module to evaluation; returns it."""
@@ -211,7 +215,8 @@ class LazyDistribution(Lazy):
         return Guide(self)
 
 
-class Constants(Recorded):
+@register
+class Constants(nn.Module):
     """The tensors of a distribution or transform, as buffers, and how to rebuild it."""
 
     def __init__(self, thing: Distribution | Transform) -> None:

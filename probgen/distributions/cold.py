@@ -17,7 +17,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..core import Density, LazyDistribution, Recorded, as_lazy
+from ..core import Density, LazyDistribution, as_lazy, register
 from ..core.checks import check_event, check_whole
 from ..diffusion.cold import ColdSampler, Degradation, ImprovedCold
 from ..networks import TimeMLP
@@ -28,7 +28,8 @@ from .pushforward import PushforwardDistribution, state_pushed
 __all__ = ["ColdDiffusion", "RestorerMLP"]
 
 
-class RestorerMLP(Recorded):
+@register
+class RestorerMLP(nn.Module):
     r"""A residual perceptron from degraded data, a level and a context to data.
 
     It adds to degraded data what a network says of them, standardised with the mean of their level

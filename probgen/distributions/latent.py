@@ -20,7 +20,7 @@ from pyro.distributions.util import detach
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, constraints
 
-from ..core import Density, LazyDistribution, Recorded, as_lazy, broadcast
+from ..core import Density, LazyDistribution, as_lazy, broadcast, register
 from ..core.checks import check_event, check_whole
 from ..networks.dense import along_last, start_apart
 from ..objectives import Weights
@@ -289,7 +289,8 @@ class Latent(LatentVariable):
         return Pushforward(self.prior, Mean(self), self.context)
 
 
-class Mean(Recorded):
+@register
+class Mean(nn.Module):
     """The mean of a model's likelihood, as a map of latents flattened, followed by the context.
 
     Arguments:

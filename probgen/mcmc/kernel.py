@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..core.bijector import name_of
-from ..core.checkpoint import RECORDS
+from ..core.registry import RECORDS
 
 __all__ = ["GradientState", "Info", "Kernel", "LogDensity", "PositionState", "Score"]
 

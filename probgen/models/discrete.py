@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core import Recorded
+from ..core import register
 from ..core.checks import check_whole
 from ..diffusion import Absorbing, Binomial, Corruption, DiscretizedGaussian, Uniform
 from ..diffusion.discrete import equal
@@ -25,7 +25,8 @@ CORRUPTIONS: dict[str, Callable[[int, int], Corruption]] = {
 RARE = 0.5  # what is added to the count of each class at the start
 
 
-class StateMLP(Recorded):
+@register
+class StateMLP(nn.Module):
     r"""A residual perceptron of states, a step and a context, to the logits of the data.
 
     It reads which state each feature is in. To its outputs, one for each feature and class, is

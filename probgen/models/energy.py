@@ -7,11 +7,11 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import cross_entropy
 
-from ..core import Recorded, is_wrapped
+from ..core import is_wrapped, register
 from ..core.checks import check_event, check_whole
 from ..distributions import DiagonalNormal, EnergyDistribution, Tilted
 from ..mcmc import Kernel
@@ -73,7 +73,8 @@ class EnergyModel(Tilted):
         )
 
 
-class ClassEnergies(Recorded):
+@register
+class ClassEnergies(nn.Module):
     """The log of a sum over classes, or the term of one.
 
     Arguments:
