@@ -173,7 +173,7 @@ def plan(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
             content["edits"].append([path, new])
     try:
         check_state(rebuilt, state)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # of any kind: modules may read states as they like
         raise TypeError(
             f"Expected a {name} with the parameters and buffers that it was built with, but: "
             f"{error}"

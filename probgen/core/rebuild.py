@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -158,7 +159,7 @@ class Encoder:
             }
         elif is_torch(cls):
             arguments = layer_arguments(module)
-            inside = f"{where}, in a {cls.__name__},"
+            inside = f"{where} > {cls.__name__}"
             entry = {
                 "torch": cls.__name__,
                 "kwargs": {k: self.encode(v, inside) for k, v in arguments.items()},
@@ -261,16 +262,16 @@ class Decoder:
 
     def look_up(self, registry: Mapping[str, Any], name: str) -> Any:
         name = RENAMED.get(name, name)
-        short = name.split(":")[-1]
-        if name in self.modules or (name not in registry and short in self.modules):
-            return self.modules[name if name in self.modules else short]
-        if name not in registry:
-            raise CheckpointError(
-                f"Expected a class that is defined, got {name!r:.80}. Import the module that "
-                f"defines it before loading, or give what builds it, "
-                f"pg.load(path, modules={{{short!r:.80}: ...}})."
-            )
-        return registry[name]
+        short = re.split(r"[:.]", name)[-1]
+        if name in registry and name not in self.modules:
+            return registry[name]
+        for key in (name, short):
+            if key in self.modules:
+                return self.modules[key]
+        raise CheckpointError(
+            f"Expected a class that is defined, got {name!r:.200}. Import the module that defines "
+            f"it before loading, or give what builds it, pg.load(path, modules={{{short!r}: ...}})."
+        )
 
 
 READERS: dict[str, Callable[[Decoder, Any], Any]] = {
