@@ -257,7 +257,8 @@ def parsed(file: Path, text: bytes) -> dict[str, Any]:
     """The JSON of a checkpoint, of the right form."""
     try:
         head = json.loads(text)
-        schema = head["schema"]
+        schema, found = head["schema"], head.pop("checksum", None)
+        expected = checksum(head)
         if type(schema) is not int or schema < 1:
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -267,7 +268,7 @@ def parsed(file: Path, text: bytes) -> dict[str, Any]:
             f"{file} has schema {schema}, newer than {SCHEMA}, the newest that this version of "
             f"probgen reads. Upgrade with: pip install --upgrade probgen"
         )
-    if head.pop("checksum", None) != checksum(head):
+    if found != expected:
         raise CheckpointError(f"{file} was changed after it was written: its checksum is wrong.")
     if not isinstance(head.get("weights"), str) or not isinstance(head.get("sha256"), str):
         raise CheckpointError(f"{file} is not a probgen checkpoint: it names no weights.")
