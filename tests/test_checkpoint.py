@@ -324,7 +324,7 @@ def leaves(value, path=()):
 
 
 def damage(folder, random):
-    """Damages a checkpoint in one of many ways, half of them with right checksums."""
+    """Damages a checkpoint in one of many ways, and says whether with right checksums."""
     (weights,) = folder.glob("*.safetensors")
     file = random.choice([folder / "model.json", weights])
     way = random.randrange(6)
@@ -354,6 +354,7 @@ def damage(folder, random):
             owner[path[-1]] = random.choice([*odd, "VAE", {"list": [3]}, nested(60)])
         head.pop("checksum", None)
         (folder / "model.json").write_text(json.dumps({**head, "checksum": checksum(head)}))
+    return way > 1
 
 
 def test_damaged_folders_are_refused_or_equal(tmp_path):
@@ -373,7 +374,7 @@ def test_damaged_folders_are_refused_or_equal(tmp_path):
                 shutil.copy(file, tmp_path / f"{name} kept")
         shutil.rmtree(folder)
         shutil.copytree(tmp_path / f"{name} kept", folder)
-        damage(folder, random.Random(k))
+        hidden = damage(folder, random.Random(k))
         started = time.perf_counter()
         try:
             again = pg.load(folder)
@@ -383,7 +384,10 @@ def test_damaged_folders_are_refused_or_equal(tmp_path):
             slowest = max(slowest, time.perf_counter() - started)
         loaded += 1
         assert type(again) is type(models[name])
-        assert list(again.state_dict()) == list(models[name].state_dict())
+        for (n, a), (m, b) in zip(models[name].state_dict().items(), again.state_dict().items()):
+            assert n == m
+            assert hidden or torch.equal(a, b)
+            assert b.isfinite().all()
     assert slowest < 2
     assert loaded < 100
 
@@ -477,3 +481,26 @@ def test_a_write_that_fails_leaves_the_old_pair(saved, monkeypatch):
                 pg.models.MAF(2).save(saved)
         assert torch.equal(pg.load(saved)().log_prob(x), before)
         assert sorted(p.suffix for p in saved.iterdir()) == [".json", ".safetensors"]
+
+
+def test_states_of_older_schemas_are_migrated(tmp_path, monkeypatch):
+    flow = pg.models.MAF(2, 1, transforms=1, hidden_features=(8,))
+    flow.context_shift.fill_(3.0)
+    monkeypatch.setattr("probgen.core.checkpoint.SCHEMA", 2)
+    flow.double().save(tmp_path)
+    monkeypatch.undo()
+    expected = flow.state_dict()
+    again = pg.load(tmp_path)
+    assert all(torch.equal(expected[n], v) for n, v in again.state_dict().items())
+    place = "probgen.core.checkpoint.RENAMED_STATE"
+    monkeypatch.setattr(place, [(r"context_shift$", "context_scale"), (r"^context_scale$", "gone")])
+    with pytest.raises(pg.CheckpointError, match="gone"):
+        pg.load(tmp_path)
+    monkeypatch.setattr(place, [])
+    rewrite(tmp_path, lambda state: state.pop("state.context_shift"))
+    edit(tmp_path, schema=2)
+    again = pg.load(tmp_path)
+    assert again.context_shift.tolist() == [0.0]
+    assert again.context_shift.dtype == torch.float64
+    monkeypatch.setattr("probgen.core.checkpoint.ADDED_STATE", [(r"context_shift$", True)])
+    assert pg.load(tmp_path).context_shift.tolist() == [1.0]

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .checks import find_device
-from .edits import build, check_finite, check_state, plan, sketch
+from .edits import SMALL, build, check_dtypes, check_finite, check_state, plan, size_of, sketch
 from .rebuild import CheckpointError, arguments
 
 try:
@@ -39,6 +39,7 @@ except ImportError:  # where there is none, two writers are not told apart
 
 __all__ = [
     "CheckpointError",
+    "CheckpointWarning",
     "MissingCheckpointError",
     "arguments",
     "check_savable",
@@ -61,11 +62,15 @@ RENAMED_STATE: list[tuple[str, str]] = []
 ADDED_STATE: list[tuple[str, float | bool | None]] = [
     (r"(^|\.)context_(shift|scale)$", None),
     (r"(^|\.)(shift|scale)$", None),
-    (r"(^|\.)initialized$", True),
+    (r"(^|\.)initialized(_flag)?$", True),
 ]
 
 held: dict[str, tuple[int, int | None]] = {}  # how often this process claims a folder, its lock
 lock = threading.RLock()
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint that could not be written, while the work itself went on."""
 
 
 class MissingCheckpointError(CheckpointError, FileNotFoundError):
@@ -148,8 +153,6 @@ def load(
         )
     try:
         module = rebuilt(tensors, content, modules)
-    except CheckpointError as error:
-        raise CheckpointError(f"The checkpoint in {path} does not fit: {error}") from error
     except Exception as error:  # of any kind: the constructor of a class may do anything
         raise CheckpointError(f"The checkpoint in {path} does not fit: {error}") from error
     return module.to(device)
@@ -160,23 +163,36 @@ def rebuilt(
 ) -> nn.Module:
     """The module of a checkpoint; its state is compared before it is built."""
     state = {k[6:]: v for k, v in tensors.items() if k.startswith("state.")}
+    large = size_of(state) > SMALL
     module = sketch(content, tensors, state, modules)
+
+    def fresh() -> nn.Module:
+        return build(content, tensors, state, modules) if large else module
+
     if content["schema"] < SCHEMA:
-        state = migrated(state, module, lambda: build(content, tensors, state, modules))
+        state = migrated(state, module, fresh)
+    check_dtypes(module, state)
+    if large:
+        check_state(module, state)
+        module = fresh()
+    check_finite(module, state, lambda: module)
     dtypes = {v.dtype for v in state.values() if v.is_floating_point()}
     built = {v.dtype for v in module.state_dict().values() if v.is_floating_point()}
-    check_state(module, state)
-    module = build(content, tensors, state, modules)
-    check_finite(module, state, lambda: module)
     if dtypes != built and len(dtypes) == 1:
         module = module.to(dtypes.pop())
     module.load_state_dict(state, strict=True)
-    frozen, evaluating = set(content["frozen"]), set(content["evaluating"])
+    frozen, evaluating = (names_of(content[key]) for key in ("frozen", "evaluating"))
     for name, p in module.named_parameters():
         p.requires_grad_(name not in frozen)
     for name, part in module.named_modules():
         part.training = name not in evaluating
     return module
+
+
+def names_of(value: Any) -> set[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise CheckpointError(f"Expected a list of names, got {value!r:.80}.")
+    return set(value)
 
 
 def migrated(

@@ -1,6 +1,6 @@
 """What a module is now, beside what it was built with.
 
-The module is built again, on the `meta` device, and compared with the living one: public
+The module is built again, without its weights, and compared with the living one: public
 attributes, parts, settings. What differs is an *edit*, the path of an attribute and its value.
 The edits are applied and all is compared again, until nothing differs; what cannot be described is
 refused by name, before anything is written.
@@ -8,6 +8,7 @@ refused by name, before anything is written.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import re
@@ -25,33 +26,71 @@ from .rebuild import CONTAINERS, DELETED, LARGEST, CheckpointError, Decoder, Enc
 from .registry import describe, fields_of, is_torch, kind_of, layer_arguments
 from .table import Table
 
-__all__ = ["build", "check_dtypes", "check_state", "plan"]
+__all__ = [
+    "SMALL",
+    "build",
+    "check_dtypes",
+    "check_finite",
+    "check_state",
+    "plan",
+    "size_of",
+    "sketch",
+]
 
+SMALL = 2**24  # numbers in the state of modules that are built to compare them
 ROUNDS = 8  # edits within edits
 UNIQUE = re.compile(r".+-\d+-[0-9a-f]{8}")  # the name of one instance in Pyro's store
 MISSING = object()
 
 
-class Budget(TorchFunctionMode):
-    """Bounds the calls of torch in which a module is built, by the size of its state."""
+# functions of torch that take the shape of a new tensor, and how many leading arguments tell it
+SHAPED = dict.fromkeys((torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn), None)
+SHAPED |= {torch.full: 1, torch.eye: 2}
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
+
+class Budget(TorchFunctionMode):
+    """Bounds the calls and the memory in which a module is built, by the size of its state.
+
+    Arguments:
+        state: The state.
+        sketch: Whether memory that is not yet filled, such as that of the weights of layers, is
+            put on the `meta` device. What is computed stays on the CPU, where it can be read.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], sketch: bool) -> None:
         super().__init__()
+        self.sketch, size = sketch, size_of(state)
         self.calls = 20_000 + 500 * len(state)
-        self.numbers = 10**9 + 1000 * sum(v.numel() for v in state.values())
+        self.numbers, self.weights = 3 * 10**8 + 1000 * size, 10**7 + 64 * size
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.calls -= 1
-        self.numbers -= result.numel() if isinstance(result, Tensor) else 0
-        if self.calls < 0 or self.numbers < 0:
+        kwargs, made = kwargs or {}, None
+        if func in SHAPED and kwargs.get("device") is None:
+            with contextlib.suppress(RuntimeError, TypeError):  # which the call itself will raise
+                shape = args[: SHAPED[func]] * (2 if func is torch.eye and len(args) == 1 else 1)
+                dtype, size = kwargs.get("dtype"), {k: kwargs[k] for k in ("size",) if k in kwargs}
+                made = torch.empty(*shape, **size, dtype=dtype, device="meta")
+                self.spend(made, func is torch.empty)
+        if made is None or not (self.sketch and func is torch.empty):
+            made = func(*args, **kwargs)
+        self.spend(made)
+        return made
+
+    def spend(self, made: Any, weight: bool = False) -> None:
+        size = made.numel() if isinstance(made, Tensor) else 0
+        self.calls, self.numbers = self.calls - 1, self.numbers - size
+        self.weights -= size * weight
+        if min(self.calls, self.numbers, self.weights) < 0:
             raise CheckpointError(
                 "Expected a module about as large as its state, got a description of one that is "
                 "far larger."
             )
-        return result
+
+
+def size_of(state: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for value in state.values())
 
 
 def build(
@@ -59,14 +98,14 @@ def build(
     tensors: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     modules: Mapping[str, Callable[..., Any]] | None = None,
-    device: str = "cpu",
+    sketch: bool = False,
 ) -> nn.Module:
     """The module that was described, in float32, with no more work than its state is worth."""
-    largest = max(LARGEST, 16 * sum(v.numel() for v in state.values()))
+    largest = max(LARGEST, 16 * size_of(state))
     default = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float32)
-        with torch.random.fork_rng(devices=[]), torch.device(device), Budget(state):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), Budget(state, sketch):
             decoder = Decoder(tensors, modules, largest)
             module = decoder.decode(content["module"])
             if not isinstance(module, nn.Module):
@@ -84,13 +123,18 @@ def sketch(
     state: Mapping[str, Tensor],
     modules: Mapping[str, Callable[..., Any]] | None = None,
 ) -> nn.Module:
-    """The module on the `meta` device, or where its constructor reads values, on the CPU."""
-    try:
-        return build(content, tensors, state, modules, "meta")
-    except CheckpointError:
-        raise
-    except Exception:  # of any kind: a constructor may do anything
-        return build(content, tensors, state, modules)
+    """The module; if it is large, with weights on the `meta` device, or its constructor reads them.
+
+    Arithmetic on `meta` would import a compiler, for seconds, which small modules do without.
+    """
+    if size_of(state) > SMALL:
+        try:
+            return build(content, tensors, state, modules, True)
+        except CheckpointError:
+            raise
+        except Exception:  # of any kind: a constructor may do anything
+            return build(content, tensors, state, modules)
+    return build(content, tensors, state, modules)
 
 
 def check_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -174,3 +174,22 @@ def test_every_part_is_saved_that_was_replaced_by_another_that_fits(module, tmp_
     ]
     if count:
         assert size < sum(p.numel() for p in again.parameters())
+
+
+@pytest.mark.parametrize("name", ["flow, NSF", "latent, recipe", "diffusion, edm", "energy, rbm"])
+def test_large_modules_are_compared_without_their_weights(name, tmp_path, monkeypatch):
+    for place in ("edits", "checkpoint"):
+        monkeypatch.setattr(f"probgen.core.{place}.SMALL", 0)
+    module = moved(MODULES[name]())
+    module.steps = 3
+    for dtype in (torch.float32, torch.float64):
+        module.to(dtype).save(tmp_path)
+        again = pg.load(tmp_path)
+        assert again.steps == 3
+        assert {p.dtype for p in again.parameters()} == {dtype}
+        expected, found = module.state_dict(), again.state_dict()
+        assert all(torch.equal(expected[n], found[n]) for n in expected)
+    module.extra = torch.nn.Linear(2, 2).to(torch.float64)
+    module.extra.weight = torch.nn.Parameter(torch.zeros(3, 2, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"(?s)size mismatch.*extra|extra.*size mismatch"):
+        module.save(tmp_path)
