@@ -4,8 +4,6 @@ import inspect
 import os
 from pathlib import Path
 
-from sphinx.util import inspect as sphinx_inspect
-
 import probgen
 from probgen import core, training
 
@@ -111,14 +109,6 @@ def write_api(app, config):
             path.write_text(text)
 
 
-def signature_of_init(app, what, name, obj, options, signature, returns):
-    """Shows the arguments of `__init__` for modules, whose `__new__` records them unseen."""
-    if what == "class" and issubclass(obj, core.Recorded):
-        init = sphinx_inspect.signature(obj.__init__, bound_method=True)
-        options = {"show_return_annotation": False, "unqualified_typehints": True}
-        return sphinx_inspect.stringify_signature(init, **options), None
-
-
 def skip_aliases(app, what, name, obj, skip, options):
     """Leaves out the fields of named tuples, which their arguments describe."""
     return True if str(obj.__doc__).startswith("Alias for field number") else None
@@ -126,5 +116,4 @@ def skip_aliases(app, what, name, obj, skip, options):
 
 def setup(app):
     app.connect("config-inited", write_api)
-    app.connect("autodoc-process-signature", signature_of_init)
     app.connect("autodoc-skip-member", skip_aliases)

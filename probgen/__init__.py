@@ -22,6 +22,7 @@ from .core import (
     OutlierWarning,
     ScaleWarning,
     load,
+    register,
     sample,
 )
 from .inference import posterior
@@ -51,6 +52,7 @@ __all__ = [
     "objectives",
     "plots",
     "posterior",
+    "register",
     "sample",
     "transforms",
 ]

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .batches import Batches, span
 from .core import LazyDistribution
-from .core.checkpoint import Encoder
+from .core.checkpoint import check_savable
 from .core.checks import check_whole
 from .core.contexts import index
 from .core.processes import agree, average, check_agreed, join, mix, reseed, seed_of, share
@@ -175,7 +175,7 @@ def fit(
     )
     with torch.random.fork_rng():
         if checkpoint is not None:
-            Encoder().encode(module)  # refuse now what could not be saved at the end
+            check_savable(module)  # refuse now what could not be saved at the end
         if checkpoint is None or not run.resume(checkpoint, held is not None):
             begin(module, source, seed)
         check_agreed(run.step, world, device)

@@ -9,7 +9,7 @@ from .bijector import (
     detached,
     inverse_and_ladj,
 )
-from .checkpoint import CheckpointError, Recorded, load
+from .checkpoint import CheckpointError, load, save
 from .fixed import Constant, Fixed, as_lazy, as_lazy_transform
 from .lazy import (
     Card,
@@ -20,6 +20,7 @@ from .lazy import (
     initialize_part,
 )
 from .numerics import increasing_root, is_wrapped
+from .registry import register
 from .sample_site import sample
 from .standardize import OutlierWarning, ScaleWarning, Standardizer
 
@@ -36,7 +37,6 @@ __all__ = [
     "LazyDistribution",
     "LazyTransform",
     "OutlierWarning",
-    "Recorded",
     "ScaleWarning",
     "Standardizer",
     "as_lazy",
@@ -49,5 +49,7 @@ __all__ = [
     "inverse_and_ladj",
     "is_wrapped",
     "load",
+    "register",
     "sample",
+    "save",
 ]

@@ -1,118 +1,143 @@
 """Checkpoints that cannot run code.
 
-A module is rebuilt by calling its class, found by name in a registry, with the arguments it
-was first called with; then its parameters and buffers are read into it. So a checkpoint is two
-files: numbers in safetensors and names in JSON. Nothing is unpickled.
+A checkpoint is a folder of two files: numbers in safetensors, and names in JSON. A module is
+rebuilt from the names, see :mod:`probgen.core.rebuild`; then its parameters and buffers are read
+into it. Nothing is unpickled.
+
+The JSON names the file of numbers by its hash, and is replaced in one step. So a reader finds a
+pair that belongs together, the old one or the new one; and a folder has one writer at a time.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import errno
 import hashlib
-import inspect
 import json
-import math
 import os
-from abc import ABCMeta
-from dataclasses import fields, is_dataclass
-from numbers import Integral
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyro.distributions.transforms
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributions import Distribution, Transform
 
-from .bijector import BIJECTORS, Bijector, name_of
 from .checks import find_device
+from .edits import SMALL, build, check_dtypes, check_finite, check_state, plan, size_of, sketch
+from .rebuild import CheckpointError, arguments
 
-__all__ = ["CheckpointError", "Recorded", "load", "read", "save", "write"]
+try:
+    import fcntl
+except ImportError:  # where there is none, two writers are not told apart
+    fcntl = None  # type: ignore[assignment]
 
-SCHEMA = 1
-MODULES: dict[str, type[Recorded]] = {}
-RECORDS: dict[str, type] = {}  # frozen dataclasses that modules take as arguments, such as kernels
-ALIASES = {  # constructor arguments that a class of torch keeps under another name
-    "base_distribution": "base_dist",
-    "mixture_distribution": "_mixture_distribution",
-    "component_distribution": "_component_distribution",
-}
+__all__ = [
+    "CheckpointError",
+    "CheckpointWarning",
+    "MissingCheckpointError",
+    "arguments",
+    "check_savable",
+    "claim",
+    "load",
+    "probe",
+    "read",
+    "save",
+    "write",
+]
+
+SCHEMA = 3  # 1 had no edits; folders kept under tests/checkpoints/schema-2 say 1, too
+PATIENCE = 5.0  # seconds that a writer waits for another
+TRIES = 1000  # reads of a folder that is being written
+
+# Entries of a state, as regular expressions, and what older schemas call them.
+FORMER_STATE: list[tuple[str, tuple[str, ...]]] = [
+    (r"(^|\.)context_standardizer\.parts\.0\.(shift|scale)$", (r"\1context_\2",)),
+    (r"(^|\.)standardizer\.shift$", (r"\1shift", r"\1x_shift", r"\1location")),
+    (r"(^|\.)standardizer\.scale$", (r"\1scale", r"\1x_scale", r"\1width")),
+    (r"(^|\.)standardizer\.fitted$", (r"\1started",)),
+    (r"(^|\.)initialized_flag$", (r"\1started",)),
+]
+# What older schemas lack in a state, as regular expressions, and the value it has; none stands for
+# that of a module that was just built.
+ADDED_STATE: list[tuple[str, float | bool | None]] = [
+    (r"(^|\.)(shift|scale)$", None),
+    (r"(^|\.)(initialized_flag|fitted)$", True),
+]
+
+held: dict[str, tuple[int, int | None]] = {}  # how often this process claims a folder, its lock
+lock = threading.RLock()
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, and why."""
+class CheckpointWarning(UserWarning):
+    """A checkpoint that could not be written, while the work itself went on."""
 
 
-class Recorded(nn.Module, metaclass=ABCMeta):
-    """A module that remembers the arguments it was built with, and so can be rebuilt.
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """A folder without a checkpoint."""
 
-    A subclass registers by being defined.
+
+def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Save a module to a folder, which :func:`probgen.load` reads.
+
+    What is written is what the module is now: what it was built with, the attributes and parts
+    that were changed since, and its state. That it can be rebuilt is checked before anything is
+    written.
+
+    Arguments:
+        path: The folder, made if it does not exist.
+
+    Raises:
+        TypeError: If a part or an attribute of the module cannot be saved; it is named.
+        ValueError: If its parameters are not finite.
+        OSError: If the folder cannot be written.
+        CheckpointError: If another process is writing it.
     """
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Recorded:
-        self = super().__new__(cls)
-        self.__dict__["_recorded"] = (args, kwargs)
-        return self
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        MODULES[name_of(cls)] = cls
-
-    def __getstate__(self) -> dict[str, Any]:
-        for p in self.parameters():  # Pyro's store leaves a weak reference, which no pickle takes
-            p.__dict__.pop("unconstrained", None)
-        return dict(self.__dict__)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Recorded:
-        new = object.__new__(type(self))
-        memo[id(self)] = new
-        new.__setstate__(
-            copy.deepcopy(dict(self.__dict__), memo)
-        )  # the parameters stay as they are
-        return new
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves the module to a folder, which :func:`probgen.load` reads.
-
-        Arguments:
-            path: The folder, made if it does not exist.
-
-        Raises:
-            TypeError: If an argument the module was built with cannot be saved.
-        """
-        save(self, path)
-
-
-def save(module: Recorded, path: str | os.PathLike[str]) -> None:
-    """Saves a module to a folder: its weights in safetensors, its arguments in JSON."""
-    encoder = Encoder()
-    content = {
-        "module": encoder.encode(module),
-        "frozen": [name for name, p in module.named_parameters() if not p.requires_grad],
-        "evaluating": [name for name, part in module.named_modules() if not part.training],
-    }
+    content, tensors = check_savable(module)
+    content["frozen"] = [name for name, p in module.named_parameters() if not p.requires_grad]
+    content["evaluating"] = [name for name, part in module.named_modules() if not part.training]
     state = {f"state.{name}": value for name, value in module.state_dict().items()}
-    write(path, {**state, **encoder.tensors}, content)
+    write(path, {**state, **tensors}, content)
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Any:
-    """Loads a module that was saved with its `save` method.
+def check_savable(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Describe a module for a checkpoint, or raise what :func:`save` would raise."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"Expected a module to save, got a {type(module).__name__}.")
+    return plan(module)
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    modules: Mapping[str, Callable[..., Any]] | None = None,
+) -> Any:
+    """Load a module that was saved with its `save` method.
 
     The random state is left as it was. Loading cannot run code: classes are looked up among
-    those of this package and those that the program has defined.
+    those of this package, those that the program has registered, and `modules`.
 
     Arguments:
         path: The folder that `save` wrote.
         device: Where to put the module.
+        modules: What builds modules that are not known here, by name: a class, which is called
+            with the arguments that were saved, for one that was registered in the program that
+            saved it but cannot be imported here; or a function without arguments, for a module
+            that was itself registered, `pg.register(net)`, since only its weights were saved.
 
     Returns:
-        The module, with the saved dtype, frozen parameters and training flags.
+        The module as it was when it was saved, with its dtype, frozen parameters and training
+        flags.
 
     Raises:
-        FileNotFoundError: If the folder holds no checkpoint.
-        CheckpointError: If it is damaged, of a newer schema, or of a class that is not defined.
+        CheckpointError: If the folder holds no checkpoint, or one that is damaged, of a newer
+            schema, or of a class that is not defined.
+        ValueError: If the device is not there.
 
     Example:
         >>> import probgen as pg, tempfile
@@ -127,21 +152,92 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> An
     device = find_device(device)
     tensors, content = read(path)
     if "module" not in content:
-        raise CheckpointError(f"{path} holds the state of a training: load its parent folder.")
+        raise CheckpointError(
+            f"{path} holds draws, which pg.mcmc.Draws.load reads, or the state of a training: load "
+            f"its parent folder."
+        )
     try:
-        state = {k[6:]: v for k, v in tensors.items() if k.startswith("state.")}
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            module = Decoder(tensors).decode(content["module"])
-        module.load_state_dict(state, strict=True, assign=True)
-        for name in content["frozen"]:
-            module.get_parameter(name).requires_grad_(False)
-        for name in content["evaluating"]:
-            module.get_submodule(name).training = False
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        module = rebuilt(tensors, content, modules)
+    except Exception as error:  # of any kind: the constructor of a class may do anything
         raise CheckpointError(f"The checkpoint in {path} does not fit: {error}") from error
     return module.to(device)
+
+
+def rebuilt(
+    tensors: dict[str, Tensor], content: dict[str, Any], modules: Mapping[str, Any] | None
+) -> nn.Module:
+    """The module of a checkpoint; its state is compared before it is built."""
+    state = {k[6:]: v for k, v in tensors.items() if k.startswith("state.")}
+    large = size_of(state) > SMALL
+    module = sketch(content, tensors, state, modules)
+
+    def fresh() -> nn.Module:
+        return build(content, tensors, state, modules) if large else module
+
+    if content["schema"] < SCHEMA:
+        state = migrated(state, module, fresh)
+    check_dtypes(module, state)
+    if large:
+        check_state(module, state)
+        module = fresh()
+    check_finite(module, state, lambda: module)
+    dtypes = {v.dtype for v in state.values() if v.is_floating_point()}
+    built = {v.dtype for v in module.state_dict().values() if v.is_floating_point()}
+    if dtypes != built and len(dtypes) == 1:
+        module = module.to(dtypes.pop())
+    module.load_state_dict(state, strict=True)
+    frozen, evaluating = (names_of(content[key]) for key in ("frozen", "evaluating"))
+    for name, p in module.named_parameters():
+        p.requires_grad_(name not in frozen)
+    for name, part in module.named_modules():
+        part.training = name not in evaluating
+    return module
+
+
+def names_of(value: Any) -> set[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise CheckpointError(f"Expected a list of names, got {value!r:.80}.")
+    return set(value)
+
+
+def migrated(
+    state: dict[str, Tensor], module: nn.Module, fresh: Callable[[], nn.Module]
+) -> dict[str, Tensor]:
+    """A state of an older schema with the names of this one, and what it lacks."""
+    used = set()
+    for name, like in module.state_dict().items():
+        for old in () if name in state else former_names(name):
+            if old in state:
+                given = state[old]
+                same = given.numel() == like.numel()
+                state[name] = given.reshape(like.shape) if same else given.expand(like.shape)
+                used.add(old)
+                break
+    state = {key: value for key, value in state.items() if key not in used}
+    built: dict[str, Tensor] = {}
+    floats = {v.dtype for v in state.values() if v.is_floating_point()}
+    for name, like in module.state_dict().items():
+        for pattern, value in ADDED_STATE:
+            if name in state or re.search(pattern, name) is None:
+                continue
+            if value is None:
+                built = built or fresh().state_dict()
+                new = built[name]
+            else:
+                new = torch.full(like.shape, value, dtype=like.dtype)
+            one = len(floats) == 1 and new.is_floating_point()
+            state[name] = new.to(next(iter(floats))) if one else new
+    return state
+
+
+def former_names(name: str) -> list[str]:
+    """What older schemas may call an entry of a state."""
+    found: list[str] = []
+    for pattern, templates in FORMER_STATE:
+        match = re.search(pattern, name)
+        if match:
+            found.extend(name[: match.start()] + match.expand(t) for t in templates)
+    return found
 
 
 def write(
@@ -149,9 +245,7 @@ def write(
 ) -> None:
     """Writes tensors and JSON to a folder, so that a reader sees the old pair or the new one."""
     folder = Path(path)
-    if folder.is_file():
-        raise FileExistsError(f"Expected a folder to write, got a file, {path}.")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     blob = safetensors.torch.save(
         {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     )
@@ -159,12 +253,14 @@ def write(
     weights = f"weights-{digest[:12]}.safetensors"
     head = {"format": "probgen", "schema": SCHEMA, "weights": weights, "sha256": digest}
     head.update(content)
-    replace(folder / weights, blob)
     text = json.dumps({**head, "checksum": checksum(head)}, indent=1)
-    replace(folder / "model.json", text.encode())
-    for old in folder.glob("weights-*.safetensors"):
-        if old.name != weights:
-            old.unlink()
+    with claim(folder, PATIENCE):
+        replace(folder / weights, blob)
+        replace(folder / "model.json", text.encode())
+        for pattern in ("weights-*.safetensors", "*.part"):
+            for old in folder.glob(pattern):
+                if old.name != weights:
+                    old.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -173,29 +269,49 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     if Path(path).is_file():
         raise CheckpointError(f"Expected the folder that save wrote, got a file, {path}.")
     if not file.is_file():
-        raise FileNotFoundError(f"Expected a checkpoint in {path}, found no model.json there.")
+        raise MissingCheckpointError(f"Expected a checkpoint in {path}, found no model.json there.")
     try:
-        head = json.loads(file.read_text())
-        schema = int(head["schema"])
-    except (ValueError, KeyError, TypeError) as error:
+        for _ in range(TRIES):  # of a folder that another process may be writing
+            text = file.read_bytes()
+            head = parsed(file, text)
+            weights = file.parent / Path(head["weights"]).name
+            with contextlib.suppress(FileNotFoundError):
+                blob = weights.read_bytes()
+                break
+            if file.read_bytes() == text:
+                raise CheckpointError(f"{file} names {weights.name}, which is missing.")
+        else:
+            raise CheckpointError(f"{path} is being written too fast to be read.")
+    except OSError as error:
+        raise CheckpointError(f"{file} or its weights cannot be read: {error}") from error
+    if hashlib.sha256(blob).hexdigest() != head["sha256"]:
+        raise CheckpointError(f"{weights} is cut short or was changed: its checksum is wrong.")
+    try:
+        return safetensors.torch.load(blob), head
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{weights} is not a safetensors file: {error}") from error
+
+
+def parsed(file: Path, text: bytes) -> dict[str, Any]:
+    """The JSON of a checkpoint, of the right form."""
+    try:
+        head = json.loads(text)
+        schema, found = head["schema"], head.pop("checksum", None)
+        expected = checksum(head)
+        if type(schema) is not int or schema < 1:
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file} is not a probgen checkpoint, or is cut short.") from error
     if schema > SCHEMA:
         raise CheckpointError(
             f"{file} has schema {schema}, newer than {SCHEMA}, the newest that this version of "
             f"probgen reads. Upgrade with: pip install --upgrade probgen"
         )
-    if head.pop("checksum", None) != checksum(head):
+    if found != expected:
         raise CheckpointError(f"{file} was changed after it was written: its checksum is wrong.")
-    weights = file.parent / Path(head["weights"]).name
-    if not weights.is_file():
-        raise CheckpointError(f"{file} names {weights.name}, which is missing.")
-    blob = weights.read_bytes()
-    if hashlib.sha256(blob).hexdigest() != head["sha256"]:
-        raise CheckpointError(f"{weights} is cut short or was changed: its checksum is wrong.")
-    try:
-        return safetensors.torch.load(blob), head
-    except SafetensorError as error:
-        raise CheckpointError(f"{weights} is not a safetensors file: {error}") from error
+    if not isinstance(head.get("weights"), str) or not isinstance(head.get("sha256"), str):
+        raise CheckpointError(f"{file} is not a probgen checkpoint: it names no weights.")
+    return head
 
 
 def checksum(head: dict[str, Any]) -> str:
@@ -205,201 +321,97 @@ def checksum(head: dict[str, Any]) -> str:
 def replace(file: Path, blob: bytes) -> None:
     """Writes a file in one step, as seen by other processes and after a crash."""
     part = file.with_name(file.name + ".part")
-    with open(part, "wb") as stream:
-        stream.write(blob)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)
+    try:
+        with open(part, "wb") as stream:
+            stream.write(blob)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
-def describe(thing: Distribution | Transform) -> tuple[str, dict[str, Any]]:
-    """The class and constructor arguments of a distribution or transform.
+def make_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"Expected a folder to write, got a file, {folder}.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def probe(path: str | os.PathLike[str], size: int = 2**20) -> None:
+    """Find out whether a folder can be written, before there is anything to lose.
+
+    Arguments:
+        path: The folder, made if it does not exist.
+        size: How many bytes there must be room for.
 
     Raises:
-        TypeError: If the class does not keep its constructor's arguments where they can be read.
+        FileExistsError: If it is a file.
+        OSError: If it cannot be written, or is full.
     """
-    cls = type(thing)
-    arguments: dict[str, Any] = {}
-    for name, parameter in inspect.signature(cls.__init__).parameters.items():
-        if name in ("self", "validate_args", "cache_size") or parameter.kind in (
-            parameter.VAR_KEYWORD,
-            parameter.VAR_POSITIONAL,
-        ):
-            continue
-        if isinstance(thing, Bijector) and name in thing.given:
-            arguments[name] = thing.given[name]
-            continue
-        key = ALIASES.get(name, name)
-        if parameter.default is None and key not in thing.__dict__:
-            continue  # one of several parameterisations, not the one in use
+    folder = Path(path)
+    file = folder / f"probe-{os.getpid()}.part"
+    try:
+        make_folder(folder)
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise OSError(errno.ENOSPC, f"{free} bytes are free, {size} needed")
+        replace(file, b"probgen")
+        file.unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise FileExistsError(
+            f"Expected a folder to write, got a file on the way to {path}."
+        ) from error
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"Expected a folder that can be written, got {path}: {error.strerror}"
+        ) from error
+
+
+@contextlib.contextmanager
+def claim(path: str | os.PathLike[str], patience: float = 0.0) -> Iterator[None]:
+    """Keep other processes from writing a folder; this one goes on writing it.
+
+    Arguments:
+        path: The folder, made if it does not exist.
+        patience: How many seconds to wait for another process.
+
+    Raises:
+        CheckpointError: If another process is writing the folder.
+    """
+    make_folder(Path(path))
+    key = f"{os.getpid()} {os.path.realpath(path)}"
+    with lock:
+        count, opened = held.get(key) or (0, acquire(path, patience))
+        held[key] = count + 1, opened
+    try:
+        yield
+    finally:
+        with lock:
+            count, opened = held.pop(key)
+            if count > 1:
+                held[key] = count - 1, opened
+            elif opened is not None:
+                os.close(opened)  # which unlocks it
+
+
+def acquire(path: str | os.PathLike[str], patience: float) -> int | None:
+    """Locks a folder as long as the file that is returned is open; none if that is impossible."""
+    if fcntl is None:
+        return None
+    opened, until = os.open(path, os.O_RDONLY), time.monotonic() + patience
+    while True:
         try:
-            arguments[name] = getattr(thing, key)
-        except AttributeError:
-            raise TypeError(
-                f"Expected a {cls.__name__} that keeps its argument `{name}`, so that it can be "
-                f"moved and saved. Write a LazyDistribution or LazyTransform instead."
-            ) from None
-    if "probs" in arguments and "logits" in arguments:
-        del arguments["probs"]
-    takes = inspect.signature(cls.__init__).parameters
-    if "logits" in takes and not {"probs", "logits"} & arguments.keys():
-        arguments["logits"] = thing.logits  # type: ignore[union-attr]  # kept in a part
-    if "validate_args" in takes and "_validate_args" in vars(thing):
-        arguments["validate_args"] = vars(thing)["_validate_args"]
-    if isinstance(thing, torch.distributions.MultivariateNormal):
-        for name in ("covariance_matrix", "precision_matrix", "scale_tril"):
-            arguments.pop(name, None)
-        arguments["scale_tril"] = thing.scale_tril
-    return find_name(cls), arguments
-
-
-def find_name(cls: type) -> str:
-    name = name_of(cls) if issubclass(cls, Bijector) else cls.__name__
-    found = find_class(name)
-    if found is None or not issubclass(found, cls):  # Pyro's Normal is a torch Normal
-        raise TypeError(
-            f"Expected a distribution or transform of Pyro or of this package, got a "
-            f"{cls.__module__}.{cls.__qualname__}. Write a LazyDistribution or LazyTransform."
-        )
-    return name
-
-
-def find_class(name: str) -> type | None:
-    """A distribution or transform by name: ours, a user's, or one of Pyro and torch."""
-    if name in BIJECTORS:
-        return BIJECTORS[name]
-    for place in (
-        pyro.distributions,
-        pyro.distributions.transforms,
-        torch.distributions,
-        torch.distributions.transforms,
-    ):
-        found = getattr(place, name, None)
-        if isinstance(found, type) and issubclass(found, (Distribution, Transform)):
-            return found
-    return None
-
-
-def arguments(module: Recorded) -> dict[str, Any]:
-    """The class and all arguments of a module, defaults included, as JSON to compare."""
-    args, kwargs = module.__dict__["_recorded"]
-    bound = inspect.signature(type(module).__init__).bind(module, *args, **kwargs)
-    bound.apply_defaults()
-    named = list(bound.arguments.items())[1:]
-    return {"class": name_of(type(module)), **{name: outline(value) for name, value in named}}
-
-
-def outline(value: Any) -> Any:
-    """What is compared of an argument: not the values of tensors."""
-    if isinstance(value, Recorded):
-        return arguments(value)
-    if isinstance(value, (list, tuple)):
-        return [outline(v) for v in value]
-    if isinstance(value, dict):
-        return {str(key): outline(v) for key, v in value.items()}
-    if isinstance(value, Tensor):
-        return list(value.shape)
-    if isinstance(value, Integral):
-        return int(value)
-    plain = value is None or isinstance(value, (float, str))
-    return value if plain else name_of(value if isinstance(value, type) else type(value))
-
-
-class Encoder:
-    """Turns arguments into JSON, and collects the tensors among them."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self.seen: dict[int, int] = {}
-        self.owners: list[str] = []  # the modules whose arguments are being encoded
-
-    def encode(self, value: Any) -> Any:
-        if isinstance(value, float) and not math.isfinite(value):
-            return {"float": repr(value)}
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        if isinstance(value, Integral):  # of numpy
-            return int(value)
-        if isinstance(value, (list, tuple)):
-            return {"list" if isinstance(value, list) else "tuple": [self.encode(v) for v in value]}
-        if isinstance(value, dict):
-            return {"dict": [[self.encode(k), self.encode(v)] for k, v in value.items()]}
-        if isinstance(value, Tensor):
-            name = f"argument.{len(self.tensors)}"
-            self.tensors[name] = value
-            return {"tensor": name}
-        if isinstance(value, type) and issubclass(value, Bijector):
-            return {"bijector": name_of(value)}
-        if isinstance(value, Recorded):
-            return self.encode_module(value)
-        if RECORDS.get(name_of(type(value))) is type(value) and is_dataclass(value):
-            given = {f.name: self.encode(getattr(value, f.name)) for f in fields(value)}
-            return {"record": name_of(type(value)), "fields": given}
-        if isinstance(value, (Distribution, Transform)):
-            name, arguments = describe(value)
-            return {"object": name, "arguments": self.encode(arguments)}
-        raise TypeError(
-            f"Expected arguments that can be saved (numbers, strings, tuples, tensors, bijector "
-            f"classes, Pyro distributions, kernels, modules of this package), got a "
-            f"{type(value).__name__} in {' > '.join(self.owners)}: {value!r:.80}"
-        )
-
-    def encode_module(self, module: Recorded) -> dict[str, Any]:
-        if id(module) in self.seen:
-            return {"shared": self.seen[id(module)]}
-        args, kwargs = module.__dict__["_recorded"]
-        self.owners.append(name_of(type(module)))
-        entry = {
-            "class": self.owners[-1],
-            "args": [self.encode(v) for v in args],
-            "kwargs": {k: self.encode(v) for k, v in kwargs.items()},
-        }
-        self.owners.pop()
-        self.seen[id(module)] = len(self.seen)
-        return {**entry, "number": self.seen[id(module)]}
-
-
-class Decoder:
-    """Turns JSON back into arguments, by looking names up and calling nothing else."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = tensors
-        self.seen: dict[int, Recorded] = {}
-
-    def decode(self, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        if "float" in value:
-            return float(value["float"])
-        if "tuple" in value:
-            return tuple(self.decode(v) for v in value["tuple"])
-        if "list" in value:
-            return [self.decode(v) for v in value["list"]]
-        if "dict" in value:
-            return {self.decode(k): self.decode(v) for k, v in value["dict"]}
-        if "tensor" in value:
-            return self.tensors[value["tensor"]]
-        if "bijector" in value:
-            return self.look_up(BIJECTORS, value["bijector"])
-        if "shared" in value:
-            return self.seen[value["shared"]]
-        if "object" in value:
-            cls = find_class(value["object"]) or self.look_up(BIJECTORS, value["object"])
-            return cls(**self.decode(value["arguments"]))
-        if "record" in value:
-            cls = self.look_up(RECORDS, value["record"])
-            return cls(**{k: self.decode(v) for k, v in value["fields"].items()})
-        cls = self.look_up(MODULES, value["class"])
-        kwargs = {k: self.decode(v) for k, v in value["kwargs"].items()}
-        module = cls(*[self.decode(v) for v in value["args"]], **kwargs)
-        self.seen[value["number"]] = module
-        return module
-
-    @staticmethod
-    def look_up(registry: dict[str, Any], name: str) -> Any:
-        if name not in registry:
-            raise CheckpointError(
-                f"Expected a class that is defined, got {name!r}. Import the module that defines "
-                f"it before loading."
-            )
-        return registry[name]
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return opened
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                os.close(opened)
+                raise CheckpointError(
+                    f"Expected to be alone in writing {path}, but another process writes it. Use "
+                    f"a folder of its own for each run."
+                ) from None
+            time.sleep(0.01)
+        except OSError:  # a file system without locks
+            os.close(opened)
+            return None

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from .checkpoint import Recorded, describe, find_class
 from .lazy import Density, LazyDistribution, LazyTransform
+from .registry import describe, find_class, register
 
 __all__ = ["Constant", "Fixed", "as_lazy", "as_lazy_transform"]
 
 
-class Constants(Recorded):
+@register
+class Constants(nn.Module):
     """The tensors of a distribution or transform, as buffers, and how to rebuild it."""
 
     def __init__(self, thing: Distribution | Transform) -> None:

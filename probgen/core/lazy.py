@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from . import contexts
-from .checkpoint import Recorded
+from .checkpoint import save
 from .contexts import ContextShape
 from .plates import PyroGuide, PyroModel, unique_name
+from .registry import register
 from .standardize import Standardizer
 
 if TYPE_CHECKING:
@@ -186,7 +187,8 @@ def register_flag(module: nn.Module) -> None:
     module.register_buffer("initialized_flag", torch.zeros(1, dtype=torch.bool))
 
 
-class DataDependentNetwork(Recorded):
+@register
+class DataDependentNetwork(nn.Module):
     """A network some of whose values are set from data, once."""
 
     initialized = property(is_initialized)
@@ -207,7 +209,8 @@ class DataDependentNetwork(Recorded):
                 self._buffers["initialized_flag"].fill_(True)  # type: ignore[union-attr]
 
 
-class LazyTransform(Recorded):
+@register
+class LazyTransform(nn.Module):
     """A module that, called with an optional context, returns a bijective transform.
 
     Attributes:
@@ -224,6 +227,7 @@ class LazyTransform(Recorded):
     context: Any = property(get_context, set_context)
     check_context = check_context
     flat_context = flat_context
+    save = save
     initialized = property(is_initialized)
 
     def freeze(self) -> Self:
@@ -292,7 +296,8 @@ def reorder(traits: Traits) -> tuple[bool, str, str]:
     return traits.invertible, traits.latent, traits.draw
 
 
-class LazyDistribution(Recorded):
+@register
+class LazyDistribution(nn.Module):
     """A module that, called with an optional context, returns a Pyro distribution.
 
     Attributes:
@@ -319,6 +324,7 @@ class LazyDistribution(Recorded):
     context: Any = property(get_context, set_context)
     check_context = check_context
     flat_context = flat_context
+    save = save
     initialized = property(is_initialized)
     initialize = initialize
 

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..core import Recorded, is_wrapped
+from ..core import is_wrapped, register
 from ..core.bijector import name_of
-from ..core.checkpoint import RECORDS
 from ..core.checks import check_whole
+from ..core.registry import RECORDS
 from ..core.table import Table
 from .discrete import along
 
@@ -45,7 +45,8 @@ __all__ = [
 Restorer = Callable[..., Tensor]
 
 
-class Degradation(Recorded):
+@register
+class Degradation(nn.Module):
     """What takes more and more of data, level by level, without noise.
 
     Arguments:

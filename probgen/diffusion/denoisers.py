@@ -26,7 +26,7 @@ import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ..core import Recorded, Standardizer
+from ..core import Standardizer, register, save
 from ..core.checks import check_event, check_whole
 from .schedules import Schedule
 
@@ -117,7 +117,8 @@ def convert(
     }[target]()
 
 
-class Denoiser(Recorded):
+@register
+class Denoiser(nn.Module):
     """What maps noisy values to a distribution of the datum, under a schedule.
 
     Arguments:
@@ -125,6 +126,8 @@ class Denoiser(Recorded):
         shape: The shape of a datum.
         context: The number of features of the context.
     """
+
+    save = save
 
     #: Whether derivatives go through it, and so a density along its probability flow.
     differentiable: bool = True

@@ -22,10 +22,10 @@ import math
 from abc import abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..core import Recorded, is_wrapped
+from ..core import is_wrapped, register
 from ..core.checks import check_whole
 from ..core.table import Table
 
@@ -34,7 +34,8 @@ __all__ = ["Corruption", "DiscretizedGaussian"]
 FLOOR = -1e4  # the logarithm of zero, finite so that gradients stay numbers
 
 
-class Corruption(Recorded):
+@register
+class Corruption(nn.Module):
     """What turns data into noise that has nothing of them, in so many steps.
 
     Arguments:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..core.bijector import name_of
-from ..core.checkpoint import RECORDS
 from ..core.checks import check_whole
+from ..core.registry import RECORDS
 from .schedules import Schedule
 
 __all__ = ["AngleGrid", "Grid", "InformationGrid", "Path", "RatioGrid", "RhoGrid", "UniformGrid"]

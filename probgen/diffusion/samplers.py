@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from .. import mcmc
 from ..core.bijector import name_of
-from ..core.checkpoint import RECORDS
 from ..core.checks import check_whole
+from ..core.registry import RECORDS
 from .denoisers import Denoiser
 from .grids import Grid, Path, RatioGrid, UniformGrid
 from .schedules import Schedule

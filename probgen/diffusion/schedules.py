@@ -19,11 +19,11 @@ from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
-from ..core import Recorded, is_wrapped
+from ..core import is_wrapped, register
 from ..core.checks import check_whole
 
 __all__ = [
@@ -37,7 +37,8 @@ __all__ = [
 ]
 
 
-class Schedule(Recorded):
+@register
+class Schedule(nn.Module):
     """What gives signal and noise at a time; it has nothing to train.
 
     A subclass gives :meth:`logs`, smooth in time. The rest follows by automatic derivatives and

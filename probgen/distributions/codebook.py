@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core import Recorded
+from ..core import register
 from ..core.checks import check_whole
 from ..core.lazy import is_initialized, register_flag
 from .latent_variable import CHUNK
@@ -37,7 +37,8 @@ class Quantization(NamedTuple):
     loss: Tensor
 
 
-class Codebook(Recorded):
+@register
+class Codebook(nn.Module):
     r"""Vectors :math:`e_1, \dots, e_K`, to which others are quantised.
 
     Called in training mode with gradients on, it learns, as batch normalisation does: with

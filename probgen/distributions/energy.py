@@ -247,7 +247,7 @@ class EnergyBased(LazyDistribution):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         self._kept = None
-        return super().__deepcopy__(memo)
+        return super().__deepcopy__(memo)  # type: ignore[misc]  # which `register` gives
 
     def estimated(self) -> Tensor:
         """The estimate of log Z; nan, or an error, if the parameters changed since."""

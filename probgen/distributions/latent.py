@@ -24,11 +24,11 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from ..core import (
     Density,
     LazyDistribution,
-    Recorded,
     Standardizer,
     as_lazy,
     broadcast,
     initialize_part,
+    register,
 )
 from ..core.checks import check_event, check_whole
 from ..core.contexts import flatten, size_of, spell, unflatten, zeros
@@ -286,7 +286,8 @@ class Latent(LatentVariable):
         return Pushforward(self.prior, Mean(self), self.context)
 
 
-class Mean(Recorded):
+@register
+class Mean(nn.Module):
     """The mean of a model's likelihood, as a map of latents flattened, followed by the context.
 
     Arguments:

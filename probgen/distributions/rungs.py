@@ -9,16 +9,17 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core import Recorded
+from ..core import register
 
 __all__ = ["Merge", "PrecisionWeighted", "Residual", "Rung"]
 
 Moments = tuple[Tensor, Tensor]  # means and log scales
 
 
-class Rung(Recorded):
+@register
+class Rung(nn.Module):
     """One layer of a hierarchy: its networks on the way up and on the way down.
 
     They take and return tensors with one batch dimension :math:`B`; features, states and latents
@@ -51,7 +52,8 @@ class Rung(Recorded):
         r"""Sets data-dependent starting values of the prior from :math:`h_{l+1}`."""
 
 
-class Merge(Recorded):
+@register
+class Merge(nn.Module):
     """A rule that merges the prior of a layer with the evidence into the posterior."""
 
     @abstractmethod

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..core.bijector import name_of
-from ..core.checkpoint import RECORDS
+from ..core.registry import RECORDS, register
 
 __all__ = ["GradientState", "Info", "Kernel", "LogDensity", "PositionState", "Score"]
 
@@ -31,6 +31,7 @@ LogDensity = Callable[[Any], Tensor]
 State = TypeVar("State", bound=tuple)
 
 
+@register
 class LowRank(NamedTuple):
     r"""A factor :math:`L = \operatorname{diag}(d) (I + U (\operatorname{diag}(s) - I) U^\top)`.
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import cross_entropy
 
-from ..core import Recorded, is_wrapped
+from ..core import is_wrapped, register
 from ..core.checks import check_event, check_whole
 from ..core.contexts import shape_of, size_of
 from ..distributions import DiagonalNormal, Tilted
@@ -78,7 +78,8 @@ class EnergyModel(Tilted):
         )
 
 
-class ClassEnergies(Recorded):
+@register
+class ClassEnergies(nn.Module):
     """The log of a sum over classes, or the term of one.
 
     Arguments:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core import Recorded
+from ..core import register
 from ..core.checks import check_whole
 from .dense import activation_named
 
@@ -62,7 +62,8 @@ class Block(nn.Module):
         return h + self.mix(self.activation(self.near(self.activation(h))))
 
 
-class Encoder(Recorded):
+@register
+class Encoder(nn.Module):
     r"""A convolutional network from images to features on a coarse grid.
 
     References:
@@ -130,7 +131,8 @@ class Encoder(Recorded):
         return self.last(self.activation(h)).reshape(*batch, self.outputs)
 
 
-class Decoder(Recorded):
+@register
+class Decoder(nn.Module):
     r"""A convolutional network from vectors, or features on a coarse grid, to images.
 
     Its output layer starts small, so that what it conditions starts near its own defaults, but not

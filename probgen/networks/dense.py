@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import linear
 
-from ..core import Recorded
+from ..core import register
 from ..core.checks import check_whole
 
 __all__ = ["MLP", "ResidualMLP"]
@@ -172,7 +172,8 @@ def check_sizes(**sizes: int | Sequence[int]) -> None:
             check_whole(0 if name in ("inputs", "context") else 1, **{name: n})
 
 
-class MLP(Recorded):
+@register
+class MLP(nn.Module):
     r"""A multilayer perceptron along the leading axis.
 
     Its output layer starts at zero, so that what it conditions starts where its own defaults say.
@@ -214,7 +215,8 @@ class MLP(Recorded):
         return feed(self.layers, entries(self.layers.weights), self.activation, x, context)
 
 
-class ResidualMLP(Recorded):
+@register
+class ResidualMLP(nn.Module):
     r"""A residual multilayer perceptron along the leading axis, blocks :math:`h + W_2 a(W_1 a(h))`.
 
     References:

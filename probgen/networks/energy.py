@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import Recorded
+from ..core import register
 from .dense import activation_named, check_sizes
 from .spectral import spectral_norm
 
 __all__ = ["EnergyNetwork"]
 
 
-class EnergyNetwork(Recorded):
+@register
+class EnergyNetwork(nn.Module):
     """A network from vectors or images to a number, smooth so that it has a score.
 
     Vectors go through dense layers; images, of shape (channels, height, width), through

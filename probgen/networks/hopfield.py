@@ -18,16 +18,17 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from ..core import Recorded
+from ..core import register, save
 from ..core.checks import check_whole
 
 __all__ = ["HopfieldNetwork", "ModernHopfield"]
 
 
-class HopfieldNetwork(Recorded):
+@register
+class HopfieldNetwork(nn.Module):
     r"""A network that recalls stored patterns of :math:`\pm 1`.
 
     References:
@@ -51,6 +52,8 @@ class HopfieldNetwork(Recorded):
         >>> torch.equal(memory.recall(noisy), patterns)
         True
     """
+
+    save = save
 
     weight: Tensor
     bias: Tensor
@@ -198,7 +201,8 @@ class HopfieldNetwork(Recorded):
             )
 
 
-class ModernHopfield(Recorded):
+@register
+class ModernHopfield(nn.Module):
     r"""A memory of real patterns whose update is the attention of transformers.
 
     .. math:: E(x) = -\frac{1}{\beta} \log \sum_p e^{\beta \, \xi_p^\top x} + \frac{1}{2} x^\top x,
@@ -225,6 +229,8 @@ class ModernHopfield(Recorded):
         >>> torch.allclose(found, patterns[:5], atol=1e-3)
         True
     """
+
+    save = save
 
     patterns: Tensor
 

@@ -19,16 +19,17 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..core import Recorded, is_wrapped
+from ..core import is_wrapped, register
 from .dense import CONSUMING, Layers, activation_named, check_sizes, entries, feed
 
 __all__ = ["MADE"]
 
 
-class MADE(Recorded):
+@register
+class MADE(nn.Module):
     r"""A masked autoencoder for distribution estimation, along the leading axis.
 
     References:

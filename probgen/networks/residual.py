@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ..core import Recorded
+from ..core import register
 from ..core.checks import check_event, check_whole
 
 __all__ = ["InvertedResidual", "Pixels"]
@@ -26,7 +26,8 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-class InvertedResidual(Recorded):
+@register
+class InvertedResidual(nn.Module):
     r"""A residual cell that widens the channels and convolves each by itself.
 
     .. math:: h + e(u) \odot u, \qquad u = W_2 \, a(k * a(W_1 a(h))),
@@ -72,7 +73,8 @@ class InvertedResidual(Recorded):
         return h + e[..., None, None] * u
 
 
-class Pixels(Recorded):
+@register
+class Pixels(nn.Module):
     r"""The last convolution of a decoder, from flat states to the parameters of pixels.
 
     Arguments:

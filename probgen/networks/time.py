@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import Recorded
+from ..core import register
 from ..core.checks import check_whole
 from .dense import activation_named, check_sizes
 
 __all__ = ["TimeEmbedding", "TimeMLP"]
 
 
-class TimeEmbedding(Recorded):
+@register
+class TimeEmbedding(nn.Module):
     r"""Sines and cosines of a time, mixed by a layer.
 
     References:
@@ -59,7 +60,8 @@ class TimeEmbedding(Recorded):
         return F.silu(self.layer(torch.cat([angle.sin(), angle.cos()], -1)))
 
 
-class TimeMLP(Recorded):
+@register
+class TimeMLP(nn.Module):
     r"""A residual perceptron of vectors, a time and a context.
 
     Each block is :math:`h + W_2 \, a((1 + \gamma) \odot W_1 \bar h + \beta)`, with :math:`\bar h`

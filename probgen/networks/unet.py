@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core import Recorded
+from ..core import register, save
 from ..core.checks import check_event, check_whole
 from .convolution import check_channels
 from .dense import activation_named
@@ -115,7 +115,8 @@ def doubled(h: Tensor) -> Tensor:
     return h
 
 
-class UNet(Recorded):
+@register
+class UNet(nn.Module):
     r"""A convolutional network from values and times to values, with skips and attention.
 
     The output layer starts at zero, and no datum sees another.
@@ -149,6 +150,8 @@ class UNet(Recorded):
         >>> net(torch.randn(5, 1, 8, 8), torch.rand(5), torch.randn(5, 2)).shape
         torch.Size([5, 1, 8, 8])
     """
+
+    save = save
 
     def __init__(
         self,

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ..core.bijector import name_of
-from ..core.checkpoint import RECORDS
 from ..core.checks import check_whole
+from ..core.registry import RECORDS
 from ..diffusion import LearnedVariance, Schedule
 
 __all__ = ["Denoising", "EvidenceBound"]

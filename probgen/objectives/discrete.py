@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.bijector import name_of
-from ..core.checkpoint import RECORDS
+from ..core.registry import RECORDS
 from .denoising import spread
 
 __all__ = ["DiscreteDenoising"]
