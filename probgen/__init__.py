@@ -16,6 +16,8 @@ from . import (
 )
 from .core import CheckpointError, Density, LazyDistribution, LazyTransform, load, sample
 from .inference import posterior
+from .levels import DiscreteDataWarning
+from .streams import LengthWarning
 from .training import History, fit
 
 __version__ = "0.1.0"
@@ -23,9 +25,11 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "Density",
+    "DiscreteDataWarning",
     "History",
     "LazyDistribution",
     "LazyTransform",
+    "LengthWarning",
     "core",
     "datasets",
     "diffusion",
