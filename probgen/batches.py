@@ -15,7 +15,15 @@ from .items import Batch, Reader
 from .levels import warn_of_levels
 from .sources import Arrays, Items, Rows, digest_of
 
-__all__ = ["NUMBERS", "STARTING", "Batches", "NoData", "RowBatches", "look_for_levels"]
+__all__ = [
+    "NUMBERS",
+    "STARTING",
+    "Batches",
+    "NoData",
+    "RowBatches",
+    "look_for_levels",
+    "split_rows",
+]
 
 STARTING = 10_000  # data that the initialisation sees
 STARTING_ITEMS = 9_000  # those of a dataset, of which 500 more may be read for its digest
@@ -175,20 +183,11 @@ class RowBatches(Batches):
         return self.rows.digest()
 
     def split(self, fraction: float) -> RowBatches:
-        if not 0 < fraction < 1:
-            raise ValueError(f"Expected a fraction `validation` in (0, 1), got {fraction}.")
-        number = round(fraction * len(self))
-        if not 0 < number < len(self):
-            raise ValueError(
-                f"Expected a fraction `validation` that holds out at least one of {len(self)} "
-                f"and leaves one, got {fraction}."
-            )
-        order = torch.randperm(len(self), generator=generator(mix(self.seed, 4)))
-        self.chosen = order[number:]
+        held, self.chosen = split_rows(len(self), fraction, self.seed)
         self.check_weights("what `validation` leaves")
-        held = RowBatches(self.rows, self.reader, order[:number], self.batch_size, self.seed)
-        held.check_weights("`validation`")
-        return held
+        validated = RowBatches(self.rows, self.reader, held, self.batch_size, self.seed)
+        validated.check_weights("`validation`")
+        return validated
 
     def check_weights(self, name: str) -> None:
         """Raise a ValueError if the weights are all 0."""
@@ -200,6 +199,20 @@ class RowBatches(Batches):
             raise ValueError(
                 f"Expected {name} to have a weight above 0, got {len(w)} weights of 0."
             )
+
+
+def split_rows(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The numbers of the rows that a fraction holds out, and of those it leaves."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"Expected a fraction `validation` in (0, 1), got {fraction}.")
+    held = round(fraction * count)
+    if not 0 < held < count:
+        raise ValueError(
+            f"Expected a fraction `validation` that holds out at least one of {count} and leaves "
+            f"one, got {fraction}."
+        )
+    order = torch.randperm(count, generator=generator(mix(seed, 4)))
+    return order[:held], order[held:]
 
 
 def mean_weight(batch: Batch) -> float:

@@ -16,10 +16,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["DiscreteDataWarning", "find_levels", "warn_of_levels"]
+__all__ = ["DiscreteDataWarning", "describe_levels", "find_levels", "warn_of_levels"]
 
 FEWEST = 50  # data below which nothing is said
 EFFECTIVE = 20.0  # levels
@@ -67,8 +68,8 @@ def is_levels(column: Tensor) -> bool:
     return step > 100 * tolerance
 
 
-def warn_of_levels(x: Tensor, names: Sequence[str] = ()) -> None:
-    """Warn of columns of levels, by their names.
+def describe_levels(x: Tensor, names: Sequence[str] = ()) -> str | None:
+    """Say which columns hold levels, and what to do; None if none do.
 
     Arguments:
         x: Some of the data, with shape :math:`(N, *)`.
@@ -76,18 +77,23 @@ def warn_of_levels(x: Tensor, names: Sequence[str] = ()) -> None:
     """
     flat = x.detach().reshape(len(x), -1)
     if not (found := find_levels(flat)):
-        return
-    shape = tuple(x.shape[1:])
-    several = [str(tuple(map(int, torch.unravel_index(torch.tensor(i), shape)))) for i in found[:5]]
-    given = several if len(shape) > 1 else [str(i) for i in found[:5]]
-    said = [repr(names[i]) if len(names) == flat.shape[1] else n for i, n in zip(found, given)]
+        return None
+    if len(names) == flat.shape[1]:
+        said = [repr(names[i]) for i in found[:5]]
+    else:
+        places = (np.unravel_index(i, tuple(x.shape[1:])) for i in found[:5])
+        said = [str(tuple(map(int, p))) if len(p) > 1 else str(int(p[0])) for p in places]
     more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    count = len(flat[:, found[0]].unique())
-    warnings.warn(
-        f"Column {', '.join(said)}{more} of the data holds levels, {count} in the first, and a "
-        f"continuous density grows without limit there. Make levels 0, 1, ... of it and wrap the "
-        f"module in probgen.distributions.Dequantized, add noise as wide as the step, or leave "
-        f"the column out.",
-        DiscreteDataWarning,
-        stacklevel=4,
+    several = "s" if len(found) > 1 else ""
+    return (
+        f"Column{several} {', '.join(said)}{more} of the data hold{'' if several else 's'} levels, "
+        f"{len(flat[:, found[0]].unique())} in the first, at which a continuous density grows "
+        f"without limit. Make levels 0, 1, ... of them and wrap the module in "
+        f"probgen.distributions.Dequantized, add noise as wide as the step, or leave them out."
     )
+
+
+def warn_of_levels(x: Tensor, names: Sequence[str] = ()) -> None:
+    """Warn of columns of levels; arguments as of :func:`describe_levels`."""
+    if (said := describe_levels(x, names)) is not None:
+        warnings.warn(said, DiscreteDataWarning, stacklevel=4)

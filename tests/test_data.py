@@ -564,11 +564,13 @@ def test_levels_among_continuous_data(name, make, levels):
 def test_levels_are_warned_of_by_name():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"height": rng.normal(size=200), "rooms": rng.integers(1, 6, 200)})
-    with pytest.warns(pg.DiscreteDataWarning, match=r"Column 'rooms' of the data.*Dequantized"):
+    with pytest.warns(
+        pg.DiscreteDataWarning, match=r"Column 'rooms' of the data hold.*Dequantized"
+    ):
         pg.fit(small(), frame, steps=1, **QUICK)
     x = torch.as_tensor(frame.to_numpy())
     for data in (x, Counted(200, x.float().__getitem__), Stream(200, x.float().__getitem__)):
-        with pytest.warns(pg.DiscreteDataWarning, match="Column 1 of the data"):
+        with pytest.warns(pg.DiscreteDataWarning, match="Column 1 of the data hold"):
             pg.fit(small(), data, steps=1, **QUICK)
     continuous = pg.distributions.Flow([pg.transforms.NormalCDF(0.0, 6.0)], small())
     levels = torch.as_tensor(rng.integers(0, 6, (200, 2))).float()
