@@ -59,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 after a mistake of the user, 130 after an interrupt.
     """
-    given = parser().parse_args(arguments)
     try:
+        given = parser().parse_args(arguments)
         given.run(given)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

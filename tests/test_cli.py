@@ -517,7 +517,7 @@ KILLS = """
 
 
 def test_runs_that_are_killed_go_on_to_the_same_bits(table, tmp_path):
-    count = os.environ.get("PROBGEN_KILLS", "6")
+    count = os.environ.get("PROBGEN_KILLS", "4")
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLS)]
     done = subprocess.run(
         [*command, str(tmp_path), str(table), count],
