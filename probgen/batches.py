@@ -13,7 +13,7 @@ from torch import Tensor
 from .core.processes import mix
 from .items import Batch, Reader
 from .levels import warn_of_levels
-from .sources import Arrays, Items, Rows, digest_of
+from .sources import Items, Rows, digest_of
 
 __all__ = [
     "NUMBERS",
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 STARTING = 10_000  # data that the initialisation sees
-STARTING_ITEMS = 9_000  # those of a dataset, of which 500 more may be read for its digest
+STARTING_ITEMS = 9_000  # those of datasets and loaders, whose digests may read 1,000 more
 NUMBERS = 10**8  # numbers that it sees
 
 
@@ -152,10 +152,12 @@ class RowBatches(Batches):
 
     def initial(self) -> Batch:
         if self.sample is None:
-            few = STARTING if isinstance(self.rows, Arrays) else STARTING_ITEMS
-            size = math.prod(self.reader.event or ())
-            rows = self.order(0)[: min(few, NUMBERS // max(size, 1) + 1)]
-            self.sample = self.rows.take(rows, mix(self.seed, 6), exact=True)
+            few, rows, key = STARTING, self.order(0), (self.seed, 6)
+            if isinstance(self.rows, Items):
+                few = STARTING_ITEMS
+                self.rows.take(rows[:1], key)  # which tells how large an item is
+            size = max(math.prod(self.reader.event or ()), 1)
+            self.sample = self.rows.take(rows[: min(few, NUMBERS // size + 1)], key, exact=True)
             if self.rows.weights is None:
                 self.mean = mean_weight(self.sample)
             look_for_levels(self.sample, self.reader, self.columns)
@@ -170,14 +172,14 @@ class RowBatches(Batches):
             order, stop = self.order(epoch), min(self.per_epoch, skipped + total - step)
             for number in range(skipped, stop):
                 rows = order[number * n : (number + 1) * n]
-                yield self.scaled(self.rows.take(rows, mix(self.seed, 5, epoch, number)))
+                yield self.scaled(self.rows.take(rows, (self.seed, 5, epoch, number)))
             step += stop - skipped
 
     def parts(self, size: int) -> Iterator[Batch]:
         rows = torch.arange(len(self)) if self.chosen is None else self.chosen
         for start in range(0, len(rows), size):
             part = rows[start : start + size].to(self.rows.device)
-            yield self.rows.take(part, mix(self.seed, 7, start))
+            yield self.rows.take(part, (self.seed, 7, start))
 
     def digest(self) -> dict[str, str]:
         return self.rows.digest()

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from .core import contexts
 from .core.contexts import map_context
+from .core.processes import mix
 from .items import Batch, Reader, as_tensor, is_pandas, parts_of
 
 __all__ = ["Arrays", "Items", "Rows", "collate", "digest_of", "is_dataset", "seeded"]
@@ -36,12 +37,12 @@ class Rows(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def take(self, rows: Tensor, seed: int = 0, exact: bool = False) -> Batch:
+    def take(self, rows: Tensor, key: tuple[int, ...] = (0,), exact: bool = False) -> Batch:
         """Read rows by their numbers.
 
         Arguments:
             rows: The numbers.
-            seed: What follows from it is all that is random about them.
+            key: Numbers from which all follows that is random about them.
             exact: Whether to compare what varies with the precision of the dtype.
         """
 
@@ -86,7 +87,7 @@ class Arrays(Rows):
     def __len__(self) -> int:
         return len(self.batch.x)
 
-    def take(self, rows: Tensor, seed: int = 0, exact: bool = False) -> Batch:
+    def take(self, rows: Tensor, key: tuple[int, ...] = (0,), exact: bool = False) -> Batch:
         part = Batch(self.batch.x[rows], contexts.index(self.batch.context, rows))
         if self.lazy:
             part = self.reader.read(part, self.name, lambda k: f"item {int(rows[k])}", exact)
@@ -139,9 +140,9 @@ class Items(Rows):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def take(self, rows: Tensor, seed: int = 0, exact: bool = False) -> Batch:
+    def take(self, rows: Tensor, key: tuple[int, ...] = (0,), exact: bool = False) -> Batch:
         numbers, items = rows.tolist(), []
-        with seeded(seed):
+        with seeded(mix(*key)):
             for i in numbers:
                 try:
                     items.append(self.dataset[i])
@@ -166,9 +167,9 @@ class Items(Rows):
     def digest(self) -> dict[str, str]:
         n = len(self)
         rows = torch.linspace(0, n - 1, min(n, 500), dtype=torch.float64).long()
-        sample = self.take(rows, 0)
+        sample = self.take(rows)
         found = {"data": hashlib.sha256(str(n).encode()).hexdigest()}
-        if digest_of(self.take(rows[:1], 0).x[0]) != digest_of(sample.x[0]):
+        if digest_of(self.take(rows[:1]).x[0]) != digest_of(sample.x[0]):
             return found  # a dataset that draws from a generator of its own
         for name, value in zip(("data", "context", "weights"), sample):
             if value is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from .batches import NUMBERS, STARTING, Batches, look_for_levels, mean_weight
+from .batches import NUMBERS, STARTING_ITEMS, Batches, look_for_levels, mean_weight
 from .core.processes import mix
 from .items import Batch, Reader, parts_of
 from .sources import collate, digest_of, seeded
@@ -132,12 +132,12 @@ class StreamBatches(Batches):
             for batch in opened:
                 seen.append(self.read(batch, len(seen)))
                 total += len(seen[-1].x)
-                if total >= STARTING or seen[-1].x[0].numel() * total >= NUMBERS:
+                if total >= STARTING_ITEMS or seen[-1].x[0].numel() * total >= NUMBERS:
                     break
             if not seen:
                 raise ValueError(f"Expected `{self.word}` with at least one item, got none.")
             self.opened = chain(seen, opened)
-            self.sample = join(seen, STARTING)
+            self.sample = join(seen, STARTING_ITEMS)
             self.mean = mean_weight(self.sample)
             look_for_levels(self.sample, self.reader)
         return self.sample
