@@ -26,6 +26,8 @@ from .core import (
     sample,
 )
 from .inference import posterior
+from .levels import DiscreteDataWarning
+from .streams import LengthWarning
 from .training import History, fit
 
 __version__ = "0.1.0"
@@ -33,9 +35,11 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "Density",
+    "DiscreteDataWarning",
     "History",
     "LazyDistribution",
     "LazyTransform",
+    "LengthWarning",
     "OutlierWarning",
     "ScaleWarning",
     "core",

@@ -6,8 +6,10 @@ import argparse
 import inspect
 import json
 import math
+import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ import torch
 from torch import Tensor
 
 from . import files, models, plots
+from .batches import split_rows
 from .core import Density, LazyDistribution, load
+from .core.contexts import index
+from .levels import DiscreteDataWarning, describe_levels
 from .metrics import bits_per_dimension
 from .training import fit
 
@@ -32,6 +37,15 @@ RECIPES: dict[str, type[LazyDistribution]] = {  # those of rows of features
 }
 PANELS = 8  # columns in a picture
 SHAPED = ("features", "context")  # arguments that the data decide
+FAILURES = (
+    ArithmeticError,
+    ImportError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 # Arguments that are modules or samplers, or have the name of one of fit.
 OBJECTS = ("encoder", "network", "prior", "sampler", "steps")
 
@@ -45,13 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 after a mistake of the user, 130 after an interrupt.
     """
-    given = parser().parse_args(arguments)
     try:
+        given = parser().parse_args(arguments)
         given.run(given)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ImportError, ArithmeticError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except FAILURES as error:
         print(f"probgen: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
@@ -187,7 +201,7 @@ def split(text: str | None) -> list[str]:
 
 def run_fit(given: argparse.Namespace) -> None:
     folder = Path(given.out)
-    table = files.read(given.data)
+    table = read(given.data)
     conditions = split(given.context)
     columns = split(given.columns) or [n for n in table.names if n not in conditions]
     if both := [name for name in columns if name in conditions]:
@@ -205,10 +219,13 @@ def run_fit(given: argparse.Namespace) -> None:
         options["context"] = len(conditions)
     elif conditions:
         raise ValueError(f"Expected no --context, since {given.recipe} takes none.")
-    if (folder / "training").exists() and not given.resume:
+    if is_saved(folder) and not given.resume:
         raise ValueError(f"{folder} holds a run. Add --resume to go on with it, or change --out.")
-    if given.resume and not (folder / "training").exists():
-        raise ValueError(f"Expected a run to go on with in {folder}, found none.")
+    if given.resume and not is_saved(folder):
+        raise ValueError(
+            f"Expected a run to go on with in {folder}, found none. Nothing was saved there: start "
+            f"without --resume."
+        )
     record, kept = {"columns": columns, "context": conditions}, folder / "columns.json"
     if given.resume and kept.exists():
         before = columns_of(given.out)
@@ -220,29 +237,70 @@ def run_fit(given: argparse.Namespace) -> None:
                 )
     torch.manual_seed(given.seed)
     module = recipe(features=len(columns), **options)  # type: ignore[call-arg]
+    if not given.resume:
+        say_levels(module, x, context, columns)
     folder.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(record))
+    replace_text(kept, json.dumps(record))
     try:
-        fit(
-            module,
-            x,
-            context=context,
-            validation=given.validation,
-            steps=given.steps,
-            batch_size=given.batch_size,
-            lr=given.lr,
-            seed=given.seed,
-            checkpoint=folder,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DiscreteDataWarning)  # which was said by name
+            fit(
+                module,
+                x,
+                context=context,
+                validation=given.validation,
+                steps=given.steps,
+                batch_size=given.batch_size,
+                lr=given.lr,
+                seed=given.seed,
+                checkpoint=folder,
+            )
     except KeyboardInterrupt:
-        print(f"The run in {folder} can be resumed with --resume.", file=sys.stderr)
+        if is_saved(folder):
+            print(f"The run in {folder} can be resumed with --resume.", file=sys.stderr)
+        else:
+            print(f"Nothing was saved in {folder}: start again.", file=sys.stderr)
         raise
     finally:
-        if not (folder / "training").exists():  # nothing was learned
+        if not is_saved(folder):
             kept.unlink()
-    scores = log_density(module, x, context)
     print(f"{given.recipe} of {', '.join(columns)} from {len(x)} rows, saved in {folder}")
-    print(summary(scores, module, len(columns)))
+    if given.validation is not None:
+        rows = split_rows(len(x), given.validation, given.seed)[0]
+        x, context = x[rows], index(context, rows)
+        print("of the rows held out:", end=" ")
+    print(summary(log_density(module, x, context), module, len(columns)))
+
+
+def read(path: str) -> files.Table:
+    """Reads a table, and says what was understood of it."""
+    table = files.read(path)
+    for note in table.notes:
+        print(note)
+    return table
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder holds a run that can go on."""
+    return (folder / "training" / "model.json").is_file()
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    os.replace(new, file)
+
+
+def say_levels(
+    module: LazyDistribution, x: Tensor, context: Tensor | None, columns: list[str]
+) -> None:
+    """Says which columns hold levels, if the module is continuous."""
+    with torch.no_grad():
+        discrete = module(index(context, slice(0, 1))).support.is_discrete
+    said = None if discrete else describe_levels(x, columns)
+    if said is not None:
+        print(f"probgen: {said}", file=sys.stderr)
 
 
 def run_sample(given: argparse.Namespace) -> None:
@@ -268,7 +326,7 @@ def run_sample(given: argparse.Namespace) -> None:
 
 def run_score(given: argparse.Namespace) -> None:
     module, record = load(given.folder), columns_of(given.folder)
-    table = files.read(given.data)
+    table = read(given.data)
     x = table.select(record["columns"])
     context = table.select(record["context"]) if record["context"] else None
     scores = log_density(module, x, context)

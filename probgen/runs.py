@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.optim import Adam, AdamW, Optimizer
 
+from .batches import Batches
 from .core import LazyDistribution
 from .core.checkpoint import arguments, read, write
 
@@ -98,24 +99,24 @@ class Run:
     def validate(
         self,
         loss: Callable[..., Tensor],
-        held: tuple[Tensor, Tensor | None, Tensor | None],
+        held: Batches,
         seed: int,
         batch: int = 1024,
     ) -> None:
         """Scores held-out data under the parameters to keep, and remembers the best."""
         current = {n: p.detach().clone() for n, p in self.parameters.items()}
-        x, context, weights = held
-        total = float(len(x) if weights is None else weights.sum())
-        value = 0.0
+        value = total = 0.0
         try:
             self.copy(self.average)
             self.module.eval()
             with torch.no_grad():
                 torch.manual_seed(seed)
-                for start in range(0, len(x), batch):
-                    part = slice(start, start + batch)
-                    given, w = (t[part] if t is not None else None for t in (context, weights))
-                    value += float(loss(x[part], given, w, 1 / total))
+                for x, context, w in held.parts(batch):
+                    value += float(loss(x, context, w, 1.0))
+                    total += len(x) if w is None else float(w.sum())
+            if not total > 0:
+                raise ValueError("Expected `validation` with items of weight above 0, got none.")
+            value /= total
             chosen = {n: v.detach().clone() for n, v in self.state().items()}
         finally:  # an interrupt leaves what was trained
             self.copy(current)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +23,29 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
 from tqdm.auto import tqdm
 
-from .batches import Batches, span
+from .batches import Batches
 from .core import LazyDistribution
 from .core.checkpoint import check_savable
 from .core.checks import check_whole
 from .core.contexts import index
-from .core.processes import agree, average, check_agreed, join, mix, reseed, seed_of, share
+from .core.processes import (
+    agree,
+    average,
+    check_agreed,
+    check_lengths,
+    join,
+    mix,
+    reseed,
+    seed_of,
+    share,
+)
+from .data import batches_of, hold_out
+from .items import span
 from .runs import History, Run
 
 __all__ = ["History", "fit"]
 
 CHECK = 100  # steps between checkpoints, at least
-STARTING = 10_000  # how many data the data-dependent starting values see
 
 
 class Loss(nn.Module):
@@ -86,6 +97,7 @@ def fit(
     optimizer: Callable[..., Optimizer] = Adam,
     lr: float = 1e-3,
     weights: Any = None,
+    names: Mapping[str, str | Sequence[str]] | None = None,
     schedule: str | Callable[[float], float] | None = None,
     clip: float | None = None,
     ema: float | None = None,
@@ -102,21 +114,30 @@ def fit(
 
     Arguments:
         module: The lazy distribution. It is trained in place and left in evaluation mode.
-        data: The data, a tensor or array with shape :math:`(N, *)`, a `Dataset` or `DataLoader`
-            of items `x` or `(x, context)`, or None if the objective needs none. Floating-point
-            data are cast to the dtype of the parameters.
+        data: The data, a tensor or array with shape :math:`(N, *)`, a list of tensors, a
+            `DataFrame` or `Series` of numbers and booleans without missing values, a `Dataset`,
+            `IterableDataset` or `DataLoader`, or None if the objective needs none. Items are `x`,
+            `(x, context)`, or dicts with the keys `x`, `context` and `weight`. Floating-point
+            data are cast to the dtype of the parameters. Memory maps, arrays of more than
+            :math:`10^7` numbers and datasets are read, and checked, as they are used: at most
+            10,000 items to initialise, then those of each step. Streams, which need `steps`, are
+            read from their start again when a run goes on.
         objective: The objective; by default the module's own. One with a method `at`, such as
             :class:`~probgen.objectives.ELBO` with `warm_up`, changes on the way.
-        context: The contexts, with shape :math:`(N, C)`.
-        validation: Held-out data: a fraction of `data`, or a tensor, or `(x, context)`. The
-            parameters (and buffers) with the least loss on them are kept, and training stops
-            early.
+        context: The contexts, with shape :math:`(N, C)`, or a shape of the module's own, or a
+            tuple or dict of such.
+        validation: Held-out data: a fraction of `data`, which streams and loaders do not have,
+            or data in any form that `data` takes, or `(x, context)`. The parameters (and buffers)
+            with the least loss on them are kept, and training stops early.
         steps: The number of steps, 1000 if `epochs` is not given either.
         epochs: The number of passes through the data, instead of `steps`.
         batch_size: The number of data per step, over all processes.
         optimizer: The class of the optimiser, called with the parameters and `lr`.
         lr: The learning rate.
-        weights: The weights of the data, with shape :math:`(N)`, scaled to mean 1.
+        weights: The weights of the data, with shape :math:`(N)`, scaled to mean 1. Those of
+            items are scaled by the mean of those that the initialisation sees.
+        names: Other keys of items that are dicts, such as `{"x": "image", "context": "label"}`; a
+            tuple of keys for a context of several tensors.
         schedule: What multiplies `lr`: a function of the elapsed fraction of the steps, or
             `"cosine"`.
         clip: The largest norm of the gradient.
@@ -136,8 +157,13 @@ def fit(
 
     Raises:
         TypeError: If the data are integers, but the distribution is continuous.
-        ValueError: If data are empty, not finite, or of the wrong shape.
+        ValueError: If data are empty, not finite, or of the wrong shape; the item is named.
         FloatingPointError: If the loss is not finite; the parameters are those before the step.
+
+    Warns:
+        DiscreteDataWarning: If columns of the data hold few, repeated levels, at which a
+            continuous density grows without limit.
+        LengthWarning: If a loader gives fewer batches than its length says.
 
     Example:
         >>> import probgen as pg
@@ -163,8 +189,11 @@ def fit(
         seed = seed_of(Path(checkpoint) / "training" if checkpoint is not None else None)
     seed = agree(seed, world, device)
     loss = Loss(module, objective or module.objective)
-    source = Batches.of(module, data, context, weights, batch_size, device, seed)
-    held = source.hold_out(validation, module) if validation is not None else None
+    source = batches_of(module, data, context, weights, batch_size, device, seed, names)
+    check_lengths(source.count, world, device)
+    held = None
+    if validation is not None:
+        held = hold_out(source, validation, module, batch_size, device, seed, names)
     if held is not None and hasattr(loss.current, "held_out"):
         loss.held_out = loss.current.held_out(module)
     total = epochs * source.per_epoch if epochs is not None else 1000 if steps is None else steps
@@ -197,16 +226,15 @@ def fit(
     return run.history
 
 
-def begin(module: LazyDistribution, source: Batches, seed: int) -> None:
+def begin(module: LazyDistribution, source: Batches, seed: int, initialize: bool = False) -> None:
     """Starts a module from the first of its data."""
-    if source.x is not None and module.initialized:
-        module.compare(source.x[:STARTING], index(source.context, slice(STARTING)))
-    elif source.x is not None:
-        chosen = source.order(0)[:STARTING]
-        given = source.context[chosen] if source.context is not None else None
-        weights = source.weights[chosen] if source.weights is not None else None
-        torch.manual_seed(mix(seed, 3))
-        module.initialize(source.x[chosen], given, weights)
+    if (sample := source.initial()) is None:
+        return
+    if module.initialized and not initialize:
+        module.compare(sample.x, sample.context)
+        return
+    torch.manual_seed(mix(seed, 3))
+    module.initialize(sample.x, sample.context, sample.weights)
 
 
 def check_numbers(
@@ -246,7 +274,7 @@ def loop(
     run: Run,
     loss: Loss,
     source: Batches,
-    held: tuple[Tensor, Tensor | None, Tensor | None] | None,
+    held: Batches | None,
     task: Task,
     bar: tqdm,
 ) -> None:
@@ -258,7 +286,7 @@ def loop(
             return
         count = len(x) if x is not None else 1
         shared = world if count >= world else 1  # else every process takes it all
-        part = [t[rank % shared :: shared] if t is not None else None for t in (x, given, w)]
+        part = [index(t, slice(rank % shared, None, shared)) for t in (x, given, w)]
         reseed(mix(task.seed, 1, run.step, rank), task.device)
         loss.current = loss.at(run.step / task.total)
         step, kept = run.step, run.moving()
@@ -278,7 +306,7 @@ def loop(
         if not bar.disable:
             bar.set_postfix(loss=f"{number:.4g}", refresh=False)
             bar.update()
-        due = run.step % max(source.per_epoch, 10) == 0 or run.step == task.total
+        due = run.step % source.period == 0 or run.step == task.total
         if held is not None and due:
             loss.current = loss.held_out  # held-out data are compared under one objective
             run.validate(loss, held, mix(task.seed, 2))

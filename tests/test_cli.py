@@ -1,14 +1,23 @@
 """The command line and the demonstration, made small."""
 
 import inspect
+import os
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import probgen as pg
 from probgen import demo, files
+from probgen.batches import split_rows
 from probgen.cli import OBJECTS, RECIPES, SHAPED, described, main, parser
+from probgen.runs import Run
 
 
 def test_the_demonstration_runs_small(tmp_path, capsys):
@@ -116,13 +125,32 @@ def test_every_option_takes_a_value(capsys):
             assert getattr(given, parameter.name) not in (None, False)
 
 
-def test_an_interrupt_leaves_a_run_to_resume(table, monkeypatch, capsys):
+def test_an_interrupt_says_what_is_true(table, monkeypatch, capsys):
+    run = table.parent / "run"
+
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("probgen.cli.fit", interrupted)
-    assert fit(table)[0] == 130
-    assert "--resume" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr("probgen.training.begin", interrupted)  # before anything is saved
+        assert fit(table)[0] == 130
+    error = capsys.readouterr().err
+    assert f"Nothing was saved in {run}" in error
+    assert "resume" not in error
+    assert not (run / "columns.json").exists()
+    assert fit(table, "--resume")[0] == 2
+    assert "start without --resume" in capsys.readouterr().err
+
+    def at_seven(self, *arguments, advance=Run.advance):
+        if self.step == 7:
+            raise KeyboardInterrupt
+        return advance(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "advance", at_seven)
+        assert fit(table)[0] == 130
+    assert f"The run in {run} can be resumed with --resume" in capsys.readouterr().err
+    assert fit(table, "--resume")[0] == 0
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -145,7 +173,11 @@ def test_options_are_those_of_the_recipe(name, capsys):
         ("1,2\n3,nan\n", "finite numbers"),
         ("a,b\n", "found none"),
         ("a,a\n1,2\n3,5\n", "different names of columns"),
-        (",b\n1,2\n3,5\n", "different names of columns"),
+        (",b\n1.5,2\n3,5\n", "different names of columns"),
+        ("a,\n1,2\n3,5\n", "different names of columns"),
+        ("a,b\n1,\n3,5\n", "row 2, column b"),
+        ("a,b\n1,NA\n3,5\n", "got 'NA'"),
+        ("a,b\n1,x\n3,5\n", "Choose columns of numbers with --columns"),
         ("a;b\n1;2\n3;5\n", "Expected commas between the cells"),
         ("a\n10000000.001\n10000000.002\n", "float32 can tell apart"),
         ("", "found none"),
@@ -257,3 +289,241 @@ def test_autoencoders_of_rows(table, capsys):
 
 def test_an_option_without_a_default_is_a_number(table):
     assert fit(table, "--width", "2", model="sylvesterflow")[0] == 0
+
+
+NUMBERS = np.random.default_rng(0).normal(size=(60, 3))
+FRAME = pd.DataFrame(NUMBERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "names", "notes"),
+    [
+        ("no index", FRAME.to_csv(index=False), ("0", "1", "2"), ["taken for a header"]),
+        ("index", FRAME.to_csv(), ("0", "1", "2"), ["for the index"]),
+        ("text index", FRAME.rename("row {}".format).to_csv(), ("0", "1", "2"), ["for the index"]),
+        ("some rows", FRAME.iloc[::2].to_csv(), ("0", "1", "2"), ["for the index"]),
+        ("written twice", FRAME.rename_axis("Unnamed: 0").to_csv(), ("0", "1", "2"), ["index"]),
+        ("one column", FRAME[[0]].to_csv(index=False), ("0",), ["taken for a header"]),
+        ("one of levels", "0\n1\n0\n2\n", ("0",), []),
+        ("no header", FRAME.to_csv(index=False, header=False), ("0", "1", "2"), []),
+        ("names", FRAME.to_csv(index=False, header=["a", "b", "c"]), ("a", "b", "c"), []),
+        ("marked", "\ufeff" + FRAME.to_csv(index=False, header=list("abc")), tuple("abc"), []),
+    ],
+)
+def test_what_pandas_writes_is_read(name, text, names, notes, tmp_path, capsys):
+    file = tmp_path / "data.csv"
+    file.write_text(text, encoding="utf-8")
+    table = files.read(file)
+    assert table.names == names
+    assert len(table.notes) == len(notes)
+    assert all(words in note for words, note in zip(notes, table.notes))
+    if name != "one of levels":
+        rows = NUMBERS[::2] if name == "some rows" else NUMBERS
+        expected = torch.as_tensor(rows[:, : len(names)], dtype=torch.float32)
+        torch.testing.assert_close(table.values, expected)
+        out = ["--out", str(tmp_path / "run"), "--steps", "2", "--transforms", "1"]
+        assert main(["fit", "maf", str(file), *out]) == 0
+        said = capsys.readouterr().out
+        assert all(note in said for note in table.notes)
+
+
+def test_columns_beside_text_and_booleans(table, tmp_path, capsys):
+    frame = pd.read_csv(table)
+    frame["name"], frame["member"] = "someone", frame["age"] > 0
+    file = tmp_path / "mixed.csv"
+    frame.to_csv(file, index=False)
+    out = ["--out", str(tmp_path / "run"), "--steps", "2", "--transforms", "1"]
+    assert main(["fit", "maf", str(file), *out]) == 2
+    assert "column name of" in capsys.readouterr().err
+    chosen = ["--columns", "height,member", "--context", "age"]
+    assert main(["fit", "maf", str(file), *out, *chosen]) == 0
+    streams = capsys.readouterr()
+    assert "probgen: Column 'member' of the data holds levels, 2 in the first" in streams.err
+    assert "maf of height, member from 200 rows" in streams.out
+    expected = torch.as_tensor(frame["member"].to_numpy(dtype=np.float32))
+    torch.testing.assert_close(files.read(file).select(["member"])[:, 0], expected)
+
+
+def test_the_score_of_a_fit_with_validation_is_that_of_the_rows_held_out(table, capsys):
+    code, run = fit(table, "--validation", "0.2", "--seed", "3")
+    assert code == 0
+    said = capsys.readouterr().out
+    held = split_rows(200, 0.2, 3)[0]
+    x = files.read(table).values[held]
+    score = float(pg.load(run)().log_prob(x).mean().detach())
+    assert f"of the rows held out: mean log density {score:.4f}" in said
+    assert said.strip().endswith("40 rows")
+
+
+def damaged(folder, number):
+    """A damaged file, decided by its number."""
+    rng = np.random.default_rng(number)
+    kind = ("npy", "npz", "csv")[number % 3]
+    good, file = folder / f"good.{kind}", folder / f"{number}.{kind}"
+    if not good.exists():
+        np.save(folder / "good.npy", NUMBERS)
+        np.savez_compressed(folder / "good.npz", data=NUMBERS)
+        FRAME.to_csv(folder / "good.csv")
+    raw = bytearray(good.read_bytes())
+    way = number // 3 % 5
+    if way == 0:
+        raw = raw[: rng.integers(0, len(raw))]
+    elif way == 1:
+        for place in rng.integers(0, len(raw), rng.integers(1, 20)):
+            raw[place] = rng.integers(256)
+    elif way == 2:
+        raw = bytearray(rng.bytes(rng.integers(0, 3000)))
+    elif way == 3:
+        for place in rng.integers(0, min(len(raw), 120), 4):
+            raw[place] = rng.integers(256)
+    else:
+        cut = sorted(rng.integers(0, len(raw), 2))
+        raw = raw[: cut[0]] + raw[cut[1] :]
+    file.write_bytes(raw)
+    return file
+
+
+def test_damaged_files_are_one_line(table, tmp_path, capsys):
+    run = fit(table)[1]  # of columns that none of these files has, so those that can be read fail
+    capsys.readouterr()
+    for number in range(150):
+        file = damaged(tmp_path, number)
+        began = time.monotonic()
+        code = main(["score", run, str(file), "--out", str(tmp_path / "o.npy")])
+        assert time.monotonic() - began < 2, file
+        error = capsys.readouterr().err
+        assert code == 2, file
+        assert error.count("\n") == 1, file
+        assert error.startswith("probgen: "), error
+        assert "Expected" in error or "in float32" in error, error
+
+
+class Runs:
+    """An object that would run something when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+def test_files_that_claim_too_much_or_hold_other_things(table, tmp_path, capsys):
+    ran = tmp_path / "ran"
+    np.save(tmp_path / "objects.npy", np.array([Runs(ran)], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "objects.npz", data=np.array([Runs(ran)], dtype=object))
+    (tmp_path / "pickle.npy").write_bytes(__import__("pickle").dumps(Runs(ran)))
+    whole = (tmp_path / "huge.npy", tmp_path / "huge.npz")
+    head = {"descr": "<f8", "fortran_order": False, "shape": (500_000_000_000, 1)}
+    with open(whole[0], "wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, head)
+        stream.write(bytes(80))
+    with zipfile.ZipFile(whole[1], "w") as archive:
+        archive.write(whole[0], "data.npy")
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("data", "not an array")
+    np.savez(tmp_path / "crc.npz", data=NUMBERS)
+    raw = bytearray((tmp_path / "crc.npz").read_bytes())
+    raw[400] ^= 255
+    (tmp_path / "crc.npz").write_bytes(raw)
+    (tmp_path / "cut.npz").write_bytes(raw[:500])
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "empty.csv").write_bytes(b"")
+    (tmp_path / "magic.npy").write_bytes(b"\x93NUMPX" + bytes(100))
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "rubbish.csv").write_bytes(np.random.default_rng(0).bytes(5000))
+    np.save(tmp_path / "none.npy", np.zeros((0, 3)))
+    np.save(tmp_path / "cube.npy", np.zeros((2, 2, 2)))
+    np.save(tmp_path / "complex.npy", np.zeros((2, 2), complex))
+    skipped = {"data.csv", "ran"}
+    for file in sorted(tmp_path.iterdir()):
+        if file.name in skipped or file.suffix not in (".npy", ".npz", ".csv"):
+            continue
+        began = time.monotonic()
+        assert main(["fit", "maf", str(file), "--out", str(tmp_path / "run")]) == 2, file
+        assert time.monotonic() - began < 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "Expected" in error
+        assert "Traceback" not in error
+    assert not ran.exists()
+
+
+KILLS = """
+    import contextlib, io, os, pathlib, random, shutil, signal, sys, time
+    import torch, probgen as pg
+    from probgen.cli import main
+    torch.set_num_threads(1)
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports much, once for all children
+    folder, data, count = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    small = ["--steps", "250", "--transforms", "1", "--hidden-features", "8", "--validation", "0.2"]
+
+    def start(run, *options):
+        child = os.fork()
+        if child == 0:
+            os.dup2(os.open(run.with_suffix(".err"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            os.dup2(2, 1)
+            code = 1
+            try:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                code = main(["fit", "maf", data, "--out", str(run), *small, *options])
+            except BaseException as error:
+                print("escaped", repr(error))
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        return child
+
+    def end(child):
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def said(run):
+        return run.with_suffix(".err").read_text()
+
+    whole = folder / "whole"
+    began = time.monotonic()
+    assert end(start(whole)) == 0, said(whole)
+    length = time.monotonic() - began
+    state = pg.load(whole).state_dict()
+    draw = random.Random(0)
+    fresh = resumed = 0
+    for number in range(count):
+        run, sign = folder / f"run {number}", (signal.SIGKILL, signal.SIGINT)[number % 2]
+        child = start(run)
+        time.sleep(draw.uniform(0.02, length))
+        os.kill(child, sign)
+        code = end(child)
+        told = said(run)
+        assert "escaped" not in told and "Traceback" not in told, told
+        saved = (run / "training" / "model.json").exists()
+        if sign == signal.SIGINT and code != 0:
+            assert code == 130, (code, told)
+            assert ("can be resumed" in told) == saved, told
+        code = end(start(run, "--resume"))
+        told = said(run)
+        if saved:
+            resumed += 1
+        else:
+            fresh += 1
+            assert code == 2 and "Nothing was saved" in told, told
+            code = end(start(run))
+        assert code == 0, said(run)
+        for name, value in pg.load(run).state_dict().items():
+            assert torch.equal(value, state[name]), name
+        shutil.rmtree(run)
+    print(fresh, "began anew,", resumed, "went on")
+"""
+
+
+def test_runs_that_are_killed_go_on_to_the_same_bits(table, tmp_path):
+    count = os.environ.get("PROBGEN_KILLS", "4")
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLS)]
+    done = subprocess.run(
+        [*command, str(tmp_path), str(table), count],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)

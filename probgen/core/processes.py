@@ -15,7 +15,17 @@ from torch import Tensor
 from .checkpoint import read
 from .checks import find_device
 
-__all__ = ["agree", "average", "check_agreed", "join", "mean_over", "mix", "seed_of", "share"]
+__all__ = [
+    "agree",
+    "average",
+    "check_agreed",
+    "check_lengths",
+    "join",
+    "mean_over",
+    "mix",
+    "seed_of",
+    "share",
+]
 
 
 def join(device: str | torch.device | None, own: torch.device) -> tuple[int, int, torch.device]:
@@ -48,17 +58,32 @@ def agree(number: int, world: int, device: torch.device) -> int:
 
 def check_agreed(number: int, world: int, device: torch.device) -> None:
     """Raises a ValueError, in every process, unless all have come to one number of steps."""
-    if world == 1:
-        return
-    mine = torch.tensor([number], device=device)
-    parts = [torch.empty_like(mine) for _ in range(world)]
-    torch.distributed.all_gather(parts, mine)
-    steps = [int(part) for part in parts]
+    steps = gather(number, world, device)
     if len(set(steps)) > 1:
         raise ValueError(
             f"Expected all processes to start at one step, got {steps}, a step for each. "
             f"`checkpoint` must be a folder that all of them see."
         )
+
+
+def check_lengths(count: int, world: int, device: torch.device) -> None:
+    """Raises a ValueError, in every process, unless all have as many data."""
+    counts = gather(count, world, device)
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"Expected as many data in every process, got {counts}. Give all processes the same "
+            f"data, of which fit takes a share of each batch, or shards of one length."
+        )
+
+
+def gather(number: int, world: int, device: torch.device) -> list[int]:
+    """Every process's number."""
+    if world == 1:
+        return [number]
+    mine = torch.tensor([number], device=device)
+    parts = [torch.empty_like(mine) for _ in range(world)]
+    torch.distributed.all_gather(parts, mine)
+    return [int(part) for part in parts]
 
 
 def share(parameters: Iterable[Tensor], world: int) -> None:
