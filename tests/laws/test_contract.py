@@ -47,7 +47,7 @@ MODULES = {
     "ladder": lambda c: pg.models.LadderVAE(D, (3, 2), (8, 8), "normal"),
     "quantized": lambda c: pg.models.VQVAE((1, 4, 4), 4, 2, (4,)),
     "semi-supervised": lambda c: pg.models.SemiSupervisedVAE(D, 3, 2, (8,)),
-    "belief network": lambda c: pg.distributions.DeepBeliefNetwork([D, 3, 2]),
+    "belief network": lambda c: pg.models.DeepBeliefNetwork([D, 3, 2]),
     "pushforward": lambda c: LATENTS["bernoulli"](c).pushforward,
 }
 UNTRAINED = {"pushforward"}
