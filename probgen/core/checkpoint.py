@@ -29,7 +29,16 @@ from torch.distributions import Distribution, Transform
 from .bijector import BIJECTORS, Bijector, name_of
 from .checks import find_device
 
-__all__ = ["CheckpointError", "Recorded", "load", "read", "save", "write"]
+__all__ = [
+    "CheckpointError",
+    "CheckpointWarning",
+    "Recorded",
+    "load",
+    "probe",
+    "read",
+    "save",
+    "write",
+]
 
 SCHEMA = 1
 MODULES: dict[str, type[Recorded]] = {}
@@ -43,6 +52,10 @@ ALIASES = {  # constructor arguments that a class of torch keeps under another n
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, and why."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint that could not be written, while the work itself went on."""
 
 
 class Recorded(nn.Module, metaclass=ABCMeta):
@@ -165,6 +178,21 @@ def write(
     for old in folder.glob("weights-*.safetensors"):
         if old.name != weights:
             old.unlink()
+
+
+def probe(path: str | os.PathLike[str]) -> None:
+    """Check that a folder can be written, before work is done whose results go there.
+
+    Raises:
+        OSError: If it cannot.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise FileExistsError(f"Expected a folder to write, got a file, {path}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "probe.part"
+    replace(file, bytes(4096))
+    file.unlink()
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
