@@ -148,7 +148,6 @@ class Chains:
         """What is written of a run beside its point and its draws."""
         return {
             "settings": {**self.settings, "seed": str(self.seed)},
-            "seed": self.seed,
             "steps": self.warmup,
             "standardized": self.start.standardized,
             "modes": self.start.modes,

@@ -23,6 +23,7 @@ from .kernel import Kernel, LowRank
 from .metric import Moments
 from .modes import Modes
 from .replicas import LadderWarmUp, ParallelTempering
+from .starting import COLD, WARMUP
 
 __all__ = ["Keeper", "Point", "Saved", "identity", "settings_of"]
 
@@ -32,7 +33,16 @@ ADAPTED = frozenset({"step_size", "length", "scale", "max_steps", "step_sizes", 
 CLASSES: dict[str, type] = {
     cls.__name__: cls for cls in (LowRank, Modes, Moments, StepSize, TrajectoryLength)
 }
-FAILURES = (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
+LONGEST = 10**9  # steps of warm-up
+FAILURES = (
+    OverflowError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +113,18 @@ class Saved:
         try:
             self.settings: dict[str, str] = dict(content["settings"])
             self.standardized: list[str] = list(content["standardized"])
-            self.steps, self.seed = int(content["steps"]), int(content["seed"])
+            self.steps, self.seed = int(content["steps"]), int(self.settings["seed"])
             self.seconds, self.density = float(content["seconds"]), content["density"]
             self.modes: Modes | None = unpack(content["modes"], self.tensors)
             self.point: dict[str, Any] = content["point"]
+            self.done, self.taken = int(self.point["done"]), int(self.point["taken"])
+            given = self.settings["warmup"]
+            steps = [WARMUP, COLD] if given == "None" else [int(given)]
+            known = all(isinstance(text, str) for text in self.standardized)
+            kinds = isinstance(self.modes, Modes | None) and isinstance(self.density, float | None)
+            whole = self.done >= 0 and 0 <= self.taken <= self.steps in steps
+            if not (known and kinds and whole and (self.done == 0 or self.taken == self.steps)):
+                raise ValueError("numbers that no run writes")
         except FAILURES as error:
             raise CheckpointError(
                 f"Expected an interrupted run of chains in {folder}, as this version writes it, "
@@ -162,7 +180,7 @@ class Saved:
             CheckpointError: If something is missing.
         """
         try:
-            done, taken = int(self.point["done"]), int(self.point["taken"])
+            done, taken = self.done, self.taken
             place = first.state.log_density.device
             tensors = {name: x.to(place) for name, x in self.tensors.items()}
             state = like(first.state, unpack(self.point["state"], tensors))

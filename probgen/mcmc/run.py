@@ -28,12 +28,9 @@ from .modes import Modes
 from .potential import Potential
 from .reparam import funnels
 from .resume import Saved, identity, settings_of
-from .starting import Start, begin, begin_model
+from .starting import COLD, WARMUP, Start, begin, begin_model
 
 __all__ = ["run"]
-
-WARMUP = 100  # steps of warm-up of chains that start at modes
-COLD = 300  # steps of warm-up of others
 
 
 def run(

@@ -23,7 +23,10 @@ from .potential import Potential, potential
 from .reparam import funnels, named, noncentered
 from .replicas import ParallelTempering
 
-__all__ = ["Start", "begin", "begin_model"]
+__all__ = ["COLD", "WARMUP", "Start", "begin", "begin_model"]
+
+WARMUP = 100  # steps of warm-up of chains that start at modes
+COLD = 300  # steps of warm-up of others
 
 
 @dataclasses.dataclass
