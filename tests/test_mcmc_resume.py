@@ -312,6 +312,19 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(tmp_path,
     assert not calls
 
 
+def test_two_runs_of_one_folder_are_refused(tmp_path):
+    root = os.path.dirname(os.path.dirname(__file__))
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT).format(root=root, folder=str(tmp_path)))
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        while not (tmp_path / "chains-0" / "model.json").exists():
+            time.sleep(0.01)
+        with pytest.raises(pg.CheckpointError, match="another process"):
+            go("chees", tmp_path, draws=400, warmup=200)
+        process.kill()
+
+
 def test_draws_are_returned_if_they_cannot_be_written(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")

@@ -7,13 +7,16 @@ files: numbers in safetensors and names in JSON. Nothing is unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import fcntl
 import hashlib
 import inspect
 import json
 import math
 import os
 from abc import ABCMeta
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from numbers import Integral
 from pathlib import Path
@@ -33,6 +36,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointWarning",
     "Recorded",
+    "claim",
     "load",
     "probe",
     "read",
@@ -193,6 +197,25 @@ def probe(path: str | os.PathLike[str]) -> None:
     file = folder / "probe.part"
     replace(file, bytes(4096))
     file.unlink()
+
+
+@contextlib.contextmanager
+def claim(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes from writing a folder.
+
+    Raises:
+        CheckpointError: If another process is writing it.
+    """
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise CheckpointError(
+            f"Expected to be alone in writing {path}, but another process writes it."
+        ) from None
+    finally:
+        os.close(opened)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

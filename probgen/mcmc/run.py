@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from ..core.checkpoint import probe
+from ..core.checkpoint import claim, probe
 from ..core.processes import agree, join, mean_over, mix, seed_of
 from .arguments import check_kernel, check_run_options
 from .chains import Chains
@@ -108,7 +109,7 @@ def run(
         ValueError: If a number is not positive, no initial point has a finite density, or the
             folder holds another run: the message names the site, or what differs.
         OSError: If the folder cannot be written.
-        CheckpointError: If what it holds is damaged.
+        CheckpointError: If what it holds is damaged, or another process writes it.
 
     Warns:
         ConvergenceWarning: If draws may not follow the posterior.
@@ -142,10 +143,14 @@ def run(
     settings |= settings_of(superchains=superchains, sites=sites, noncentered=noncentered)
     settings |= settings_of(base=base, processes=world)
     folder = None if checkpoint is None else Path(checkpoint) / f"chains-{rank}"
-    saved = resumed(folder, settings, seed, device)
-    start = time.perf_counter() - (0.0 if saved is None else saved.seconds)
-    seed = agree(seed_for(seed, saved), world, device)
-    with torch.random.fork_rng():
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            probe(folder)
+            stack.enter_context(claim(folder))
+        saved = resumed(folder, settings, seed, device)
+        start = time.perf_counter() - (0.0 if saved is None else saved.seconds)
+        seed = agree(seed_for(seed, saved), world, device)
+        stack.enter_context(torch.random.fork_rng())
         torch.manual_seed(mix(seed, 0, rank))
         fresh = saved is None
         if own:
@@ -198,12 +203,8 @@ def resumed(
     """The interrupted run of a folder, if every process has one, and that is this one.
 
     Raises:
-        OSError: If the folder cannot be written.
         ValueError: If it holds another run.
     """
-    if folder is None:
-        return None
-    probe(folder)
     saved = Saved.find(folder)
     if saved is not None:
         given = saved.seed if seed is None else seed
