@@ -87,7 +87,8 @@ class Run:
         if clip is not None:
             nn.utils.clip_grad_norm_(list(self.parameters.values()), clip)
         self.optimizer.step()
-        increment_version(self.parameters.values())  # which a fused one does not
+        for p in self.parameters.values():
+            increment_version(p)  # which a fused optimiser does not
         self.step += 1
         if self.ema:
             decay = min(self.ema, self.step / (self.step + 10))

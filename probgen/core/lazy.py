@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyro
 import torch
@@ -125,6 +125,10 @@ class Lazy(Recorded):
 class LazyTransform(Lazy):
     """A module that, called with an optional context, returns a bijective transform."""
 
+    if TYPE_CHECKING:  # what torch says of every module is that a call gives anything
+
+        def __call__(self, context: Tensor | None = None) -> Transform: ...
+
     @abstractmethod
     def forward(self, context: Tensor | None = None) -> Transform:
         """Builds the transform from the current parameters."""
@@ -169,6 +173,10 @@ class LazyInverse(LazyTransform):
 
 class LazyDistribution(Lazy):
     """A module that, called with an optional context, returns a Pyro distribution."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, context: Tensor | None = None) -> TorchDistribution: ...
 
     @property
     @abstractmethod
