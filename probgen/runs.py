@@ -87,8 +87,7 @@ class Run:
         if clip is not None:
             nn.utils.clip_grad_norm_(list(self.parameters.values()), clip)
         self.optimizer.step()
-        for p in self.parameters.values():
-            increment_version(p)  # which a fused optimiser does not
+        increment_version(self.parameters.values())  # which a fused one does not
         self.step += 1
         if self.ema:
             decay = min(self.ema, self.step / (self.step + 10))

@@ -13,7 +13,7 @@ adds that law's covariance to the variance. A long chain is not run: each diverg
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -41,7 +41,11 @@ class Chain:
     """
 
     def __init__(
-        self, module: Diffusion, steps: int, context: Tensor | None, variance: str = "posterior"
+        self,
+        module: Diffusion,
+        steps: int,
+        context: Tensor | None,
+        variance: Literal["law", "posterior"] = "posterior",
     ) -> None:
         self.module, self.steps, self.context = module, steps, context
         self.dims, self.variance = len(module.event_shape), variance
@@ -115,7 +119,7 @@ class Half(Pair):
         distribution: Diffusion,
         steps: int,
         times: int | None,
-        variance: str = "posterior",
+        variance: Literal["law", "posterior"] = "posterior",
     ) -> None:
         super().__init__(distribution)
         self.steps, self.times, self.variance = steps, times, variance

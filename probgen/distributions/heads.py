@@ -19,6 +19,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid, one_hot, softplus
 
 from ..core.checks import check_event, check_whole
+from ..networks.dense import Activation
 from .parametric import LIMIT, Located, Parametric
 
 __all__ = [
@@ -46,7 +47,7 @@ class Head(Parametric):
         features: int | Sequence[int],
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
     ) -> None:
         super().__init__(features, self.starts, context, hidden_features, activation, network)
@@ -213,7 +214,7 @@ class Categorical(Parametric):
         classes: int,
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
     ) -> None:
         check_whole(2, classes=classes)
@@ -257,7 +258,7 @@ class StudentT(Located):
         features: int | Sequence[int],
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
     ) -> None:
         starts, shape = (0.0, 0.0, math.log(9.0)), features
@@ -300,7 +301,7 @@ class DiscretizedLogistic(Parametric):
         components: int = 1,
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
     ) -> None:
         check_whole(2, levels=levels)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -22,7 +22,7 @@ from torch.distributions import constraints
 from ..core import Density, LazyDistribution, broadcast
 from ..core.checks import check_event, check_whole
 from ..networks import MLP
-from ..networks.dense import along_last
+from ..networks.dense import Activation, along_last
 from ..objectives import MaximumLikelihood
 from ..transforms import CircularRationalQuadratic
 from ..transforms.linear import moments
@@ -56,7 +56,7 @@ class Parametric(LazyDistribution):
         starts: Sequence[float],
         context: int,
         hidden_features: Sequence[int],
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
         rest: Tensor | None = None,
         free: int = 0,
@@ -167,9 +167,9 @@ class DiagonalNormal(Located):
         features: int | Sequence[int],
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
-        scale: str | float = "conditional",
+        scale: Literal["conditional", "learned", "shared"] | float = "conditional",
     ) -> None:
         if scale not in ("conditional", "learned", "shared"):
             if not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
@@ -231,7 +231,7 @@ class FullNormal(Located):
         features: int,
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
     ) -> None:
         check_whole(1, features=features)

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro.infer import Predictive
@@ -103,7 +103,7 @@ class Draws:
         sites = ", ".join([*sizes[:SITES], *rest])
         return f"Draws({chains} chains of {draws} draws: {sites})"
 
-    def ess(self, kind: str = "bulk") -> dict[str, Tensor]:
+    def ess(self, kind: Literal["bulk", "tail"] = "bulk") -> dict[str, Tensor]:
         """The effective sample size of each element of each site.
 
         Arguments:

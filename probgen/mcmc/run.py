@@ -23,6 +23,7 @@ from .convergence import ConvergenceWarning, unvisited
 from .draws import Draws
 from .gibbs import Gibbs
 from .hmc import ChEES
+from .initial import Initial
 from .kernel import Kernel
 from .metric import Metric, metric_kind
 from .modes import Modes
@@ -43,7 +44,7 @@ def run(
     draws: int = 250,
     thin: int = 1,
     seed: int | None = None,
-    init: str | dict[str, Tensor] | Tensor = "uniform",
+    init: Initial | dict[str, Tensor] | Tensor = "uniform",
     superchains: int | None = None,
     metric: Metric = "auto",
     sites: Iterable[str] | None = None,

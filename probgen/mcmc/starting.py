@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .initial import Initial
 from .kernel import Guarded, Kernel
 from .metric import Metric
 from .modes import Modes
@@ -78,7 +79,7 @@ def begin(log_density: Any, position: Any, kernel: Any, metric: Metric, optimize
 def begin_model(
     model: Potential | Callable[[], Any],
     kernel: Any,
-    init: str | dict[str, Tensor],
+    init: Initial | dict[str, Tensor],
     *,
     share: int,
     groups: int,

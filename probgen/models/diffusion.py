@@ -27,6 +27,7 @@ from ..distributions import Diffusion, Flow, StandardNormal
 from ..networks import TimeMLP, UNet
 from ..objectives import Denoising
 from ..transforms import ContinuousTransform, Standardize
+from ..transforms.continuous import Method
 
 __all__ = ["CNF", "DDPM", "EDM", "NCSN", "FlowMatching", "ScoreSDE"]
 
@@ -344,7 +345,7 @@ class CNF(Flow):
         hidden_features: Sequence[int] = (64, 64),
         steps: int = 8,
         probes: int = 0,
-        method: str = "rk4",
+        method: Method = "rk4",
         tolerance: float = 1e-5,
         adjoint: bool = False,
     ) -> None:

@@ -16,6 +16,7 @@ from ..core.checks import check_event, check_whole
 from ..distributions import DiagonalNormal, EnergyDistribution, Tilted
 from ..mcmc import Kernel
 from ..networks import EnergyNetwork
+from ..networks.dense import Activation
 from ..objectives import JointEnergy
 
 __all__ = ["EnergyModel", "JointEnergyModel"]
@@ -59,7 +60,7 @@ class EnergyModel(Tilted):
         features: int | Sequence[int],
         context: int = 0,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "silu",
+        activation: Activation = "silu",
         spectral: bool = False,
         kernel: Kernel | None = None,
         steps: int = 100,
@@ -148,7 +149,7 @@ class JointEnergyModel(Tilted):
         features: int | Sequence[int],
         classes: int,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "silu",
+        activation: Activation = "silu",
         spectral: bool = False,
         kernel: Kernel | None = None,
         steps: int = 100,

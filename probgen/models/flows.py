@@ -14,6 +14,7 @@ import torch
 from ..core import Bijector, Elementwise, LazyTransform
 from ..core.checks import check_whole
 from ..distributions import Flow, StandardNormal, UniformAngles
+from ..networks.dense import Activation
 from ..transforms import (
     Affine,
     Autoregressive,
@@ -49,7 +50,7 @@ def couplings(
     context: int,
     transforms: int,
     hidden_features: Sequence[int],
-    activation: str,
+    activation: Activation,
     randperm: bool,
     **options: Any,
 ) -> list[LazyTransform | Bijector]:
@@ -82,7 +83,7 @@ def autoregressions(
     context: int,
     transforms: int,
     hidden_features: Sequence[int],
-    activation: str,
+    activation: Activation,
     randperm: bool,
     **options: Any,
 ) -> list[LazyTransform | Bijector]:
@@ -138,7 +139,7 @@ class NICE(Flow):
         context: int = 0,
         transforms: int = 4,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "relu",
+        activation: Activation = "relu",
         randperm: bool = False,
     ) -> None:
         parts = couplings(
@@ -182,7 +183,7 @@ class RealNVP(Flow):
         context: int = 0,
         transforms: int = 8,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "relu",
+        activation: Activation = "relu",
         randperm: bool = False,
     ) -> None:
         parts = couplings(
@@ -224,7 +225,7 @@ class MAF(Flow):
         context: int = 0,
         transforms: int = 5,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "relu",
+        activation: Activation = "relu",
         randperm: bool = False,
     ) -> None:
         parts = autoregressions(
@@ -266,7 +267,7 @@ class IAF(Flow):
         context: int = 0,
         transforms: int = 5,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "relu",
+        activation: Activation = "relu",
         randperm: bool = False,
     ) -> None:
         parts = autoregressions(
@@ -318,7 +319,7 @@ class NSF(Flow):
         bins: int = 8,
         bound: float = 5.0,
         autoregressive: bool = False,
-        activation: str = "relu",
+        activation: Activation = "relu",
         randperm: bool = False,
     ) -> None:
         build = autoregressions if autoregressive else couplings
@@ -376,7 +377,7 @@ class CircularNSF(Flow):
         hidden_features: Sequence[int] = (128, 128),
         bins: int = 8,
         autoregressive: bool = False,
-        activation: str = "relu",
+        activation: Activation = "relu",
         randperm: bool = False,
     ) -> None:
         build = autoregressions if autoregressive else couplings

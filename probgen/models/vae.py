@@ -24,6 +24,7 @@ from ..distributions import (
     StandardNormal,
     StudentT,
 )
+from ..networks.dense import Activation
 
 __all__ = ["VAE", "ConditionalVAE", "SemiSupervisedVAE"]
 
@@ -102,7 +103,7 @@ class VAE(Latent):
         posterior: str | LazyDistribution = "diagonal",
         prior: LazyDistribution | TorchDistribution | None = None,
         encoder: nn.Module | None = None,
-        activation: str = "relu",
+        activation: Activation = "relu",
         samples: int = 1,
     ) -> None:
         parts = build(
@@ -150,7 +151,7 @@ class ConditionalVAE(Latent):
         likelihood: str | LazyDistribution = "bernoulli",
         posterior: str | LazyDistribution = "diagonal",
         prior: LazyDistribution | TorchDistribution | None = None,
-        activation: str = "relu",
+        activation: Activation = "relu",
         samples: int = 1,
     ) -> None:
         check_whole(1, context=context)
@@ -202,7 +203,7 @@ class SemiSupervisedVAE(SemiSupervised):
         hidden_features: Sequence[int] = (200, 200),
         likelihood: str | LazyDistribution = "bernoulli",
         posterior: str | LazyDistribution = "diagonal",
-        activation: str = "relu",
+        activation: Activation = "relu",
         samples: int = 1,
     ) -> None:
         check_whole(2, classes=classes)
@@ -228,7 +229,7 @@ def build(
     likelihood: str | LazyDistribution,
     posterior: str | LazyDistribution,
     prior: LazyDistribution | TorchDistribution | None,
-    activation: str,
+    activation: Activation,
 ) -> tuple[Any, Any, Any]:
     """Prior, likelihood and posterior, those named built."""
     check_whole(1, features=features, latent=latent)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..core import Recorded, is_wrapped
-from .dense import CONSUMING, Layers, activation_named, check_sizes, entries, feed
+from .dense import CONSUMING, Activation, Layers, activation_named, check_sizes, entries, feed
 
 __all__ = ["MADE"]
 
@@ -59,7 +59,7 @@ class MADE(Recorded):
         outputs: int,
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         embedding: int = 1,
         order: Sequence[int] | None = None,
     ) -> None:

@@ -25,7 +25,7 @@ from torch.distributions import Transform, constraints
 from ..core import Bijector, Elementwise, LazyTransform, call_and_ladj, inverse_and_ladj
 from ..core.checks import check_whole
 from ..networks import MADE
-from ..networks.dense import start_at
+from ..networks.dense import Activation, start_at
 from .elementwise import Affine
 from .learned import check_class
 
@@ -118,7 +118,7 @@ class Autoregressive(LazyTransform):
         univariate: type[Elementwise] = Affine,
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         order: Sequence[int] | None = None,
         **options: Any,
     ) -> None:

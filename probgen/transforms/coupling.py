@@ -23,7 +23,7 @@ from torch.distributions import Transform, constraints
 from ..core import Bijector, Elementwise, LazyTransform, call_and_ladj, inverse_and_ladj
 from ..core.checks import check_whole
 from ..networks import MLP
-from ..networks.dense import start_at
+from ..networks.dense import Activation, start_at
 from .elementwise import Affine
 from .learned import check_class
 
@@ -119,7 +119,7 @@ class Coupling(LazyTransform):
         context: int = 0,
         kept: int | None = None,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: torch.nn.Module | None = None,
         **options: Any,
     ) -> None:

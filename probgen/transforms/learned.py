@@ -19,6 +19,7 @@ from torch.distributions import Transform
 from ..core import Bijector, Elementwise, LazyTransform
 from ..core.checks import check_whole
 from ..networks import MLP
+from ..networks.dense import Activation
 
 __all__ = ["Learned"]
 
@@ -52,7 +53,7 @@ class Learned(LazyTransform):
         features: int,
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         **options: Any,
     ) -> None:
         super().__init__()
