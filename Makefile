@@ -26,8 +26,8 @@ FAST = tests/laws tests/test_core.py tests/test_checkpoint.py tests/test_trainin
 	tests/test_mcmc.py tests/test_mcmc_resume.py
 
 test-versions: $(VENV)-oldest/.installed $(VENV)-newest/.installed
-	$(VENV)-oldest/bin/python -m pytest -n 2 $(FAST)
-	$(VENV)-newest/bin/python -m pytest -n 2 $(FAST)
+	$(VENV)-oldest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(FAST)
+	$(VENV)-newest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(FAST)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

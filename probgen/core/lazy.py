@@ -171,6 +171,19 @@ class LazyInverse(LazyTransform):
         self.transform.start(x, context)
 
 
+def shown(distribution: Distribution, *parts: Any) -> str:
+    """A distribution in one line: what made it, and its shapes.
+
+    Arguments:
+        distribution: The distribution.
+        parts: The module that made it, or those that it is made of.
+    """
+    shapes = tuple(distribution.batch_shape), tuple(distribution.event_shape)
+    made = [type(part).__name__ for part in parts]
+    texts = [*made, f"batch_shape={shapes[0]}", f"event_shape={shapes[1]}"]
+    return f"{type(distribution).__name__}({', '.join(texts)})"
+
+
 class LazyDistribution(Lazy):
     """A module that, called with an optional context, returns a Pyro distribution."""
 

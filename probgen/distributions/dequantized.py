@@ -22,6 +22,7 @@ from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution
 from ..core.checks import check_event, check_whole, ends
+from ..core.lazy import shown
 from ..objectives import MaximumLikelihood
 
 __all__ = ["Dequantized", "DequantizedDistribution"]
@@ -133,6 +134,9 @@ class DequantizedDistribution(TorchDistribution):
     def support(self) -> constraints.Constraint:
         levels = constraints.integer_interval(0, self.levels - 1)
         return constraints.independent(levels, len(self.event_shape))
+
+    def __repr__(self) -> str:
+        return shown(self, self.continuous)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> TorchDistribution:
         continuous = self.continuous.expand(torch.Size(batch_shape))

@@ -11,6 +11,7 @@ not invert: a draw keeps its log density, as long as neither it nor a parameter 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from inspect import ismethod
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from ..core import (
 )
 from ..core.bijector import Inverse
 from ..core.checks import check_event
+from ..core.lazy import shown
 from ..objectives import MaximumLikelihood
 from ..transforms.linear import moments
 from .ranges import cuts_of, interior, is_real, sum_last, within
@@ -103,6 +105,10 @@ class FlowDistribution(TransformedDistribution):
         new = self.over(self.base_dist.expand(torch.Size(batch_shape)), self.transforms)
         new._validate_args = self._validate_args
         return new
+
+    def __repr__(self) -> str:
+        made = ismethod(self._tensors)  # of the module whose parameters these are
+        return shown(self, self._tensors.__self__ if made else self.base_dist)
 
     def over(self, base: TorchDistribution, transforms: Sequence[Transform]) -> FlowDistribution:
         """The same flow of other parts."""

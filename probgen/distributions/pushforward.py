@@ -20,6 +20,7 @@ from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution, as_lazy
 from ..core.checks import check_whole
+from ..core.lazy import shown
 from ..networks.dense import along_last
 
 __all__ = ["Pushforward", "PushforwardDistribution"]
@@ -146,6 +147,9 @@ class PushforwardDistribution(TorchDistribution):
     def support(self) -> constraints.Constraint:
         unknown = constraints.dependent(is_discrete=False, event_dim=1)
         return getattr(self.module, "support", unknown)
+
+    def __repr__(self) -> str:
+        return shown(self, self.module)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> TorchDistribution:
         batch = torch.Size(batch_shape)

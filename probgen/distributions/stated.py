@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 from ..core import Density
 from ..core.checks import check_event
+from ..core.lazy import shown
 
 __all__ = ["ModuleDistribution", "check_support"]
 
@@ -50,6 +51,9 @@ class ModuleDistribution(TorchDistribution):
     @property
     def support(self) -> constraints.Constraint:
         return self.module.support
+
+    def __repr__(self) -> str:
+        return shown(self, self.module)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Any:
         batch = torch.Size(batch_shape)
