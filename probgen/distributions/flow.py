@@ -107,8 +107,8 @@ class FlowDistribution(TransformedDistribution):
         return new
 
     def __repr__(self) -> str:
-        made = ismethod(self._tensors)  # of the module whose parameters these are
-        return shown(self, self._tensors.__self__ if made else self.base_dist)
+        of: Any = self._tensors  # the parameters of the module that made it
+        return shown(self, of.__self__ if ismethod(of) else self.base_dist)
 
     def over(self, base: TorchDistribution, transforms: Sequence[Transform]) -> FlowDistribution:
         """The same flow of other parts."""
