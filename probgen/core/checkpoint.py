@@ -47,6 +47,7 @@ __all__ = [
 SCHEMA = 1
 MODULES: dict[str, type[Recorded]] = {}
 RECORDS: dict[str, type] = {}  # frozen dataclasses that modules take as arguments, such as kernels
+HELD: dict[str, int] = {}  # folders that this process writes
 ALIASES = {  # constructor arguments that a class of torch keeps under another name
     "base_distribution": "base_dist",
     "mixture_distribution": "_mixture_distribution",
@@ -206,16 +207,21 @@ def claim(path: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
         CheckpointError: If another process is writing it.
     """
-    opened = os.open(path, os.O_RDONLY)
+    key = f"{os.getpid()} {os.path.realpath(path)}"
+    if key not in HELD:  # an interrupt may have left it to this process
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(opened)
+            raise CheckpointError(
+                f"Expected to be alone in writing {path}, but another process writes it."
+            ) from None
+        HELD[key] = opened
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError:
-        raise CheckpointError(
-            f"Expected to be alone in writing {path}, but another process writes it."
-        ) from None
     finally:
-        os.close(opened)
+        os.close(HELD.pop(key))
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
