@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 
-.PHONY: demo test test-seeds lint docs clean
+.PHONY: demo test test-seeds test-versions lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/probgen demo --out $(OUT)
@@ -20,6 +20,14 @@ test: lint
 # ten seeds of what `make test` runs with one
 test-seeds: $(VENV)/.installed
 	PROBGEN_SEEDS=10 $(BIN)/python -m pytest -n 2 tests/test_posteriors.py tests/test_mcmc_targets.py
+
+# the laws and the core with the oldest versions that setup.cfg claims and the newest that pip gets
+FAST = tests/laws tests/test_core.py tests/test_checkpoint.py tests/test_training.py \
+	tests/test_mcmc.py tests/test_mcmc_resume.py
+
+test-versions: $(VENV)-oldest/.installed $(VENV)-newest/.installed
+	$(VENV)-oldest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(FAST)
+	$(VENV)-newest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(FAST)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -35,5 +43,15 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[test,docs]"
 	touch $@
 
+$(VENV)-oldest/.installed: setup.cfg pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet $(PIP_FLAGS) -c constraints-oldest.txt -e ".[test]"
+	touch $@
+
+$(VENV)-newest/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet $(PIP_FLAGS) --upgrade -e ".[test]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) docs/_build docs/gallery docs/api build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest docs/_build docs/gallery docs/api build *.egg-info

@@ -970,3 +970,32 @@ def test_values_of_a_users_own_reparameterisation_are_kept():
 def test_gibbs_with_a_biased_kernel_is_biased():
     assert not mcmc.Gibbs({"a": mcmc.ULA(0.5)}).exact
     assert mcmc.Gibbs({"a": mcmc.MALA(0.5)}).exact
+
+
+LARGE = torch.eye(20)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "text"),
+    [
+        (mcmc.HMC(0.1, 5, LARGE), "HMC(step_size=0.1, steps=5, scale=tensor of shape (20, 20))"),
+        (
+            mcmc.MALA(0.2, mcmc.LowRank(torch.ones(9), torch.eye(9)[:, :2], torch.ones(2))),
+            "MALA(step_size=0.2, scale=LowRank(9 numbers, 2 directions))",
+        ),
+        (
+            mcmc.Gibbs({"a": mcmc.Metropolis(), "b": eight_schools}),
+            "Gibbs(blocks={'a': Metropolis(step_size=0.5, scale=None), 'b': eight_schools})",
+        ),
+        (mcmc.Metropolis(0.1, torch.ones(2)), "Metropolis(step_size=0.1, scale=tensor([1., 1.]))"),
+    ],
+)
+def test_kernels_show_themselves_in_one_line(kernel, text):
+    assert repr(kernel) == text
+
+
+def test_draws_show_their_sites_in_one_line(draws):
+    assert repr(draws) == "Draws(16 chains of 40 draws: mu (), tau (), eta (8,), theta (8,))"
+    many = mcmc.Draws({f"x{k}": torch.zeros(4, 5) for k in range(100)}, {}, ["x0"], [])
+    assert repr(many).endswith("x5 (), 94 more)")
+    assert repr(draws.summary()) == str(draws.summary())

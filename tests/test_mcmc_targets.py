@@ -395,21 +395,3 @@ def test_what_other_libraries_take_is_named(options, error, message):
 def test_impossible_numbers_of_kernels_are_refused(build, error, message):
     with pytest.raises(error, match=message):
         build()
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"y": torch.full((20,), 5.0)}, "log density at a fixed point"),
-        ({"kernel": mcmc.HMC(0.1, 7)}, "arguments of the kernel"),
-        ({"kernel": mcmc.MALA()}, "name HMC, not MALA"),
-        ({"metric": "diagonal"}, "metric auto, not diagonal"),
-        ({"init": "prior"}, "init uniform, not prior"),
-    ],
-)
-def test_a_run_of_something_else_is_not_resumed(changed, message, tmp_path):
-    options = {"kernel": mcmc.HMC(0.1, 5), "chains": 8, "draws": 5, "progress": False}
-    options |= {"warmup": 10, "checkpoint": tmp_path, "y": torch.full((20,), -5.0)}
-    run(located, **options)
-    with pytest.raises(ValueError, match=f"holds a run with {message}"):
-        run(located, **{**options, **changed})

@@ -16,7 +16,7 @@ import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import Transform
+from torch.distributions import Distribution, Transform
 
 from . import contexts
 from .checkpoint import save
@@ -235,6 +235,10 @@ class LazyTransform(nn.Module):
         self.frozen = True
         return self.requires_grad_(False).eval()
 
+    if TYPE_CHECKING:  # what torch says of every module is that a call gives anything
+
+        def __call__(self, context: Any = None) -> Transform: ...
+
     @abstractmethod
     def forward(self, context: Any = None) -> Transform:
         """Build the transform from the current parameters."""
@@ -292,6 +296,19 @@ class LazyInverse(LazyTransform):
         self.transform.initialize(y, context, weights, not inverse)
 
 
+def shown(distribution: Distribution, *parts: Any) -> str:
+    """Write a distribution in one line: what made it, and its shapes.
+
+    Arguments:
+        distribution: The distribution.
+        parts: The module that made it, or those that it is made of.
+    """
+    shapes = tuple(distribution.batch_shape), tuple(distribution.event_shape)
+    made = [type(part).__name__ for part in parts]
+    texts = [*made, f"batch_shape={shapes[0]}", f"event_shape={shapes[1]}"]
+    return f"{type(distribution).__name__}({', '.join(texts)})"
+
+
 def reorder(traits: Traits) -> tuple[bool, str, str]:
     return traits.invertible, traits.latent, traits.draw
 
@@ -345,6 +362,10 @@ class LazyDistribution(nn.Module):
         """Turn the parameters' gradients off and the module to evaluation; return it."""
         self.frozen = True
         return self.requires_grad_(False).eval()
+
+    if TYPE_CHECKING:
+
+        def __call__(self, context: Any = None) -> TorchDistribution: ...
 
     @property
     @abstractmethod

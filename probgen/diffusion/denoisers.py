@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
@@ -32,6 +32,7 @@ from .schedules import Schedule
 
 __all__ = ["Denoiser", "LearnedVariance", "NetworkDenoiser", "Rescheduled", "convert"]
 
+Kind = Literal["eps", "flow", "score", "v", "x_0"]
 KINDS = ("eps", "flow", "score", "v", "x_0")
 
 
@@ -232,7 +233,7 @@ class NetworkDenoiser(Denoiser):
         schedule: Schedule,
         shape: Sequence[int],
         context: int = 0,
-        predicts: str = "edm",
+        predicts: Kind | Literal["edm"] = "edm",
         plain: bool = False,
     ) -> None:
         super().__init__(schedule, shape, context)

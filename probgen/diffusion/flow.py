@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core import is_wrapped
 from ..transforms import Continuous
+from ..transforms.continuous import Method
 from .denoisers import Denoiser
 from .grids import AngleGrid
 from .schedules import Schedule
@@ -35,7 +36,7 @@ def probability_flow(
     denoiser: Denoiser,
     table: Tensor,
     context: Tensor | None = None,
-    method: str = "rk4",
+    method: Method = "rk4",
     probes: int = 0,
     tolerance: float = 1e-5,
 ) -> tuple[Continuous, Tensor]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -234,7 +234,7 @@ class Ancestral(Linear):
     """
 
     steps: int = 1000
-    variance: str = "posterior"
+    variance: Literal["law", "posterior", "step"] = "posterior"
     grid: Grid = field(default_factory=UniformGrid)
 
     def __post_init__(self) -> None:

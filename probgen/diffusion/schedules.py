@@ -67,6 +67,10 @@ class Schedule(nn.Module):
     def logs(self, t: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`\log \alpha_t` and :math:`\log \sigma_t` at times with shape :math:`(*)`."""
 
+    def extra_repr(self) -> str:
+        numbers = {n: v for n, v in vars(self).items() if type(v) in (int, float)}
+        return ", ".join(f"{name}={value:g}" for name, value in numbers.items())
+
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`\alpha_t` and :math:`\sigma_t` at times in [0, 1], with shape :math:`(*)`."""
         check_times(t)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_whole
-from ..transforms.continuous import check_method
+from ..transforms.continuous import Method, check_method
 from .denoisers import Denoiser
 from .flow import flow_table, probability_flow
 from .grids import AngleGrid, Grid, Path, RatioGrid, RhoGrid
@@ -200,7 +200,7 @@ class ODESolver(Sampler):
     """
 
     steps: int = 32
-    method: str = "rk4"
+    method: Method = "rk4"
     tolerance: float = 1e-5
     grid: AngleGrid = field(default_factory=AngleGrid)
 

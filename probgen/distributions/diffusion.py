@@ -11,7 +11,7 @@ maps noise to data one to one, which gives a density. The evidence lower bound i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -42,7 +42,7 @@ from ..diffusion import (
 from ..diffusion.flow import flow_table, probability_flow
 from ..objectives import Denoising
 from ..objectives.denoising import spread
-from ..transforms.continuous import check_method
+from ..transforms.continuous import Method, check_method
 from .diffusion_pair import Chain
 from .flow import FlowDistribution
 
@@ -161,7 +161,7 @@ class Diffusion(LazyDistribution):
         denoiser: Denoiser,
         sampler: Sampler | None = None,
         steps: int = 32,
-        method: str = "rk4",
+        method: Method = "rk4",
         probes: int = 0,
         cut: float = 1e-3,
         objective: Callable[..., Tensor] | None = None,
@@ -241,7 +241,10 @@ class Diffusion(LazyDistribution):
         return Denoising() if self.criterion is None else self.criterion
 
     def pair(
-        self, steps: int = 1000, times: int | None = 4, variance: str = "posterior"
+        self,
+        steps: int = 1000,
+        times: int | None = 4,
+        variance: Literal["law", "posterior"] = "posterior",
     ) -> tuple[nn.Module, nn.Module]:
         """A model and its guide, which Pyro's `SVI` trains under its ELBOs.
 

@@ -11,6 +11,7 @@ not invert: a draw keeps its log density, as long as neither it nor a parameter 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from inspect import ismethod
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ from ..core import (
 from ..core.bijector import Inverse
 from ..core.checks import check_event
 from ..core.contexts import spell
-from ..core.lazy import Traits
+from ..core.lazy import Traits, shown
 from ..core.standardize import ContextStandardizer
 from ..objectives import MaximumLikelihood
 from ..transforms import Standardize
@@ -108,6 +109,10 @@ class FlowDistribution(TransformedDistribution):
         new = self.over(self.base_dist.expand(torch.Size(batch_shape)), self.transforms)
         new._validate_args = self._validate_args
         return new
+
+    def __repr__(self) -> str:
+        of: Any = self._tensors  # the parameters of the module that made it
+        return shown(self, of.__self__ if ismethod(of) else self.base_dist)
 
     def over(self, base: TorchDistribution, transforms: Sequence[Transform]) -> FlowDistribution:
         """The same flow of other parts."""

@@ -19,6 +19,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid, softplus
 
 from ..core.checks import check_event, check_whole
+from ..networks.dense import Activation
 from .parametric import LIMIT, Parametric, shape_of, weighted_mean
 
 __all__ = [
@@ -46,7 +47,7 @@ class Head(Parametric):
         features: int | Sequence[int],
         context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
     ) -> None:
         super().__init__(features, self.starts, context, hidden_features, activation, network)
@@ -205,7 +206,7 @@ class Categorical(Parametric):
         classes: int,
         context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
     ) -> None:
         check_whole(2, classes=classes)
@@ -247,7 +248,7 @@ class StudentT(Parametric):
         features: int | Sequence[int],
         context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
     ) -> None:
         starts, shape = (0.0, 0.0, math.log(9.0)), shape_of(features)
@@ -300,7 +301,7 @@ class DiscretizedLogistic(Parametric):
         components: int = 1,
         context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
     ) -> None:
         check_whole(2, levels=levels)

@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from ..core import Density
 from ..core.checks import check_event
 from ..core.contexts import batch_of, expand_context
+from ..core.lazy import shown
 from .supports import check_support, interior, mask_outside, readable
 
 __all__ = ["ModuleDistribution"]
@@ -131,5 +132,4 @@ class ModuleDistribution(TorchDistribution):
         return bound if inside is None else torch.where(inside, bound, -torch.inf)
 
     def __repr__(self) -> str:
-        shape = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
-        return f"{type(self).__name__}({type(self.module).__name__}, {shape})"
+        return shown(self, self.module)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -24,7 +24,7 @@ from ..core.checks import check_event, check_whole
 from ..core.contexts import flatten, size_of
 from ..core.standardize import ContextStandardizer, Per
 from ..networks import MLP
-from ..networks.dense import along_last
+from ..networks.dense import Activation, along_last
 from ..objectives import MaximumLikelihood
 from ..transforms import CircularRationalQuadratic
 
@@ -60,7 +60,7 @@ class Parametric(LazyDistribution):
         starts: Sequence[float],
         context: Any,
         hidden_features: Sequence[int],
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
         rest: Tensor | None = None,
         free: int = 0,
@@ -173,9 +173,9 @@ class DiagonalNormal(Parametric):
         features: int | Sequence[int],
         context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
-        scale: str | float = "conditional",
+        scale: Literal["conditional", "learned", "shared"] | float = "conditional",
     ) -> None:
         if scale not in ("conditional", "learned", "shared"):
             if not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
@@ -234,7 +234,7 @@ class FullNormal(Parametric):
         features: int,
         context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: nn.Module | None = None,
     ) -> None:
         check_whole(1, features=features)

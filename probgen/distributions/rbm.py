@@ -15,7 +15,7 @@ the smaller layer, where it is small enough to be enumerated.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -75,7 +75,7 @@ class RBM(EnergyBased):
         self,
         visible: int,
         hidden: int,
-        units: str = "binary",
+        units: Literal["binary", "spin", "gaussian", "categorical"] = "binary",
         classes: int | None = None,
         steps: int = 100,
     ) -> None:

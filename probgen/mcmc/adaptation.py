@@ -10,6 +10,7 @@ Three objects, each apart from the kernels and from each other:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from torch import Tensor
 from .kernel import LogDensity, Scale, shrink, total
 from .metric import Metric, Moments, metric_kind
 
-__all__ = ["StepSize", "TrajectoryLength", "warm_up"]
+__all__ = ["StepSize", "TrajectoryLength", "WarmUp", "warm_up"]
 
 WINDOWS = (0.1, 0.25, 0.45, 0.7)  # of warm-up, at whose ends the metric is set
 SHORT = 64  # leapfrog steps of a trajectory before the last window
@@ -196,61 +197,113 @@ def warm_up(
         >>> kernel.scale.diagonal().abs().round()
         tensor([  1., 100.])
     """
-    fields = {field.name for field in dataclasses.fields(kernel)}
-    if kernel.target is None or "step_size" not in fields:
-        for _ in range(steps):
-            state, info = kernel.step(state, log_density)
-            yield kernel, state, info
-        return
+    warm = WarmUp.begin(kernel, state, log_density, steps, metric)
+    for _ in range(steps):
+        warm, state, info = warm.step(state, log_density)
+        yield warm.kernel, state, info
 
-    if isinstance(kernel.step_size, Tensor):  # one per chain, of which one for all is made
-        mean = float(kernel.step_size.log().mean().exp())
-        kernel = dataclasses.replace(kernel, step_size=mean)
-    scales = "scale" in fields and state.position.ndim == 2
-    kind = metric_kind(metric, state.position[0].numel())
-    moments = Moments(kind)
-    ends = {round(part * steps): k for k, part in enumerate(WINDOWS)} if scales else {}
-    if scales and kernel.scale is None:
-        moments.update(state.position, getattr(state, "gradient", None))
-        kernel = rescaled(kernel, moments)
-    moments = Moments(kind, kernel.scale) if scales else moments
-    longest = getattr(kernel, "max_steps", None)
-    if longest is not None:
-        kernel = dataclasses.replace(kernel, max_steps=min(longest, SHORT))
-    kernel = crossing(kernel, state, log_density)
-    size = StepSize(kernel.step_size, kernel.target)
-    length = TrajectoryLength(kernel.length) if "length" in fields else None
-    moved = torch.zeros_like(state.log_density, dtype=torch.bool)
-    for k in range(steps):
-        old = state.position
+
+@dataclasses.dataclass(frozen=True)
+class WarmUp:
+    """The state of warm-up between two steps.
+
+    A step makes a new one and leaves the old one as it is.
+
+    Arguments:
+        kernel: The kernel of the next step.
+        steps: The number of steps of warm-up.
+        taken: The number of steps that were taken.
+        size: The approximation of the step size; None if the kernel is only run.
+        length: The ascent on the length of trajectories, if the kernel has one.
+        moments: The moments that give the scale, if the kernel has one.
+        moved: The chains that accepted a proposal since the last window.
+        longest: The kernel's own greatest number of leapfrog steps, if it has one.
+    """
+
+    kernel: Any
+    steps: int
+    taken: int = 0
+    size: StepSize | None = None
+    length: TrajectoryLength | None = None
+    moments: Moments | None = None
+    moved: Tensor | None = None
+    longest: int | None = None
+
+    @classmethod
+    def begin(
+        cls, kernel: Any, state: Any, log_density: LogDensity, steps: int, metric: Metric
+    ) -> WarmUp:
+        """Start warm-up: a first scale and a first step size."""
+        fields = {field.name for field in dataclasses.fields(kernel)}
+        if kernel.target is None or "step_size" not in fields:
+            return cls(kernel, steps)
+        if isinstance(kernel.step_size, Tensor):  # one per chain, of which one for all is made
+            mean = float(kernel.step_size.log().mean().exp())
+            kernel = dataclasses.replace(kernel, step_size=mean)
+        kind = metric_kind(metric, state.position[0].numel())
+        moments = None
+        if "scale" in fields and state.position.ndim == 2:
+            if kernel.scale is None:
+                moments = Moments(kind)
+                moments.update(state.position, getattr(state, "gradient", None))
+                kernel = rescaled(kernel, moments)
+            moments = Moments(kind, kernel.scale)
+        longest = getattr(kernel, "max_steps", None)
+        if longest is not None:
+            kernel = dataclasses.replace(kernel, max_steps=min(longest, SHORT))
+        kernel = crossing(kernel, state, log_density)
+        size = StepSize(kernel.step_size, kernel.target)
+        length = TrajectoryLength(kernel.length) if "length" in fields else None
+        moved = torch.zeros_like(state.log_density, dtype=torch.bool)
+        return cls(kernel, steps, 0, size, length, moments, moved, longest)
+
+    def step(self, state: Any, log_density: LogDensity) -> tuple[WarmUp, Any, Any]:
+        """Take one step, and adapt."""
+        kernel, taken, old = self.kernel, self.taken + 1, state.position
         state, info = kernel.step(state, log_density)
-        moved = moved | info.accepted
+        if self.size is None or self.moved is None:
+            return dataclasses.replace(self, taken=taken), state, info
+        size, length = copy.copy(self.size), copy.copy(self.length)
+        moments, moved = copy.copy(self.moments), self.moved | info.accepted
         size.update(mean_acceptance(info.acceptance) if length is None else usable_acceptance(info))
         if length is not None:
             length.update(old, info, kernel.scale)
-        if scales:
+        if moments is not None:
             moments.update(state.position, getattr(state, "gradient", None))
-        window = ends.get(k + 1)
-        if window is not None:
-            if window < 2:
-                state = relocated(state, moved)
-            moved = torch.zeros_like(moved)
-            kernel = crossing(rescaled(kernel, moments), state, log_density)
-            moments = Moments(kind, kernel.scale)
-            size = StepSize(kernel.step_size, kernel.target)
-            if length is not None:  # which is in units of the metric
-                length = TrajectoryLength(LENGTH if window == 0 else length.average)
-        last = k == steps - 1
-        if length is not None:
-            size.limit(1.5 * length.current)
-        kernel = dataclasses.replace(kernel, step_size=size.average if last else size.current)
-        if length is not None:
-            low = SHORTEST / 100 if bool(info.outside.any()) else SHORTEST
-            length.limit(low, size.current * kernel.max_steps)
-            kernel = dataclasses.replace(kernel, length=length.average if last else length.current)
-        if last and longest is not None:
-            kernel = dataclasses.replace(kernel, max_steps=longest)
-        yield kernel, state, info
+            window = self.window(taken)
+            if window is not None:
+                if window < 2:
+                    state = relocated(state, moved)
+                moved = torch.zeros_like(moved)
+                kernel = crossing(rescaled(kernel, moments), state, log_density)
+                moments = Moments(moments.kind, kernel.scale)
+                size = StepSize(kernel.step_size, kernel.target)
+                if length is not None:  # which is in units of the metric
+                    length = TrajectoryLength(LENGTH if window == 0 else length.average)
+        kernel = adapted(kernel, size, length, info, taken == self.steps)
+        if taken == self.steps and self.longest is not None:
+            kernel = dataclasses.replace(kernel, max_steps=self.longest)
+        new = WarmUp(kernel, self.steps, taken, size, length, moments, moved, self.longest)
+        return new, state, info
+
+    def window(self, taken: int) -> int | None:
+        """The window that ends after so many steps, if one does."""
+        ends = {round(part * self.steps): k for k, part in enumerate(WINDOWS)}
+        return ends.get(taken)
+
+
+def adapted(
+    kernel: Any, size: StepSize, length: TrajectoryLength | None, info: Any, last: bool
+) -> Any:
+    """The kernel with the step size and the length of the next step, or those to keep."""
+    if length is not None:
+        size.limit(1.5 * length.current)
+    kernel = dataclasses.replace(kernel, step_size=size.average if last else size.current)
+    if length is not None:
+        low = SHORTEST / 100 if bool(info.outside.any()) else SHORTEST
+        length.limit(low, size.current * kernel.max_steps)
+        kernel = dataclasses.replace(kernel, length=length.average if last else length.current)
+    return kernel
 
 
 def rescaled(kernel: Any, moments: Moments) -> Any:

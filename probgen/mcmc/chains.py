@@ -7,9 +7,8 @@ and the process. So a run that was interrupted goes on exactly as it would have.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.checkpoint import read, write
 from ..core.processes import mix
-from .adaptation import warm_up
+from .adaptation import WarmUp
+from .evaluation import Evaluation
 from .hmc import Trajectory
-from .kernel import Kernel, LowRank
 from .metric import Metric
+from .place import unchecked
 from .potential import Potential
-from .replicas import ParallelTempering, ReplicaState
+from .replicas import LadderWarmUp, ParallelTempering, ReplicaState
+from .resume import Keeper, Point, Saved
+from .starting import Start
 
 __all__ = ["Chains"]
 
-PAUSE = 30.0  # seconds between checkpoints
 SHOWN = 0.2  # seconds between updates of the progress bar
 
 
@@ -37,8 +37,7 @@ class Chains:
     """Chains of one kernel on one target.
 
     Arguments:
-        kernel: The kernel.
-        target: The log density.
+        start: What they start from.
         seed: The seed.
         rank: The number of this process.
         warmup: The number of steps of warm-up.
@@ -46,62 +45,91 @@ class Chains:
         thin: The number of steps per draw.
         metric: The form of the scale that warm-up adapts.
         settings: What a resumed run must share with the one that was interrupted.
+        started: When the run started, by `time.perf_counter`.
     """
 
-    kernel: Any
-    target: Any
+    start: Start
     seed: int
     rank: int
     warmup: int
     draws: int
     thin: int
     metric: Metric
-    settings: dict[str, Any]
+    settings: dict[str, str]
+    started: float
 
     def go(
-        self, position: Any, checkpoint: str | os.PathLike[str] | None, progress: bool
+        self, folder: Path | None, saved: Saved | None, progress: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
-        """Take the steps, from the start or from where an earlier run was interrupted."""
-        folder = None if checkpoint is None else Path(checkpoint) / f"chains-{self.rank}"
-        kernel, state = self.kernel, self.kernel.init(position, self.target)
-        store, stats = self.empty(state)
-        done = 0
-        if folder is not None and (folder / "model.json").is_file():
-            kernel, state, done = self.resume(folder, kernel, state, store, stats)
-        total = (self.warmup + self.draws * self.thin) if done == 0 else self.draws * self.thin
+        """Take the steps, from the start or from where an earlier run was interrupted.
+
+        Arguments:
+            folder: The folder to write the run to, if any.
+            saved: The run that was interrupted, if any.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            The positions by name and the statistics, with shape :math:`(C, S, *)`, and the kernel
+            as adapted.
+        """
+        target = self.start.target
+        if isinstance(target, Evaluation):
+            target.eager = True  # so that a run that goes on has the same numbers
+        self.reseed(3)(0)
+        point = Point(self.start.kernel, self.start.kernel.init(self.start.position, target))
+        store, stats = self.empty(point.state)
+        everything = {**store, **{f"stats.{name}": value for name, value in stats.items()}}
+        density = None if folder is None else density_at(self.start, point.state)
+        if saved is not None:
+            saved.check_density(density)
+            point = saved.restore(point, everything, self.draws)
+        keeper = Keeper(folder, self.content(density), everything, self.started)
+        keeper.kept = None if saved is None else point
+        total = self.warmup + self.draws * self.thin
+        first = point.taken + point.done * self.thin
         hidden = not progress or self.rank > 0
-        with tqdm(total=total, initial=done * self.thin, disable=hidden, leave=False) as bar:
-            if done == 0:
-                shown, reseed = Progress(bar, "warm-up"), self.reseed(1)
-                if isinstance(kernel, ParallelTempering):
-                    warm = kernel.warm_up(state, self.target, self.warmup)
-                else:
-                    warm = warm_up(kernel, state, self.target, self.warmup, metric=self.metric)
-                for k in range(self.warmup):
-                    reseed(k)
-                    kernel, state, info = next(warm)
-                    shown.update(kernel, info)
-            shown, reseed, written = Progress(bar, "draws"), self.reseed(2), time.monotonic()
-            kept = state, done  # set together, so that an interrupt never parts them
+        with tqdm(total=total, initial=first, disable=hidden, leave=False) as bar:
             try:
-                for k in range(done, self.draws):
-                    for t in range(self.thin):
-                        reseed(k * self.thin + t)
-                        state, info = kernel.step(state, self.target)
-                        shown.update(kernel, info)
-                    record(store, stats, k, state, info)
-                    kept = state, k + 1
-                    if folder is not None and time.monotonic() - written > PAUSE:
-                        self.save(folder, kernel, store, stats, *kept)
-                        written = time.monotonic()
+                for new in self.steps(point, store, stats, bar):
+                    point = new
+                    keeper.keep(point)
             finally:  # an interrupt too leaves a run that goes on
-                if folder is not None and kept[1] > 0:
-                    self.save(folder, kernel, store, stats, *kept)
-        return store, stats, kernel
+                keeper.keep(point, ended=True)
+        self.reseed(4)(0)  # the same numbers after the last step, however many were taken
+        return store, stats, point.kernel
+
+    def steps(
+        self, point: Point, store: dict[str, Tensor], stats: dict[str, Tensor], bar: Any
+    ) -> Iterator[Point]:
+        """Take the steps from a point on, each of which gives the next point."""
+        target, kernel, state = self.start.target, point.kernel, point.state
+        warm, shown, reseed = point.warm, Progress(bar, "warm-up"), self.reseed(1)
+        for k in range(point.taken, self.warmup):
+            reseed(k)
+            if warm is None:
+                warm = self.begin(kernel, state)
+            warm, state, info = warm.step(state, target)
+            kernel = warm.kernel
+            shown.update(kernel, info)
+            yield Point(kernel, state, warm, k + 1)
+        shown, reseed = Progress(bar, "draws"), self.reseed(2)
+        for k in range(point.done, self.draws):
+            for t in range(self.thin):
+                reseed(k * self.thin + t)
+                state, info = kernel.step(state, target)
+                shown.update(kernel, info)
+            record(store, stats, k, state, info)
+            yield Point(kernel, state, None, self.warmup, k + 1)
+
+    def begin(self, kernel: Any, state: Any) -> WarmUp | LadderWarmUp:
+        if isinstance(kernel, ParallelTempering):
+            return LadderWarmUp.begin(kernel, state, self.warmup)
+        return WarmUp.begin(kernel, state, self.start.target, self.warmup, self.metric)
 
     def reseed(self, phase: int) -> Callable[[int], Any]:
         first = mix(self.seed, phase, self.rank)
-        device = self.target.device if isinstance(self.target, Potential) else None
+        target = self.start.target
+        device = target.device if isinstance(target, Potential) else None
         return lambda step: seed_all((first + step) % 2**63, device)
 
     def empty(self, state: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -116,54 +144,30 @@ class Chains:
         stats = {name: room(value, none) for name in ("log_density", "acceptance", "steps")}
         return store, {**stats, "diverged": room(value, none, torch.bool)}
 
-    def save(
-        self, folder: Path, kernel: Any, store: Any, stats: Any, state: Any, done: int
-    ) -> None:
-        tensors = {f"draws.{name}": value[:, :done] for name, value in store.items()}
-        tensors |= {f"stats.{name}": value[:, :done] for name, value in stats.items()}
-        tensors |= {f"state.{name}": value for name, value in tensors_of(state).items()}
-        numbers: dict[str, Any] = {}
-        for name, value in adapted_of(kernel).items():
-            if isinstance(value, Tensor | LowRank):
-                tensors |= tensors_of(value, f"kernel.{name}")
-            else:
-                numbers[name] = value
-        write(folder, tensors, {"done": done, "kernel": numbers, **self.description()})
+    def content(self, density: float | None) -> dict[str, Any]:
+        """What is written of a run beside its point and its draws."""
+        return {
+            "settings": {**self.settings, "seed": str(self.seed)},
+            "steps": self.warmup,
+            "standardized": self.start.standardized,
+            "modes": self.start.modes,
+            "density": density,
+        }
 
-    def description(self) -> dict[str, Any]:
-        name = type(self.kernel).__name__
-        return {"seed": self.seed, "name": name, "thin": self.thin, **self.settings}
 
-    def resume(
-        self, folder: Path, kernel: Any, state: Any, store: Any, stats: Any
-    ) -> tuple[Any, Any, int]:
-        """Reads what :meth:`save` wrote."""
-        tensors, content = read(folder)
-        for name, expected in self.description().items():
-            if content.get(name, expected) != expected:
-                raise ValueError(
-                    f"{folder} holds a run with {name} {content.get(name)}, not {expected}. Use "
-                    f"another folder, or the same settings."
-                )
-        done = content["done"]
-        for kind, room in (("draws", store), ("stats", stats)):
-            for name, value in room.items():
-                old = tensors.get(f"{kind}.{name}")
-                if old is None or old.shape[0] != len(value) or old.shape[2:] != value.shape[2:]:
-                    found = None if old is None else tuple(old.shape)
-                    raise ValueError(
-                        f"{folder} holds draws of {name!r} with shape {found}, for a run with "
-                        f"shape {tuple(value.shape)}. Use another folder, or the same chains."
-                    )
-                if done > self.draws:
-                    raise ValueError(
-                        f"{folder} holds {done} draws. Ask for as many or more, got {self.draws}."
-                    )
-                value[:, :done] = old.to(value)
-        values: dict[str, Any] = {n[7:]: v for n, v in tensors.items() if n.startswith("kernel.")}
-        kernel = with_adapted(kernel, {**content["kernel"], **values})
-        saved = {n[6:]: v for n, v in tensors.items() if n.startswith("state.")}
-        return kernel, restored(state, saved), done
+def density_at(start: Start, state: Any) -> float | None:
+    """A log density at fixed points, by which other models and data are told."""
+    target = start.target
+    if not start.kernel.exact:  # which takes a score, or an estimate from some of the data
+        return None
+    if not isinstance(target, Potential):
+        return float(state.log_density.double().mean())
+    with torch.no_grad(), unchecked():
+        x = torch.full_like(target.point, 0.37)[None]
+        try:
+            return float(target.map(target.total, x))
+        except (RuntimeError, ValueError):  # outside of what the model takes
+            return None
 
 
 def seed_all(seed: int, device: torch.device | None) -> None:
@@ -202,35 +206,6 @@ class Progress:
         self.bar.set_postfix({**facts, "diverged": self.diverged}, refresh=False)
 
 
-ADAPTED = frozenset({"step_size", "length", "scale", "step_sizes", "betas"})
-
-
-def adapted_of(kernel: Any, prefix: str = "") -> dict[str, Any]:
-    """What warm-up has adapted of a kernel, and of one that it holds."""
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(kernel):
-        value = getattr(kernel, field.name)
-        if isinstance(value, Kernel):
-            found |= adapted_of(value, f"{prefix}{field.name}.")
-        elif field.name in ADAPTED and value is not None:
-            found[prefix + field.name] = value
-    return found
-
-
-def with_adapted(kernel: Any, values: dict[str, Any], prefix: str = "") -> Any:
-    """A kernel with what another one has adapted."""
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(kernel):
-        name, value = prefix + field.name, getattr(kernel, field.name)
-        if isinstance(value, Kernel):
-            changes[field.name] = with_adapted(value, values, f"{name}.")
-        elif name in values:
-            changes[field.name] = values[name]
-        elif f"{name}.vectors" in values:
-            changes[field.name] = LowRank(*(values[f"{name}.{part}"] for part in LowRank._fields))
-    return dataclasses.replace(kernel, **changes)
-
-
 def record(
     store: dict[str, Tensor], stats: dict[str, Tensor], k: int, state: Any, info: Any
 ) -> None:
@@ -248,30 +223,3 @@ def positions(state: Any) -> dict[str, Tensor]:
     if isinstance(state, ReplicaState):
         return {"x": state.position[:, -1]}
     return state.position if isinstance(state.position, dict) else {"x": state.position}
-
-
-def tensors_of(value: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors and counts of a state, by name."""
-    if isinstance(value, Tensor):
-        return {prefix: value}
-    if isinstance(value, int):
-        return {prefix: torch.tensor(value)}
-    items = value._asdict() if hasattr(value, "_asdict") else value
-    found: dict[str, Tensor] = {}
-    for name, inner in items.items():
-        found |= tensors_of(inner, f"{prefix}.{name}" if prefix else name)
-    return found
-
-
-def restored(template: Any, saved: dict[str, Tensor], prefix: str = "") -> Any:
-    """A state like another one, with saved numbers."""
-    if isinstance(template, Tensor):
-        return saved[prefix].to(template)
-    if isinstance(template, int):
-        return int(saved[prefix])
-    items = template._asdict() if hasattr(template, "_asdict") else template
-    new = {
-        name: restored(inner, saved, f"{prefix}.{name}" if prefix else name)
-        for name, inner in items.items()
-    }
-    return type(template)(**new) if hasattr(template, "_asdict") else new

@@ -6,13 +6,13 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro.infer import Predictive
 from torch import Tensor
 
-from ..core.checkpoint import read, write
+from ..core.checkpoint import CheckpointError, read, write
 from . import diagnostics
 from .convergence import HOTTER, TEMPER, problems
 from .discrete_sites import infer_discrete
@@ -21,6 +21,8 @@ from .replicas import ParallelTempering
 __all__ = ["Draws", "Summary"]
 
 ROWS = 40  # of a summary that are printed
+SITES = 6  # of draws that are named
+LISTS = ("latent", "moved", "remarks", "standardized")
 
 
 class Row(NamedTuple):
@@ -50,6 +52,9 @@ class Summary(NamedTuple):
 
     rows: list[Row]
     notes: list[str]
+
+    def __repr__(self) -> str:  # which notebooks show
+        return str(self)
 
     def __str__(self) -> str:
         width = max((len(row.name) for row in self.rows), default=0)
@@ -92,10 +97,13 @@ class Draws:
     standardized: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
+        sizes = [f"{name} {tuple(x.shape[2:])}" for name, x in self.samples.items()]
+        rest = [f"{len(sizes) - SITES} more"] if len(sizes) > SITES else []
         chains, draws = next(iter(self.samples.values())).shape[:2]
-        return f"Draws of {', '.join(self.samples)}: {chains} chains, {draws} draws each"
+        sites = ", ".join([*sizes[:SITES], *rest])
+        return f"Draws({chains} chains of {draws} draws: {sites})"
 
-    def ess(self, kind: str = "bulk") -> dict[str, Tensor]:
+    def ess(self, kind: Literal["bulk", "tail"] = "bulk") -> dict[str, Tensor]:
         """The effective sample size of each element of each site.
 
         Arguments:
@@ -260,31 +268,53 @@ class Draws:
         return arviz.from_dict(posterior=posterior, sample_stats=stats)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves the draws to a folder, which :meth:`load` reads."""
+        """Save the draws to a folder, which :meth:`load` reads.
+
+        Arguments:
+            path: The folder, made if it does not exist.
+        """
         tensors = {f"samples.{name}": x for name, x in self.samples.items()}
         tensors |= {f"stats.{name}": x for name, x in self.stats.items()}
-        content = {
-            "latent": self.latent,
-            "moved": self.moved,
-            "superchains": self.superchains,
-            "seconds": self.seconds,
-            "sites": list(self.samples),
-            "remarks": list(self.remarks),
-            "standardized": self.standardized,
-        }
+        content: dict[str, Any] = {name: list(getattr(self, name)) for name in LISTS}
+        content |= {"superchains": self.superchains, "seconds": self.seconds}
+        content |= {"sites": list(self.samples), "measures": list(self.stats)}
         write(path, tensors, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Draws:
-        """Reads draws that :meth:`save` wrote; the kernel is not among them."""
+        """Read draws that :meth:`save` wrote; the kernel is not among them.
+
+        Arguments:
+            path: The folder.
+
+        Raises:
+            CheckpointError: If it is damaged, or holds something else.
+        """
         tensors, content = read(path)
-        if "sites" not in content:
-            raise ValueError(f"Expected draws in {path}, found another checkpoint.")
-        samples = {name: tensors[f"samples.{name}"] for name in content["sites"]}
-        stats = {n[6:]: x for n, x in tensors.items() if n.startswith("stats.")}
-        other = {key: content[key] for key in ("latent", "moved", "superchains", "seconds")}
-        other |= {"remarks": tuple(content.get("remarks", ()))}
-        return cls(samples, stats, **other, standardized=content.get("standardized", []))
+        try:
+            samples = {name: tensors[f"samples.{name}"] for name in content["sites"]}
+            stats = {n[6:]: x for n, x in tensors.items() if n.startswith("stats.")}
+            stats = {name: stats[name] for name in content.get("measures", stats)}
+            lists = {name: strings(content.get(name, [])) for name in LISTS}
+            groups, seconds = content["superchains"], float(content["seconds"])
+            sizes = {x.shape[:2] for x in (*samples.values(), *stats.values())}
+            chains, _ = sizes.pop()
+            grouped = groups is None or (int(groups) == groups > 1 and chains % groups == 0)
+            if sizes or not samples or not grouped or not set(lists["latent"]) <= set(samples):
+                raise ValueError(f"shapes {sizes}, superchains {groups}, latent {lists['latent']}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"Expected draws in {path}, found another checkpoint ({error})."
+            ) from error
+        about = groups, None, seconds, tuple(lists["remarks"]), lists["standardized"]
+        return cls(samples, stats, lists["latent"], lists["moved"], *about)
+
+
+def strings(value: Any) -> list[str]:
+    """The value, if it is a list of strings."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"{value!r:.40} for a list of names")
+    return value
 
 
 def shown(value: float, sd: float) -> str:

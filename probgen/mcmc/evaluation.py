@@ -38,12 +38,15 @@ class Evaluation:
         room: Whether fresh tensors must be tensors of the chain.
         inner: Whether gradients are taken of one chain, within `vmap`, for functions that take
             gradients themselves.
+        eager: Whether operations are recorded when they are first asked for, so that numbers do
+            not depend on what was asked for before.
         slopeless: Why there is no gradient, or nothing.
     """
 
     def __init__(self, point: Tensor, compile: bool, random: bool) -> None:
         self.point, self.compile, self.random = point, compile, random
         self.batched, self.room, self.inner, self.slopeless = True, False, False, ""
+        self.eager = False
         self.recorded: dict[Any, Recording | None] = {}
         self.asked: Counter[Any] = Counter()
 
@@ -53,7 +56,7 @@ class Evaluation:
         with torch.no_grad():
             if key not in self.recorded:
                 self.asked[key] += 1
-                if self.asked[key] == 1:
+                if self.asked[key] == 1 and not self.eager:
                     # a chain outside the domain of linear algebra ends all, unless recorded
                     with unchecked(), contextlib.suppress(torch.linalg.LinAlgError):
                         return function(x)
@@ -72,7 +75,7 @@ class Evaluation:
         near = first + torch.linspace(0, 0.01, len(x)).to(x)[:, None]
         own = x.detach().clone(memory_format=torch.contiguous_format)
         try:
-            with unchecked(), uncollected():
+            with unchecked(), uncollected(), torch.random.fork_rng(devices=[]):
                 recording = record(function, own)
                 try:
                     other = x.roll(1, 0) + 0.01

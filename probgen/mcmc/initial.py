@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pyro import poutine
@@ -15,13 +15,15 @@ from .vmapping import Batchable
 if TYPE_CHECKING:
     from .potential import Potential
 
-__all__ = ["initial"]
+__all__ = ["Initial", "initial"]
+
+Initial = Literal["uniform", "prior", "median", "importance"]  # how points are found
 
 TRIES = 100  # of initial points for a chain
 
 
 def initial(
-    potential: Potential, how: str | dict[str, Tensor], chains: int, gradient: bool
+    potential: Potential, how: Initial | dict[str, Tensor], chains: int, gradient: bool
 ) -> Tensor:
     """Finds initial points at which the log density, and its gradient, are finite.
 
@@ -52,7 +54,7 @@ def initial(
     raise ValueError(explain(potential, draws[bad.nonzero()[0, 0]]))
 
 
-def guess(potential: Potential, how: str | dict[str, Tensor], chains: int) -> Tensor:
+def guess(potential: Potential, how: Initial | dict[str, Tensor], chains: int) -> Tensor:
     if isinstance(how, dict):
         return draw(potential, chains, values=given(potential, how, chains))
     if how == "uniform":

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -140,6 +140,12 @@ class Kernel(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         RECORDS[name_of(cls)] = cls  # so that a module that holds one can be saved
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = Kernel.__repr__  # type: ignore[method-assign]  # not that of a dataclass
+
+    def __repr__(self) -> str:
+        found = [f"{name}={short(value)}" for name, value in vars(self).items()]
+        return f"{type(self).__name__}({', '.join(found)})"
 
     @abstractmethod
     def init(self, position: Any, log_density: LogDensity) -> Any:
@@ -160,6 +166,19 @@ class Kernel(ABC):
                 f"Expected a log density, because {type(self).__name__} tests proposals against "
                 f"it, got a Score. ULA, SGLD and AnnealedLangevin take a score alone."
             )
+
+
+def short(value: Any) -> str:
+    """A value in one line: of large tensors the shape alone."""
+    if isinstance(value, LowRank):
+        return f"LowRank({len(value.diagonal)} numbers, {len(value.values)} directions)"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name!r}: {short(part)}' for name, part in value.items())}}}"
+    if isinstance(value, Tensor) and (value.numel() > 6 or value.ndim > 1):
+        return f"tensor of shape {tuple(value.shape)}"
+    if callable(value) and not isinstance(value, Kernel):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    return " ".join(repr(value).split())
 
 
 def value_and_gradient(x: Tensor, log_density: LogDensity) -> tuple[Tensor, Tensor]:

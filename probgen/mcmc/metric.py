@@ -102,9 +102,8 @@ class Moments:
         """Keep positions of evenly spaced steps."""
         every = 1 << max(0, (self.steps // SNAPSHOTS).bit_length())
         if self.steps % every == 0:
-            self.kept = [pair for k, pair in enumerate(self.kept) if len(self.kept) < SNAPSHOTS
-                         or k % 2 == 0]  # fmt: skip
-            self.kept.append((x.double(), slope))
+            full = len(self.kept) >= SNAPSHOTS
+            self.kept = [*self.kept[:: 2 if full else 1], (x.double(), slope)]
 
     def covariance(self, total: Tensor, second: Tensor, within: bool) -> Tensor:
         """The covariance of all positions, or the mean of those of each chain."""

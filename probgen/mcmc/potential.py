@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .checks import check_enumerated, check_proper
 from .evaluation import Evaluation
-from .initial import draw, initial
+from .initial import Initial, draw, initial
 from .part import Part
 from .place import (
     Enumerate,
@@ -235,7 +235,7 @@ class Potential(Evaluation):
 
     def initial(
         self,
-        how: str | dict[str, Tensor] = "uniform",
+        how: Initial | dict[str, Tensor] = "uniform",
         chains: int = 1,
         *,
         gradient: bool = True,

@@ -15,6 +15,7 @@ from .adaptation import warm_up
 from .arguments import check_options, check_vector_kernel
 from .draws import Draws
 from .hmc import ChEES
+from .initial import Initial
 from .kernel import Kernel
 from .pathfinder import prepare
 from .place import unchecked
@@ -61,7 +62,7 @@ class PyroKernel(MCMCKernel):
         kernel: Kernel,
         model: Callable[..., Any],
         *,
-        init: str | dict[str, Tensor] = "uniform",
+        init: Initial | dict[str, Tensor] = "uniform",
         base: bool | None = None,
         **options: Any,
     ) -> None:

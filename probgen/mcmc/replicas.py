@@ -15,6 +15,7 @@ places temperatures at equal steps of the communication barrier :math:`\sum_k r_
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -244,35 +245,10 @@ class ParallelTempering(Kernel):
         Yields:
             After each step the kernel for the next one, the state, and its diagnostics.
         """
-        adapted = self
-        kernel: Any = self.kernel
-        if not self.batched(state.position):
-            for _ in range(steps):
-                state, info = adapted.step(state, log_density)
-                yield adapted, state, info
-            return
-        betas = self.ladder()
-        sizes = [StepSize(float(kernel.step_size) / b**0.5, kernel.target) for b in betas]
-        refused, due = torch.zeros(len(betas) - 1), torch.zeros(len(betas) - 1)
-        ends = {round(part * steps) for part in WINDOWS}
-        for k in range(steps):
-            last = k == steps - 1
-            now = [s.average if last else s.current for s in sizes]
-            adapted = dataclasses.replace(adapted, step_sizes=torch.tensor(now))
-            state, info = adapted.step(state, log_density)
-            for size, alpha in zip(sizes, info.levels.tolist()):
-                size.update(alpha)
-            seen = ~torch.isnan(info.swaps)
-            refused[seen] += 1 - info.swaps[seen].to(refused)
-            due[seen] += 1
-            if k + 1 in ends:
-                if self.betas is None and bool((due > 0).all()):
-                    betas, old = even(betas, refused / due), betas
-                    adapted = dataclasses.replace(adapted, betas=tuple(betas))
-                    now = between(old, [s.average for s in sizes], betas)
-                sizes = [StepSize(s, kernel.target) for s in now]
-                refused, due = torch.zeros_like(refused), torch.zeros_like(due)
-            yield adapted, state, info
+        warm = LadderWarmUp.begin(self, state, steps)
+        for _ in range(steps):
+            warm, state, info = warm.step(state, log_density)
+            yield warm.kernel, state, info
 
     def apart(self, state: ReplicaState, log_density: LogDensity) -> tuple[ReplicaState, Info]:
         """One transition, one replica after the other."""
@@ -301,6 +277,70 @@ class ParallelTempering(Kernel):
         mean = torch.stack(rates).mean(0) if rates else torch.ones_like(value)
         new_state = ReplicaState(torch.stack(x, 1), value, state.taken + 1)
         return new_state, Info(mean, swapped, torch.as_tensor(diverged))
+
+
+@dataclass(frozen=True)
+class LadderWarmUp:
+    """The state of the warm-up of replicas between two steps.
+
+    A step makes a new one and leaves the old one as it is.
+
+    Arguments:
+        kernel: The kernel of the last step; the first one before it.
+        steps: The number of steps of warm-up.
+        taken: The number of steps that were taken.
+        sizes: The approximations of the step sizes; None if the kernel is only run.
+        refused: The sum of rejection rates of each pair since the last window.
+        due: How often each pair was due since then.
+        given: Whether the temperatures were given, and stay.
+    """
+
+    kernel: ParallelTempering
+    steps: int
+    taken: int = 0
+    sizes: list[StepSize] | None = None
+    refused: Tensor | None = None
+    due: Tensor | None = None
+    given: bool = False
+
+    @classmethod
+    def begin(cls, kernel: ParallelTempering, state: ReplicaState, steps: int) -> LadderWarmUp:
+        """Start warm-up: a first step size at each temperature."""
+        if not kernel.batched(state.position):
+            return cls(kernel, steps)
+        inner: Any = kernel.kernel
+        betas = kernel.ladder()
+        sizes = [StepSize(float(inner.step_size) / b**0.5, inner.target) for b in betas]
+        none = torch.zeros(len(betas) - 1)
+        return cls(kernel, steps, 0, sizes, none, none, kernel.betas is not None)
+
+    def step(
+        self, state: ReplicaState, log_density: LogDensity
+    ) -> tuple[LadderWarmUp, ReplicaState, Any]:
+        """Take one step, and adapt."""
+        kernel, taken = self.kernel, self.taken + 1
+        if self.sizes is None or self.refused is None or self.due is None:
+            state, info = kernel.step(state, log_density)
+            return dataclasses.replace(self, taken=taken), state, info
+        now = [s.average if taken == self.steps else s.current for s in self.sizes]
+        kernel = dataclasses.replace(kernel, step_sizes=torch.tensor(now))
+        state, info = kernel.step(state, log_density)
+        sizes = [copy.copy(size) for size in self.sizes]
+        for size, alpha in zip(sizes, info.levels.tolist()):
+            size.update(alpha)
+        seen = ~torch.isnan(info.swaps)
+        refused = self.refused + torch.where(seen, 1 - info.swaps, 0).to(self.refused)
+        due = self.due + seen.to(self.due)
+        if taken in {round(part * self.steps) for part in WINDOWS}:
+            if not self.given and bool((due > 0).all()):
+                old = kernel.ladder()
+                betas = even(old, refused / due)
+                kernel = dataclasses.replace(kernel, betas=tuple(betas))
+                now = between(old, [s.average for s in sizes], betas)
+            sizes = [StepSize(s, size.target) for s, size in zip(now, sizes)]
+            refused, due = torch.zeros_like(refused), torch.zeros_like(due)
+        new = LadderWarmUp(kernel, self.steps, taken, sizes, refused, due, self.given)
+        return new, state, info
 
 
 def even(betas: list[float], refused: Tensor) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import os
 import sys
 import time
@@ -15,25 +15,24 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from ..core.checkpoint import read
-from ..core.processes import agree, join, mix, seed_of
+from ..core.checkpoint import claim, probe
+from ..core.processes import agree, join, mean_over, mix, seed_of
 from .arguments import check_kernel, check_run_options
 from .chains import Chains
 from .convergence import ConvergenceWarning, unvisited
 from .draws import Draws
 from .gibbs import Gibbs
 from .hmc import ChEES
+from .initial import Initial
 from .kernel import Kernel
 from .metric import Metric, metric_kind
 from .modes import Modes
 from .potential import Potential
 from .reparam import funnels
-from .starting import Start, begin, begin_model
+from .resume import Saved, identity, settings_of
+from .starting import COLD, WARMUP, Start, begin, begin_model
 
 __all__ = ["run"]
-
-WARMUP = 100  # steps of warm-up of chains that start at modes
-COLD = 300  # steps of warm-up of others
 
 
 def run(
@@ -45,7 +44,7 @@ def run(
     draws: int = 250,
     thin: int = 1,
     seed: int | None = None,
-    init: str | dict[str, Tensor] | Tensor = "uniform",
+    init: Initial | dict[str, Tensor] | Tensor = "uniform",
     superchains: int | None = None,
     metric: Metric = "auto",
     sites: Iterable[str] | None = None,
@@ -93,8 +92,10 @@ def run(
             standardised if the posterior has no mode as it stands.
         base: Whether sites with a frozen flow move to its base. Default: if the kernel uses
             gradients.
-        checkpoint: A folder. The draws so far are written there every 30 seconds or more, at the
-            end and when interrupted; called again with the same folder, the run goes on.
+        checkpoint: A folder. The run is written there from its first step on, every second or
+            more so that it costs a few percent at most, at the end and when interrupted, in
+            warm-up too; called again with the same folder and arguments, it goes on, and gives the
+            draws that it would have given. Only `draws` may grow.
         progress: Whether to show a progress bar.
         max_rhat: The R-hat above which a warning names a site. Up to twice its excess over 1 is
             let pass where the autocorrelation of short chains explains it.
@@ -106,11 +107,14 @@ def run(
         The draws.
 
     Raises:
-        ValueError: If a number is not positive, or no initial point has a finite density: the
-            message names the site.
+        ValueError: If a number is not positive, no initial point has a finite density, or the
+            folder holds another run: the message names the site, or what differs.
+        OSError: If the folder cannot be written.
+        CheckpointError: If what it holds is damaged, or another process writes it.
 
     Warns:
         ConvergenceWarning: If draws may not follow the posterior.
+        CheckpointWarning: If the run could not be written on the way or at the end.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -132,17 +136,27 @@ def run(
     check_kernel(kernel)
     own = isinstance(init, Tensor) or isinstance(kernel, Gibbs)
     chains = check_initial(init) if own else chains
+    sites, noncentered = listed(sites), listed(noncentered)
     rank, world, device = join(None, torch.device("cpu"))
     share = share_of(chains, superchains, world)
-    folder = None if checkpoint is None else Path(checkpoint) / "chains-0"
-    seed = agree(seed_of(folder) if seed is None else seed, world, device)
-    with torch.random.fork_rng():
+    settings = identity(model, args, kwargs, kernel)
+    settings |= settings_of(chains=chains, warmup=warmup, thin=thin, metric=metric, init=init)
+    settings |= settings_of(superchains=superchains, sites=sites, noncentered=noncentered)
+    settings |= settings_of(base=base, processes=world)
+    folder = None if checkpoint is None else Path(checkpoint) / f"chains-{rank}"
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            probe(folder)
+            stack.enter_context(claim(folder))
+        saved = resumed(folder, settings, seed, device)
+        start = time.perf_counter() - (0.0 if saved is None else saved.seconds)
+        seed = agree(seed_for(seed, saved), world, device)
+        stack.enter_context(torch.random.fork_rng())
         torch.manual_seed(mix(seed, 0, rank))
-        start = time.perf_counter()
-        before = settings_of(folder)
+        fresh = saved is None
         if own:
             position: Any = part(init, slice(rank * share, (rank + 1) * share))
-            begun = begin(model, position, kernel, metric, warmup != 0 and before is None)
+            begun = begin(model, position, kernel, metric, warmup != 0 and fresh)
         else:
             begun = begin_model(
                 model if isinstance(model, Potential) else lambda: model(*args, **kwargs),
@@ -152,15 +166,17 @@ def run(
                 groups=share if superchains is None else superchains // world,
                 metric=metric,
                 base=kernel.gradient if base is None else base,
-                noncentered=noncentered if before is None else before["standardized"],
-                optimize=warmup != 0 and before is None,
+                noncentered=noncentered if saved is None else saved.standardized,
+                optimize=warmup != 0 and fresh,
                 decide=lambda flag: bool(agree(int(flag), world, device)),
             )
-        steps = warmup if warmup is not None else WARMUP if begun.found else COLD
-        target, settings = begun.target, {"warmup": warmup, "metric": metric}
-        settings |= description(begun, kernel, init, folder is not None)
-        task = Chains(begun.kernel, target, seed, rank, steps, draws, thin, metric, settings)
-        store, stats, last = task.go(begun.position, checkpoint, progress)
+        if saved is not None:
+            begun.modes = saved.modes
+        found = WARMUP if begun.found else COLD
+        steps = saved.steps if saved is not None else found if warmup is None else warmup
+        target = begun.target
+        task = Chains(begun, seed, rank, steps, draws, thin, metric, settings, start)
+        store, stats, last = task.go(folder, saved, progress)
         remarks = remarks_of(begun.modes, target, store)
         if world > 1:
             store = {name: gather(value, world, device) for name, value in store.items()}
@@ -168,10 +184,10 @@ def run(
         values, latent, moved = values_of(begun, store, sites)
         seconds = time.perf_counter() - start
     about = superchains, last, seconds, remarks, begun.standardized
-    found = Draws(values, stats, latent, moved, *about)
+    result = Draws(values, stats, latent, moved, *about)
     if rank == 0:
-        warn(found, target, max_rhat, min_ess)
-    return found
+        warn(result, target, max_rhat, min_ess)
+    return result
 
 
 def warn(draws: Draws, target: Any, max_rhat: float, min_ess: float) -> None:
@@ -182,21 +198,32 @@ def warn(draws: Draws, target: Any, max_rhat: float, min_ess: float) -> None:
         warnings.warn("\n".join(wrong), ConvergenceWarning, stacklevel=outside())
 
 
-def description(begun: Start, kernel: Kernel, init: Any, kept: bool) -> dict[str, Any]:
-    """What tells a run from others, so that none is resumed as another."""
-    return {
-        "standardized": begun.standardized,
-        "arguments of the kernel": arguments_of(kernel),
-        "init": init if isinstance(init, str) else "given",
-        "log density at a fixed point": fixed_point(begun.target) if kept else None,
-    }
+def resumed(
+    folder: Path | None, settings: dict[str, str], seed: int | None, device: torch.device
+) -> Saved | None:
+    """The interrupted run of a folder, if every process has one, and that is this one.
+
+    Raises:
+        ValueError: If it holds another run.
+    """
+    saved = Saved.find(folder)
+    if saved is not None:
+        given = saved.seed if seed is None else seed
+        saved.check({**settings, "seed": str(given)})
+    there = mean_over(torch.tensor(float(saved is not None), device=device))
+    return saved if float(there) == 1 else None
 
 
-def settings_of(folder: Path | None) -> dict[str, Any] | None:
-    """What an interrupted run has written of its settings, if there is one."""
-    if folder is None or not (folder / "model.json").is_file():
-        return None
-    return {"standardized": [], **read(folder)[1]}
+def seed_for(seed: int | None, saved: Saved | None) -> int:
+    """The seed that is given, that of an interrupted run, or a new one of torch's generator."""
+    if seed is not None:
+        return seed
+    return seed_of(None) if saved is None else saved.seed
+
+
+def listed(names: Any) -> Any:
+    """Names as a list, which can be read more than once."""
+    return names if names is None or isinstance(names, bool) else list(names)
 
 
 def outside() -> int:
@@ -205,21 +232,6 @@ def outside() -> int:
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("probgen."):
         frame, level = frame.f_back, level + 1
     return level
-
-
-def arguments_of(kernel: Any) -> str:
-    """The numbers with which a kernel was made."""
-    found = {field.name: getattr(kernel, field.name) for field in dataclasses.fields(kernel)}
-    numbers = {n: v for n, v in found.items() if isinstance(v, (int, float, str))}
-    return ", ".join(f"{name}={value}" for name, value in numbers.items())
-
-
-def fixed_point(target: Any) -> str:
-    """The log density of a model at one point, by which other models and data are told."""
-    if not isinstance(target, Potential):
-        return "unknown"
-    with torch.no_grad():
-        return f"{float(target(torch.full_like(target.point, 0.37)[None])):.4g}"
 
 
 def saturates(target: Any, flat: Tensor) -> bool:

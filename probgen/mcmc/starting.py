@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .initial import Initial
 from .kernel import Guarded, Kernel
 from .metric import Metric
 from .modes import Modes
@@ -23,7 +24,10 @@ from .potential import Potential, potential
 from .reparam import funnels, named, noncentered
 from .replicas import ParallelTempering
 
-__all__ = ["Start", "begin", "begin_model"]
+__all__ = ["COLD", "WARMUP", "Start", "begin", "begin_model"]
+
+WARMUP = 100  # steps of warm-up of chains that start at modes
+COLD = 300  # steps of warm-up of others
 
 
 @dataclasses.dataclass
@@ -75,7 +79,7 @@ def begin(log_density: Any, position: Any, kernel: Any, metric: Metric, optimize
 def begin_model(
     model: Potential | Callable[[], Any],
     kernel: Any,
-    init: str | dict[str, Tensor],
+    init: Initial | dict[str, Tensor],
     *,
     share: int,
     groups: int,

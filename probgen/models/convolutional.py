@@ -16,6 +16,7 @@ from ..core.checks import check_whole
 from ..distributions import Codebook, DiagonalNormal, Latent, Quantized, StandardNormal
 from ..networks import Decoder, Encoder
 from ..networks.convolution import check_channels, check_image
+from ..networks.dense import Activation
 from ..objectives import ELBO
 from .vae import LIKELIHOODS, POSTERIORS, named
 
@@ -28,7 +29,7 @@ def likelihood_of(
     shape: Sequence[int],
     channels: Sequence[int],
     blocks: int,
-    activation: str,
+    activation: Activation,
 ) -> LazyDistribution:
     """A likelihood of images given vectors or features on a grid, with a convolutional decoder."""
     if isinstance(likelihood, LazyDistribution):
@@ -84,7 +85,7 @@ class ConvVAE(Latent):
         prior: LazyDistribution | TorchDistribution | None = None,
         encoder: nn.Module | None = None,
         blocks: int = 1,
-        activation: str = "silu",
+        activation: Activation = "silu",
         samples: int = 1,
     ) -> None:
         check_whole(1, latent=latent)
@@ -147,7 +148,7 @@ class AutoencoderKL(Latent):
         beta: float = 1e-2,
         prior: LazyDistribution | TorchDistribution | None = None,
         blocks: int = 1,
-        activation: str = "silu",
+        activation: Activation = "silu",
         samples: int = 1,
     ) -> None:
         check_whole(1, latent=latent)
@@ -211,7 +212,7 @@ class VQVAE(Quantized):
         prior: LazyDistribution | TorchDistribution | None = None,
         dead: float = 0.05,
         blocks: int = 1,
-        activation: str = "silu",
+        activation: Activation = "silu",
     ) -> None:
         encoder = Encoder(shape, code_features, channels, blocks, activation)
         codebook = Codebook(codes, code_features, commitment, ema, dead)

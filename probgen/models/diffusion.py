@@ -30,6 +30,7 @@ from ..distributions.parametric import shape_of as event_shape_of
 from ..networks import TimeMLP, UNet
 from ..objectives import Denoising
 from ..transforms import ContinuousTransform
+from ..transforms.continuous import Method
 from .flows import to_data, vector
 
 __all__ = ["CNF", "DDPM", "EDM", "NCSN", "FlowMatching", "ScoreSDE"]
@@ -353,7 +354,7 @@ class CNF(Flow):
         hidden_features: Sequence[int] = (64, 64),
         steps: int = 8,
         probes: int = 0,
-        method: str = "rk4",
+        method: Method = "rk4",
         tolerance: float = 1e-5,
         adjoint: bool = False,
     ) -> None:

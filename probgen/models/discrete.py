@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..networks import TimeMLP
 
 __all__ = ["CTMC", "D3PM", "StateMLP"]
 
+Named = Literal["absorbing", "binomial", "gaussian", "uniform"]
 CORRUPTIONS: dict[str, Callable[[int, int], Corruption]] = {
     "absorbing": Absorbing,
     "binomial": Binomial,
@@ -84,7 +85,7 @@ class StateMLP(DataDependentNetwork):
 
 
 def corruption_of(
-    corruption: str | Corruption, features: int, classes: int, steps: int | None
+    corruption: Named | Corruption, features: int, classes: int, steps: int | None
 ) -> Corruption:
     """The corruption that a recipe is given, by name or as one."""
     check_whole(1, features=features)
@@ -143,7 +144,7 @@ class D3PM(DiscreteDiffusion):
         context: int = 0,
         hidden_features: Sequence[int] = (128, 128),
         steps: int | None = None,
-        corruption: str | Corruption = "absorbing",
+        corruption: Named | Corruption = "absorbing",
         network: nn.Module | None = None,
     ) -> None:
         corruption = corruption_of(corruption, features, classes, steps)
@@ -197,7 +198,7 @@ class CTMC(JumpDiffusion):
         context: int = 0,
         hidden_features: Sequence[int] = (128, 128),
         steps: int | None = None,
-        corruption: str | Corruption = "absorbing",
+        corruption: Named | Corruption = "absorbing",
         network: nn.Module | None = None,
     ) -> None:
         jumps = corruption_of(corruption, features, classes, steps)

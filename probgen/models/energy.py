@@ -17,6 +17,7 @@ from ..core.contexts import shape_of, size_of
 from ..distributions import DiagonalNormal, Tilted
 from ..mcmc import Kernel
 from ..networks import EnergyNetwork
+from ..networks.dense import Activation
 from ..objectives import JointEnergy
 
 __all__ = ["EnergyModel", "JointEnergyModel"]
@@ -62,7 +63,7 @@ class EnergyModel(Tilted):
         features: int | Sequence[int],
         context: Any = 0,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "silu",
+        activation: Activation = "silu",
         spectral: bool = False,
         kernel: Kernel | None = None,
         steps: int = 100,
@@ -154,7 +155,7 @@ class JointEnergyModel(Tilted):
         features: int | Sequence[int],
         classes: int,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "silu",
+        activation: Activation = "silu",
         spectral: bool = False,
         kernel: Kernel | None = None,
         steps: int = 100,

@@ -17,6 +17,7 @@ from ..core import Bijector, Elementwise, LazyTransform
 from ..core.checks import check_whole
 from ..distributions import Flow, StandardNormal, UniformAngles
 from ..distributions.parametric import shape_of
+from ..networks.dense import Activation
 from ..transforms import (
     Affine,
     Autoregressive,
@@ -59,7 +60,7 @@ def couplings(
     context: Any,
     transforms: int,
     hidden_features: Sequence[int],
-    activation: str,
+    activation: Activation,
     randperm: bool,
     **options: Any,
 ) -> list[LazyTransform | Bijector]:
@@ -92,7 +93,7 @@ def autoregressions(
     context: Any,
     transforms: int,
     hidden_features: Sequence[int],
-    activation: str,
+    activation: Activation,
     randperm: bool,
     **options: Any,
 ) -> list[LazyTransform | Bijector]:
@@ -148,7 +149,7 @@ class NICE(Flow):
         context: Any = 0,
         transforms: int = 4,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "relu",
+        activation: Activation = "relu",
         randperm: bool = False,
     ) -> None:
         size = vector(features)
@@ -189,7 +190,7 @@ class RealNVP(Flow):
         context: Any = 0,
         transforms: int = 8,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "relu",
+        activation: Activation = "relu",
         randperm: bool = False,
     ) -> None:
         size = vector(features)
@@ -230,7 +231,7 @@ class MAF(Flow):
         context: Any = 0,
         transforms: int = 5,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "relu",
+        activation: Activation = "relu",
         randperm: bool = False,
     ) -> None:
         size = vector(features)
@@ -273,7 +274,7 @@ class IAF(Flow):
         context: Any = 0,
         transforms: int = 5,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "relu",
+        activation: Activation = "relu",
         randperm: bool = False,
     ) -> None:
         size = vector(features)
@@ -326,7 +327,7 @@ class NSF(Flow):
         bins: int = 8,
         bound: float = 5.0,
         autoregressive: bool = False,
-        activation: str = "relu",
+        activation: Activation = "relu",
         randperm: bool = False,
     ) -> None:
         build = autoregressions if autoregressive else couplings
@@ -385,7 +386,7 @@ class CircularNSF(Flow):
         hidden_features: Sequence[int] = (128, 128),
         bins: int = 8,
         autoregressive: bool = False,
-        activation: str = "relu",
+        activation: Activation = "relu",
         randperm: bool = False,
     ) -> None:
         build = autoregressions if autoregressive else couplings

@@ -14,7 +14,7 @@ from torch.nn.functional import silu
 from ..core import LazyDistribution
 from ..core.checks import check_whole
 from ..distributions import Hierarchy, PrecisionWeighted, Residual, Rung
-from ..networks.dense import activation_named, check_sizes
+from ..networks.dense import Activation, activation_named, check_sizes
 from ..networks.residual import InvertedResidual, Pixels, zeroed
 from .vae import LIKELIHOODS, named
 
@@ -43,7 +43,7 @@ class DenseRung(Rung):
     """
 
     def __init__(
-        self, inputs: int, latent: int, parent: int, width: int, activation: str = "relu"
+        self, inputs: int, latent: int, parent: int, width: int, activation: Activation = "relu"
     ) -> None:
         super().__init__()
         self.shape = (latent,)
@@ -137,7 +137,7 @@ class LadderVAE(Hierarchy):
         latents: Sequence[int] = (32, 16, 8),
         hidden_features: Sequence[int] = (256, 128, 64),
         likelihood: str | LazyDistribution = "bernoulli",
-        activation: str = "relu",
+        activation: Activation = "relu",
         checkpoint: bool = False,
         samples: int = 1,
     ) -> None:

@@ -25,6 +25,7 @@ from ..distributions import (
     StandardNormal,
     StudentT,
 )
+from ..networks.dense import Activation
 
 __all__ = ["VAE", "ConditionalVAE", "SemiSupervisedVAE"]
 
@@ -103,7 +104,7 @@ class VAE(Latent):
         posterior: str | LazyDistribution = "diagonal",
         prior: LazyDistribution | TorchDistribution | None = None,
         encoder: nn.Module | None = None,
-        activation: str = "relu",
+        activation: Activation = "relu",
         samples: int = 1,
     ) -> None:
         parts = build(
@@ -151,7 +152,7 @@ class ConditionalVAE(Latent):
         likelihood: str | LazyDistribution = "bernoulli",
         posterior: str | LazyDistribution = "diagonal",
         prior: LazyDistribution | TorchDistribution | None = None,
-        activation: str = "relu",
+        activation: Activation = "relu",
         samples: int = 1,
     ) -> None:
         size = size_of(shape_of(context))
@@ -205,7 +206,7 @@ class SemiSupervisedVAE(SemiSupervised):
         hidden_features: Sequence[int] = (200, 200),
         likelihood: str | LazyDistribution = "bernoulli",
         posterior: str | LazyDistribution = "diagonal",
-        activation: str = "relu",
+        activation: Activation = "relu",
         samples: int = 1,
     ) -> None:
         check_whole(2, classes=classes)
@@ -231,7 +232,7 @@ def build(
     likelihood: str | LazyDistribution,
     posterior: str | LazyDistribution,
     prior: LazyDistribution | TorchDistribution | None,
-    activation: str,
+    activation: Activation,
 ) -> tuple[Any, Any, Any]:
     """Prior, likelihood and posterior, those named built."""
     check_whole(1, features=features, latent=latent)

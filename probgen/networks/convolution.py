@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core import register
 from ..core.checks import check_whole
-from .dense import activation_named
+from .dense import Activation, activation_named
 
 __all__ = ["Decoder", "Encoder"]
 
@@ -52,7 +52,7 @@ def sizes(shape: Sequence[int], levels: int) -> list[tuple[int, int]]:
 class Block(nn.Module):
     """A residual block of a convolution over neighbours and one over channels."""
 
-    def __init__(self, width: int, activation: str) -> None:
+    def __init__(self, width: int, activation: Activation) -> None:
         super().__init__()
         self.near = nn.Conv2d(width, width, 3, padding=1)
         self.mix = nn.Conv2d(width, width, 1)
@@ -96,7 +96,7 @@ class Encoder(nn.Module):
         features: int,
         channels: Sequence[int] = (32, 64),
         blocks: int = 1,
-        activation: str = "silu",
+        activation: Activation = "silu",
     ) -> None:
         super().__init__()
         self.shape, widths = check_image(shape), check_channels(channels)
@@ -171,7 +171,7 @@ class Decoder(nn.Module):
         rows: int = 1,
         channels: Sequence[int] = (32, 64),
         blocks: int = 1,
-        activation: str = "silu",
+        activation: Activation = "silu",
     ) -> None:
         super().__init__()
         self.shape, widths = check_image(shape), check_channels(channels)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from ..core.checks import check_whole
 
 __all__ = ["MLP", "ResidualMLP"]
 
+Activation = Literal["elu", "gelu", "relu", "silu", "softplus", "tanh"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
@@ -200,7 +201,7 @@ class MLP(nn.Module):
         outputs: int,
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         check_sizes(
@@ -244,7 +245,7 @@ class ResidualMLP(nn.Module):
         outputs: int,
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         check_sizes(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import register
-from .dense import activation_named, check_sizes
+from .dense import Activation, activation_named, check_sizes
 from .spectral import spectral_norm
 
 __all__ = ["EnergyNetwork"]
@@ -52,7 +52,7 @@ class EnergyNetwork(nn.Module):
         features: int | Sequence[int],
         context: int = 0,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "silu",
+        activation: Activation = "silu",
         outputs: int = 1,
         spectral: bool = False,
     ) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..core import is_wrapped, register
-from .dense import CONSUMING, Layers, activation_named, check_sizes, entries, feed
+from .dense import CONSUMING, Activation, Layers, activation_named, check_sizes, entries, feed
 
 __all__ = ["MADE"]
 
@@ -60,7 +60,7 @@ class MADE(nn.Module):
         outputs: int,
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         embedding: int = 1,
         order: Sequence[int] | None = None,
     ) -> None:

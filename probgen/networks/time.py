@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..core import register
 from ..core.checks import check_whole
-from .dense import activation_named, check_sizes
+from .dense import Activation, activation_named, check_sizes
 
 __all__ = ["TimeEmbedding", "TimeMLP"]
 
@@ -92,7 +92,7 @@ class TimeMLP(nn.Module):
         features: int,
         context: int = 0,
         hidden_features: Sequence[int] = (128, 128),
-        activation: str = "silu",
+        activation: Activation = "silu",
         embedding: int = 64,
     ) -> None:
         super().__init__()

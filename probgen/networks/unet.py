@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..core import register, save
 from ..core.checks import check_event, check_whole
 from .convolution import check_channels
-from .dense import activation_named
+from .dense import Activation, activation_named
 from .time import TimeEmbedding
 
 __all__ = ["UNet"]
@@ -52,7 +52,7 @@ class Block(nn.Module):
         width: int,
         embedding: int,
         dropout: float,
-        activation: str,
+        activation: Activation,
     ) -> None:
         super().__init__()
         self.inner = convolution(dims, inputs, width)
@@ -163,7 +163,7 @@ class UNet(nn.Module):
         heads: int = 4,
         dropout: float = 0.0,
         embedding: int = 64,
-        activation: str = "silu",
+        activation: Activation = "silu",
     ) -> None:
         super().__init__()
         self.shape, widths = check_datum(shape), check_channels(channels)

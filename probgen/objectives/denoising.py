@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -33,6 +33,7 @@ def flow_weight(schedule: Schedule, t: Tensor) -> Tensor:
     return (da - ds * alpha / sigma).square()
 
 
+Weight = Literal["elbo", "eps", "flow", "min-snr", "v", "x_0"]
 WEIGHTS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
     "elbo": lambda s, t: -s.log_snr(t).exp() * s.log_snr_slope(t) / 2,
     "eps": lambda s, t: s.log_snr(t).exp(),
@@ -86,11 +87,11 @@ class Denoising:
         torch.Size([5])
     """
 
-    weight: str = "v"
+    weight: Weight = "v"
     cut: float = 1e-3
-    pairing: str = "random"
+    pairing: Literal["random", "optimal"] = "random"
     drop: float = 0.0
-    times: str = "uniform"
+    times: Literal["uniform", "angle"] = "uniform"
 
     def __post_init__(self) -> None:
         if self.weight not in WEIGHTS:

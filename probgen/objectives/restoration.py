@@ -9,7 +9,7 @@ over levels :math:`s = 1, \dots, S`, one for each datum, those of a batch evenly
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -43,7 +43,7 @@ class Restoration:
         torch.Size([5])
     """
 
-    error: str = "absolute"
+    error: Literal["absolute", "square"] = "absolute"
 
     def __post_init__(self) -> None:
         if self.error not in ("absolute", "square"):

@@ -26,7 +26,7 @@ from ..core import Bijector, Elementwise, LazyTransform, call_and_ladj, inverse_
 from ..core.checks import check_whole
 from ..core.contexts import size_of
 from ..networks import MADE
-from ..networks.dense import start_at
+from ..networks.dense import Activation, start_at
 from .elementwise import Affine
 from .learned import check_class
 
@@ -119,7 +119,7 @@ class Autoregressive(LazyTransform):
         univariate: type[Elementwise] = Affine,
         context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         order: Sequence[int] | None = None,
         **options: Any,
     ) -> None:

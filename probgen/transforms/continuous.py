@@ -14,7 +14,7 @@ the mean of :math:`v^\top (\partial u / \partial x) \, v`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ METHODS: dict[str, tuple[list[list[float]], list[float]]] = {
     "rk4": ([[], [0.5], [0.0, 0.5], [0.0, 0.0, 1.0]], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
 }
 
+Method = Literal["euler", "heun", "rk4", "adaptive_heun", "bosh3", "dopri5", "dopri8", "fehlberg2"]
 ADAPTIVE = ("adaptive_heun", "bosh3", "dopri5", "dopri8", "fehlberg2")  # of torchdiffeq
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -85,7 +86,7 @@ class Continuous(Bijector):
         self,
         velocity: Velocity,
         times: Tensor,
-        method: str = "rk4",
+        method: Method = "rk4",
         probes: int = 0,
         event: Sequence[int] = (1,),
         shape: tuple[int, ...] = (),
@@ -253,7 +254,7 @@ class ContinuousTransform(LazyTransform):
         features: int | Sequence[int],
         context: Any = 0,
         steps: int = 8,
-        method: str = "rk4",
+        method: Method = "rk4",
         probes: int = 0,
         tolerance: float = 1e-5,
         adjoint: bool = False,

@@ -24,7 +24,7 @@ from ..core import Bijector, Elementwise, LazyTransform, call_and_ladj, inverse_
 from ..core.checks import check_whole
 from ..core.contexts import size_of
 from ..networks import MLP
-from ..networks.dense import start_at
+from ..networks.dense import Activation, start_at
 from .elementwise import Affine
 from .learned import check_class
 
@@ -120,7 +120,7 @@ class Coupling(LazyTransform):
         context: Any = 0,
         kept: int | None = None,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         network: torch.nn.Module | None = None,
         **options: Any,
     ) -> None:

@@ -20,6 +20,7 @@ from ..core import Bijector, Elementwise, LazyTransform
 from ..core.checks import check_whole
 from ..core.contexts import size_of
 from ..networks import MLP
+from ..networks.dense import Activation
 
 __all__ = ["Learned"]
 
@@ -53,7 +54,7 @@ class Learned(LazyTransform):
         features: int,
         context: Any = 0,
         hidden_features: Sequence[int] = (64, 64),
-        activation: str = "relu",
+        activation: Activation = "relu",
         **options: Any,
     ) -> None:
         super().__init__()
