@@ -14,6 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from .core import LazyDistribution
 from .core.checks import check_precision, check_whole
+from .core.digests import digest
 from .core.processes import mix
 
 __all__ = ["Batches", "span"]
@@ -98,6 +99,11 @@ class Batches:
                 )
             weights = weights / weights.mean()
         return cls(x, c, weights, batch_size, seed)
+
+    def digest(self) -> dict[str, str]:
+        """Return texts that differ where other data do: of a loader those of its first batch."""
+        columns = {"data": self.x, "context": self.context, "weights": self.weights}
+        return {name: digest(t) for name, t in columns.items()}
 
     @property
     def per_epoch(self) -> int:

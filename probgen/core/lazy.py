@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from .checkpoint import Recorded, describe, find_class
+from .contracts import HasDensity
 from .numerics import is_wrapped
 from .plates import Guide, Model, unique_name
 
@@ -167,6 +168,7 @@ class LazyInverse(LazyTransform):
         self.transform.start(x, context)
 
 
+@HasDensity.register
 class LazyDistribution(Lazy):
     """A module that, called with an optional context, returns a Pyro distribution."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from .checkpoint import read
 from .checks import find_device
 
-__all__ = ["agree", "average", "check_agreed", "join", "mean_over", "mix", "seed_of", "share"]
+__all__ = ["agree", "average", "gather", "join", "mean_over", "mix", "seed_of", "share"]
 
 
 def join(device: str | torch.device | None, own: torch.device) -> tuple[int, int, torch.device]:
@@ -46,19 +46,14 @@ def agree(number: int, world: int, device: torch.device) -> int:
     return int(shared)
 
 
-def check_agreed(number: int, world: int, device: torch.device) -> None:
-    """Raises a ValueError, in every process, unless all have come to one number of steps."""
+def gather(number: int, world: int, device: torch.device) -> list[int]:
+    """Return the numbers of all processes."""
     if world == 1:
-        return
+        return [number]
     mine = torch.tensor([number], device=device)
     parts = [torch.empty_like(mine) for _ in range(world)]
     torch.distributed.all_gather(parts, mine)
-    steps = [int(part) for part in parts]
-    if len(set(steps)) > 1:
-        raise ValueError(
-            f"Expected all processes to start at one step, got {steps}, a step for each. "
-            f"`checkpoint` must be a folder that all of them see."
-        )
+    return [int(part) for part in parts]
 
 
 def share(parameters: Iterable[Tensor], world: int) -> None:

@@ -24,6 +24,7 @@ from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from ..core.checks import check_event, check_whole
+from ..core.contracts import HasLayers
 from ..objectives import Greedy, Weights
 from .boltzmann import SMALL, Spins, states
 from .latent_variable import LatentVariable
@@ -32,6 +33,7 @@ from .rbm import RBM
 __all__ = ["DeepBeliefNetwork"]
 
 
+@HasLayers.register
 class DeepBeliefNetwork(LatentVariable):
     r"""A deep belief network: a stack of restricted Boltzmann machines.
 

@@ -19,6 +19,7 @@ from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution, Recorded, as_lazy
 from ..core.checks import check_event, check_whole
+from ..core.contracts import HasDegradation
 from ..diffusion.cold import ColdSampler, Degradation, ImprovedCold
 from ..networks import TimeMLP
 from ..objectives import Restoration
@@ -82,6 +83,7 @@ class RestorerMLP(Recorded):
         return (self.shift[0] + y + self.scale[0] * said).reshape(x.shape)
 
 
+@HasDegradation.register
 class ColdDiffusion(LazyDistribution):
     r"""A cold diffusion: a restorer of degraded data, a sampler, and a base of degraded data.
 

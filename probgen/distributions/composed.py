@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from ..core import Density, LazyDistribution, as_lazy
+from ..core.contracts import HasTilt
 from ..mcmc import MALA, Kernel
 from ..transforms.linear import moments
 from .energy import EnergyBased
@@ -139,6 +140,7 @@ class Energy(Located):
         )
 
 
+@HasTilt.register
 class Tilted(Located):
     r"""A distribution tilted by a network, :math:`p(x) \propto q(x) \, e^{f(x)}`.
 

@@ -21,6 +21,7 @@ from torch.distributions.transforms import AffineTransform
 
 from ..core import Density, LazyDistribution
 from ..core.checks import check_event, check_whole
+from ..core.contracts import HasDenoiser, MadeBy
 from ..core.table import Table
 from ..diffusion import (
     Denoiser,
@@ -43,6 +44,7 @@ from .flow import FlowDistribution
 __all__ = ["Diffusion", "DiffusionDistribution"]
 
 
+@MadeBy.register
 class DiffusionDistribution(FlowDistribution):
     """The Pyro distribution of a diffusion, for given contexts.
 
@@ -100,6 +102,7 @@ class DiffusionDistribution(FlowDistribution):
         return self.module.elbo(value, self.context, steps)
 
 
+@HasDenoiser.register
 class Diffusion(LazyDistribution):
     r"""A diffusion: a denoiser, with its schedule, and a sampler.
 

@@ -26,6 +26,7 @@ from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution, is_wrapped
 from ..core.checks import check_event, check_whole
+from ..core.contracts import HasCorruption
 from ..diffusion import Corruption, Jumps
 from ..diffusion.discrete import along, draw
 from ..objectives import DiscreteDenoising, MaximumLikelihood
@@ -36,6 +37,7 @@ from .stated import ModuleDistribution, check_support
 __all__ = ["DiscreteDiffusion", "DiscreteDiffusionDistribution", "JumpDiffusion"]
 
 
+@HasCorruption.register
 class StateDiffusion(LazyDistribution):
     """What diffusions of discrete data in steps and in continuous time share.
 

@@ -25,6 +25,7 @@ from torch.distributions import Distribution, biject_to, constraints
 
 from ..core import Density, LazyDistribution
 from ..core.checks import check_whole
+from ..core.contracts import HasEnergy
 from ..mcmc import Annealed, Direct, Gibbs, Kernel, ParallelTempering, ais
 from ..objectives import ContrastiveDivergence
 from .energy_distribution import EnergyDistribution
@@ -59,6 +60,7 @@ class Partition(NamedTuple):
     upper_ess: float
 
 
+@HasEnergy.register
 class EnergyBased(LazyDistribution):
     """A lazy distribution that is known up to its normaliser.
 

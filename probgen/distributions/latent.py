@@ -22,6 +22,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from ..core import Density, LazyDistribution, Recorded, as_lazy, broadcast
 from ..core.checks import check_event, check_whole
+from ..core.contracts import HasPrior
 from ..networks.dense import along_last, start_apart
 from ..objectives import Weights
 from ..transforms.linear import moments
@@ -34,6 +35,7 @@ from .vamp_prior import VampPrior
 __all__ = ["Latent"]
 
 
+@HasPrior.register
 class Latent(LatentVariable):
     r"""A latent-variable model of three parts: prior, likelihood and posterior.
 

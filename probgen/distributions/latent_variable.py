@@ -19,6 +19,7 @@ from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution, is_wrapped
 from ..core.checks import check_event, check_whole
+from ..core.contracts import HasLatents
 from ..core.plates import Pair, register
 from ..objectives import ELBO, Weights
 from ..objectives.variational import log_mean_exp, with_scores
@@ -54,6 +55,7 @@ class Marginal(NamedTuple):
         return Marginal(log_mean_exp(log_w), variance.sqrt(), ess, k)
 
 
+@HasLatents.register
 class LatentVariable(LazyDistribution):
     """A lazy distribution of data with latent variables, whose density is a bound."""
 

@@ -20,6 +20,7 @@ from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution, as_lazy
 from ..core.checks import check_whole
+from ..core.contracts import MadeBy
 from ..networks.dense import along_last
 
 __all__ = ["Pushforward", "PushforwardDistribution"]
@@ -110,6 +111,7 @@ def state_pushed(
     return pyro.deterministic(name, module.push(z, context))
 
 
+@MadeBy.register
 class PushforwardDistribution(TorchDistribution):
     """The distribution of a deterministic map of a base: it draws, and has no density.
 

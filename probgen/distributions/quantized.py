@@ -25,6 +25,7 @@ from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution, as_lazy
 from ..core.checks import check_event, ends
+from ..core.contracts import HasCodebook
 from ..networks.dense import along_last
 from ..objectives import VectorQuantization, Weights
 from ..transforms.linear import moments
@@ -34,6 +35,7 @@ from .latent_variable import LatentVariable
 __all__ = ["Quantized"]
 
 
+@HasCodebook.register
 class Quantized(LatentVariable):
     r"""A latent-variable model whose latents are codes on a grid.
 

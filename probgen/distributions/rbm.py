@@ -25,6 +25,7 @@ from torch.distributions import constraints
 from torch.nn.functional import one_hot
 
 from ..core.checks import check_whole
+from ..core.contracts import HasFlips
 from ..mcmc import BinaryUnits, BlockGibbs, CategoricalUnits, GaussianUnits, Units
 from ..transforms.linear import moments
 from .boltzmann import SMALL, SPIN, Spins, states
@@ -33,6 +34,7 @@ from .energy import EnergyBased
 __all__ = ["RBM"]
 
 
+@HasFlips.register
 class RBM(EnergyBased):
     r"""A restricted Boltzmann machine.
 

@@ -12,10 +12,12 @@ from torch.distributions import constraints
 
 from ..core import Density
 from ..core.checks import check_event
+from ..core.contracts import MadeBy
 
 __all__ = ["ModuleDistribution", "check_support"]
 
 
+@MadeBy.register
 class ModuleDistribution(TorchDistribution):
     """A distribution whose module draws, and says its support, event shape and density.
 

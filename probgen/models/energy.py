@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from ..core import Recorded, is_wrapped
 from ..core.checks import check_event, check_whole
+from ..core.contracts import HasLabels
 from ..distributions import DiagonalNormal, EnergyDistribution, Tilted
 from ..mcmc import Kernel
 from ..networks import EnergyNetwork
@@ -108,6 +109,7 @@ def labels(context: Tensor, classes: int) -> Tensor:
     return y.long()
 
 
+@HasLabels.register
 class JointEnergyModel(Tilted):
     r"""A classifier that is an energy, :math:`p(x, y) \propto N(x; m, s^2) \, e^{f_y(x)}`.
 

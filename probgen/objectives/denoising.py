@@ -23,7 +23,9 @@ from torch import Tensor
 from ..core.bijector import name_of
 from ..core.checkpoint import RECORDS
 from ..core.checks import check_whole
+from ..core.contracts import HasDenoiser
 from ..diffusion import LearnedVariance, Schedule
+from .base import Objective
 
 __all__ = ["Denoising", "EvidenceBound"]
 
@@ -44,7 +46,7 @@ WEIGHTS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Denoising:
+class Denoising(Objective):
     r"""The squared error of a denoiser, at one time for each datum.
 
     Times are stratified: those of a batch of :math:`n` are spread evenly, with one common shift.
@@ -92,6 +94,8 @@ class Denoising:
     drop: float = 0.0
     times: str = "uniform"
 
+    requires = HasDenoiser
+
     def __post_init__(self) -> None:
         if self.weight not in WEIGHTS:
             raise ValueError(f"Expected `weight` among {sorted(WEIGHTS)}, got {self.weight!r:.80}.")
@@ -106,16 +110,8 @@ class Denoising:
         if not 0 <= self.drop < 1:
             raise ValueError(f"Expected `drop` in [0, 1), got {self.drop}.")
 
-    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        if x is None:
-            raise ValueError("Expected data, since Denoising fits data, got None.")
-        denoiser = getattr(module, "denoiser", None)
-        if denoiser is None:
-            raise TypeError(
-                f"Expected a diffusion, such as pg.models.EDM, for Denoising, got a "
-                f"{type(module).__name__}."
-            )
+    def losses(self, module: HasDenoiser, x: Tensor, context: Any) -> Tensor:
+        denoiser: Any = module.denoiser
         y, schedule = module.standardized(x), denoiser.schedule
         part = spread(len(x), y)
         if self.times == "angle":
@@ -144,7 +140,7 @@ class Denoising:
 
 
 @dataclass(frozen=True)
-class EvidenceBound:
+class EvidenceBound(Objective):
     r"""Minus the evidence lower bound of a diffusion's chain, whole.
 
     :class:`Denoising` with `"elbo"` has the terms of a chain without end, and leaves out what does
@@ -170,18 +166,12 @@ class EvidenceBound:
 
     steps: int = 1000
 
+    requires = HasDenoiser
+
     def __post_init__(self) -> None:
         check_whole(2, steps=self.steps)
 
-    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        if x is None:
-            raise ValueError("Expected data, since EvidenceBound fits data, got None.")
-        if getattr(module, "denoiser", None) is None:
-            raise TypeError(
-                f"Expected a diffusion, such as pg.models.EDM, for EvidenceBound, got a "
-                f"{type(module).__name__}."
-            )
+    def losses(self, module: HasDenoiser, x: Tensor, context: Any) -> Tensor:
         return -module.elbo(x, context, self.steps)
 
 
