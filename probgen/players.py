@@ -253,11 +253,10 @@ class Undo:
         self.pointers: list[int] = []
         self.groups: list[tuple[list[Tensor], Tensor]] = []
         self.entries: list[tuple[Any, nn.Parameter, dict[str, Any] | None]] = []
-        self.moved = False
+        self.begun = self.moved = -1  # the steps of the copies of buffers and parameters
 
-    def begin(self) -> None:
+    def begin(self, step: int) -> None:
         """Copy buffers, before a step computes anything."""
-        self.moved = False
         for key, owner in self.owners.items():
             for name, b in owner.items():
                 if b is None:
@@ -265,8 +264,9 @@ class Undo:
                 old = self.buffers.get((key, name))
                 if old is None or old[0] is not b or old[1] != b._version:
                     self.buffers[key, name] = b, b._version, b.detach().clone()
+        self.begun = step
 
-    def keep(self) -> None:
+    def keep(self, step: int) -> None:
         """Copy parameters and the state of optimisers, before they move."""
         self.entries = [
             (optimizer.state, p, dict(optimizer.state[p]) if p in optimizer.state else None)
@@ -281,15 +281,17 @@ class Undo:
             self.pointers, self.groups = pointers, grouped(tensors)
         for views, buffer in self.groups:
             torch.cat(views, out=buffer)
-        self.moved = True
+        self.moved = step
 
-    def restore(self) -> None:
-        """Put everything back."""
+    def restore(self, step: int) -> None:
+        """Put back what was copied for a step."""
+        if self.begun != step:
+            return
         with torch.no_grad():
             for (key, name), (b, _, copy) in self.buffers.items():
                 self.owners[key][name] = b
                 b.copy_(copy)
-            if not self.moved:
+            if self.moved != step:
                 return
             for views, buffer in self.groups:
                 for view, old in zip(views, buffer.split([v.numel() for v in views])):

@@ -92,7 +92,7 @@ class Run:
         self.ema, self.described = ema, described
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if ema else {}
-        self.kept = self.average  #: that before the step
+        self.kept = 0, self.average  #: that before a step
         self.aside: dict[str, Tensor] = {}  #: what is trained, while others are validated
         self.verdict, self.step = Verdict(), 0
         self.losses: dict[str, list[float]] = {name: [] for name in players.every}
@@ -114,8 +114,8 @@ class Run:
 
     def begin(self) -> None:
         """Prepare to undo the step that begins."""
-        self.kept = self.average
-        self.undo.begin()
+        self.kept = self.step, self.average
+        self.undo.begin(self.step)
 
     def advance(
         self,
@@ -128,7 +128,7 @@ class Run:
         """Take one step of the players' optimisers, given their losses, also as numbers."""
         due = self.players.due(self.step)
         self.players.differentiate(values, due, world)
-        self.undo.keep()
+        self.undo.keep(self.step)
         self.players.move(due, clip, rate)
         if self.ema:
             decay = min(self.ema, (self.step + 1) / (self.step + 11))
@@ -143,8 +143,9 @@ class Run:
 
     def revert(self) -> None:
         """Undo the step that began and does not count."""
-        self.undo.restore()
-        self.average = self.kept
+        self.undo.restore(self.step)
+        if self.kept[0] == self.step:
+            self.average = self.kept[1]
         for losses in self.losses.values():
             del losses[self.step :]
 
