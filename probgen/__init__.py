@@ -16,12 +16,13 @@ from . import (
 )
 from .core import CheckpointError, Density, LazyDistribution, LazyTransform, load, sample
 from .inference import posterior
-from .training import History, fit
+from .training import CheckpointWarning, History, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
+    "CheckpointWarning",
     "Density",
     "History",
     "LazyDistribution",

@@ -59,11 +59,6 @@ class Loss(nn.Module):
     def score(self, x: Any, context: Any, weights: Tensor | None, factor: float) -> Tensor:
         """Return the weighted sum of held-out losses."""
         found = self.current(self.module, x, context)
-        if isinstance(found, dict):
-            raise ValueError(
-                "Expected an objective whose `held_out` gives one with a loss per item, since "
-                "`validation` compares one number, got losses of several players."
-            )
         return total(per_item(found, x), x, weights, factor)
 
 

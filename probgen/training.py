@@ -32,7 +32,7 @@ from .core.checks import check_whole
 from .core.digests import describe
 from .core.processes import agree, average, gather, join, mix, reseed, seed_of, share
 from .objectives import Objective
-from .objectives.base import as_objective, modules_of
+from .objectives.base import as_objective, is_partial, modules_of
 from .players import Loss, Players
 from .runs import CheckpointWarning, History, Run, probe, saving
 
@@ -243,7 +243,13 @@ def compared(objective: Objective, module: LazyDistribution, held: Held) -> Obje
         return objective
     with torch.no_grad():
         inner, _ = objective.resolve(module, None if held[1] is None else held[1][:1])
-    return objective.at(1.0).held_out(inner)
+    found = as_objective(objective.at(1.0).held_out(inner))
+    if len(found.players(module)) > 1:
+        raise ValueError(
+            f"Expected an objective whose `held_out` gives one with a loss per item, since "
+            f"`validation` compares one number, got {type(found).__name__} of several players."
+        )
+    return found
 
 
 def check_held(held: Held) -> None:
@@ -360,7 +366,7 @@ def distributed(loss: Loss) -> nn.Module:
     """The engine of several processes, each of which keeps Markov chains of its own."""
     chains = [n for n, _ in loss.named_buffers() if n.split(".")[-1] == "chains"]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, chains)
-    return DistributedDataParallel(loss, find_unused_parameters=loss.current.partial)
+    return DistributedDataParallel(loss, find_unused_parameters=is_partial(loss.current))
 
 
 def explain(value: float, step: int, x: Tensor | None, lr: float) -> str:

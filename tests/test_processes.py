@@ -57,7 +57,8 @@ torch.manual_seed(0)
 flow = pg.models.NSF(2, transforms=2, hidden_features=(16,))
 x = target(60) * (1 + 3 * rank)  # shards of their own
 history = pg.fit(flow, x.double(), steps=3000, lr=1e-2, validation=0.5, patience=2, **options)
-print("ended", len(history.losses), history.best_step, float(sum(p.sum() for p in flow.parameters())))
+total = float(sum(p.sum() for p in flow.parameters()))
+print("ended", len(history.losses), history.best_step, total)
 try:
     pg.fit(flow, x[: 60 - rank].double(), steps=3, **options)
 except ValueError as error:

@@ -220,7 +220,7 @@ def test_a_last_write_that_fails_leaves_the_module_in_memory(tmp_path, monkeypat
     whole, module = adam()[0], adam()[0]
     expected = pg.fit(whole, target(60), **OPTIONS)
     monkeypatch.setattr(runs, "write", full)
-    with pytest.warns(pg.training.CheckpointWarning, match="No space left.*in memory"):
+    with pytest.warns(pg.CheckpointWarning, match="No space left.*in memory"):
         history = pg.fit(module, target(60), checkpoint=tmp_path, **OPTIONS)
     assert history == expected
     assert same(module, whole)

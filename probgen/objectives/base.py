@@ -22,7 +22,16 @@ from torch import nn
 
 from ..core.contracts import Contract, HasDensity, MadeBy
 
-__all__ = ["Around", "Function", "Objective", "Player", "as_objective", "find", "modules_of"]
+__all__ = [
+    "Around",
+    "Function",
+    "Objective",
+    "Player",
+    "as_objective",
+    "find",
+    "is_partial",
+    "modules_of",
+]
 
 SINGLE = "model"  # the name of the player that is alone
 
@@ -72,7 +81,7 @@ class Objective(ABC):
 
     requires: ClassVar[type[Contract] | tuple[type[Contract], ...]] = ()
     fits: ClassVar[bool | None] = True  # whether it fits data, or draws its own; none if either
-    partial: bool = False  # whether a step leaves some parameters out
+    partial: ClassVar[bool] = False  # whether a step leaves some parameters out
 
     def __call__(self, module: Any, x: Any = None, context: Any = None) -> Any:
         """Return the losses of a batch.
@@ -149,10 +158,6 @@ class Around(Objective):
 
     fits: ClassVar[bool | None] = None
 
-    @property
-    def partial(self) -> bool:  # type: ignore[override]
-        return self.objective.partial
-
     def at(self, fraction: float) -> Objective:
         inner = self.objective.at(fraction)
         return self if inner is self.objective else replace(self, objective=inner)  # type: ignore
@@ -160,6 +165,12 @@ class Around(Objective):
     def held_out(self, module: Any) -> Objective:
         inner = self.objective.held_out(module)
         return self if inner is self.objective else replace(self, objective=inner)  # type: ignore
+
+
+def is_partial(objective: Objective) -> bool:
+    """Return whether a step of an objective, or of one inside, leaves some parameters out."""
+    inner = isinstance(objective, Around) and is_partial(objective.objective)
+    return objective.partial or inner
 
 
 @dataclass(frozen=True)

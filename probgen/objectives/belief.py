@@ -49,8 +49,8 @@ class Greedy(Objective):
     objective: Any = PERSISTENT
     fraction: float = 0.0
 
-    requires = HasLayers
-    partial: ClassVar[bool] = True  # type: ignore[misc]
+    requires = (HasLayers,)
+    partial: ClassVar[bool] = True
 
     def held_out(self, module: Any) -> Objective:
         """Nothing compares held-out data while layers are not trained yet.
@@ -100,7 +100,7 @@ class UpDown(Objective):
 
     objective: ContrastiveDivergence = FEW
 
-    requires = HasLayers
+    requires = (HasLayers,)
 
     def held_out(self, module: Any) -> Objective:
         """The evidence lower bound compares held-out data."""

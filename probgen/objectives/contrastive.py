@@ -88,7 +88,7 @@ class ContrastiveDivergence(Objective):
     regularization: float = 0.0
     limit: float = 100.0
 
-    requires = HasEnergy
+    requires = (HasEnergy,)
 
     def __post_init__(self) -> None:
         check_whole(1, steps=self.steps)
@@ -232,7 +232,7 @@ class NoiseContrastive(Objective):
     noise: Any = None
     ratio: int = 1
 
-    requires = HasEnergy
+    requires = (HasEnergy,)
 
     def __post_init__(self) -> None:
         check_whole(1, ratio=self.ratio)
@@ -294,7 +294,7 @@ class JointEnergy(Around):
     objective: Any = ContrastiveDivergence(steps=10, persistent=True, renewal=0.05)
     weight: float = 1.0
 
-    requires = HasEnergy, HasLabels
+    requires = (HasEnergy, HasLabels)
     fits = True
 
     def __post_init__(self) -> None:

@@ -94,7 +94,7 @@ class Denoising(Objective):
     drop: float = 0.0
     times: str = "uniform"
 
-    requires = HasDenoiser
+    requires = (HasDenoiser,)
 
     def __post_init__(self) -> None:
         if self.weight not in WEIGHTS:
@@ -166,7 +166,7 @@ class EvidenceBound(Objective):
 
     steps: int = 1000
 
-    requires = HasDenoiser
+    requires = (HasDenoiser,)
 
     def __post_init__(self) -> None:
         check_whole(2, steps=self.steps)

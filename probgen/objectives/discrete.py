@@ -50,7 +50,7 @@ class DiscreteDenoising(Objective):
 
     cross_entropy: float = 0.01
 
-    requires = HasCorruption
+    requires = (HasCorruption,)
 
     def __post_init__(self) -> None:
         if not 0 <= self.cross_entropy < math.inf:

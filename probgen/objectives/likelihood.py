@@ -36,7 +36,7 @@ class MaximumLikelihood(Objective):
         torch.Size([5])
     """
 
-    requires = HasDensity
+    requires = (HasDensity,)
 
     def losses(self, module: HasDensity, x: Tensor, context: Any) -> Tensor:
         return -module(context).log_prob(x)
@@ -68,7 +68,7 @@ class ReverseKL(Objective):
     log_density: Callable[..., Tensor]
     particles: int = 64
 
-    requires = HasDensity
+    requires = (HasDensity,)
     fits = False
 
     def __post_init__(self) -> None:

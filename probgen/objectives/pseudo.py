@@ -31,7 +31,7 @@ class PseudoLikelihood(Objective):
         torch.Size([5])
     """
 
-    requires = HasFlips
+    requires = (HasFlips,)
 
     def losses(self, module: HasFlips, x: Tensor, context: Any) -> Tensor:
         return softplus(module.flip_gains(x).flatten(1)).sum(-1)
@@ -51,7 +51,7 @@ class RatioMatching(Objective):
         torch.Size([5])
     """
 
-    requires = HasFlips
+    requires = (HasFlips,)
 
     def losses(self, module: HasFlips, x: Tensor, context: Any) -> Tensor:
         return module.flip_gains(x).flatten(1).sigmoid().square().sum(-1)

@@ -43,7 +43,7 @@ class VectorQuantization(Objective):
         torch.Size([10])
     """
 
-    requires = HasCodebook
+    requires = (HasCodebook,)
 
     def losses(self, module: HasCodebook, x: Tensor, context: Any) -> Tensor:
         module.check_context(context)

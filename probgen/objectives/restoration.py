@@ -47,7 +47,7 @@ class Restoration(Objective):
 
     error: str = "absolute"
 
-    requires = HasDegradation
+    requires = (HasDegradation,)
 
     def __post_init__(self) -> None:
         if self.error not in ("absolute", "square"):

@@ -120,7 +120,7 @@ class ExplicitScoreMatching(Objective):
 
     score: Score
 
-    requires = HasDensity
+    requires = (HasDensity,)
 
     def losses(self, module: HasDensity, x: Tensor, context: Any) -> Tensor:
         s = score_of(module, x, context, type(self).__name__)(x)
@@ -176,7 +176,7 @@ class ImplicitScoreMatching(Objective):
         torch.Size([5])
     """
 
-    requires = HasDensity
+    requires = (HasDensity,)
 
     def losses(self, module: HasDensity, x: Tensor, context: Any) -> Tensor:
         score, x = noisy_score(module, x, context, type(self).__name__)
@@ -213,7 +213,7 @@ class SlicedScoreMatching(Objective):
 
     projections: int = 1
 
-    requires = HasDensity
+    requires = (HasDensity,)
 
     def __post_init__(self) -> None:
         check_whole(1, projections=self.projections)
@@ -253,7 +253,7 @@ class DenoisingScoreMatching(Objective):
 
     sigma: float
 
-    requires = HasDensity
+    requires = (HasDensity,)
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < math.inf:

@@ -49,7 +49,7 @@ class Variational(Objective):
 
     samples: int  # the number of draws per item
 
-    requires = HasLatents
+    requires = (HasLatents,)
     upper: ClassVar[bool] = False  # whether it is an upper bound, which a model must not lower
     stopped: ClassVar[bool] = False  # whether the posterior's own parameters get no gradient
     analytic: ClassVar[bool] = False  # whether a known divergence is of use
@@ -346,7 +346,7 @@ class Supervised(Around):
     objective: Any = ELBO()
     weight: float = 10.0
 
-    requires = HasLabels
+    requires = (HasLabels,)
     fits = True
 
     def __post_init__(self) -> None:
