@@ -28,12 +28,13 @@ from .core import (
 from .inference import posterior
 from .levels import DiscreteDataWarning
 from .streams import LengthWarning
-from .training import History, fit
+from .training import CheckpointWarning, History, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
+    "CheckpointWarning",
     "Density",
     "DiscreteDataWarning",
     "History",

@@ -10,12 +10,14 @@ from the seed, the step and the process. So a run that was killed goes on exactl
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,92 +27,54 @@ from tqdm.auto import tqdm
 
 from .batches import Batches
 from .core import LazyDistribution
-from .core.checkpoint import check_savable
+from .core.checkpoint import CheckpointWarning, check_savable, claim, probe
 from .core.checks import check_whole
 from .core.contexts import index
-from .core.processes import (
-    agree,
-    average,
-    check_agreed,
-    check_lengths,
-    join,
-    mix,
-    reseed,
-    seed_of,
-    share,
-)
+from .core.digests import describe
+from .core.processes import agree, average, gather, join, mix, reseed, seed_of, share
 from .data import batches_of, hold_out
 from .items import span
-from .runs import History, Run
+from .objectives import Objective
+from .objectives.base import as_objective, is_partial, modules_of
+from .players import Loss, Players
+from .runs import History, Run, saving
 
-__all__ = ["History", "fit"]
+__all__ = ["CheckpointWarning", "History", "fit"]
 
 CHECK = 100  # steps between checkpoints, at least
-
-
-class Loss(nn.Module):
-    """The weighted sum of an objective over a batch, times a factor: what engines wrap."""
-
-    def __init__(self, module: LazyDistribution, objective: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.module, self.objective = module, objective
-        self.current = self.at(1.0)
-        self.held_out = self.current  # that of held-out data
-
-    def at(self, fraction: float) -> Callable[..., Tensor]:
-        """The objective after a fraction of the training: some change on the way."""
-        change = getattr(self.objective, "at", None)
-        return self.objective if change is None else change(fraction)
-
-    def forward(
-        self, x: Tensor | None, context: Tensor | None, weights: Tensor | None, factor: float
-    ) -> Tensor:
-        losses = self.current(self.module, x, context)
-        shape = tuple(getattr(losses, "shape", ()))
-        if not isinstance(losses, Tensor) or (x is not None and shape != (len(x),)):
-            wanted = "" if x is None else f", a tensor with shape ({len(x)},)"
-            raise ValueError(
-                f"Expected `objective` to return one loss per item{wanted}, got "
-                f"{shape if isinstance(losses, Tensor) else type(losses).__name__}."
-            )
-        if self.module.training and torch.is_grad_enabled() and not losses.requires_grad:
-            raise ValueError(
-                "Expected `objective` to return losses with a gradient, got losses without."
-            )
-        if x is None:
-            return losses.mean()
-        if weights is not None:
-            losses = losses * weights
-        return losses.sum() * factor
 
 
 def fit(
     module: LazyDistribution,
     data: Any,
     *,
-    objective: Callable[..., Tensor] | None = None,
+    objective: Objective | Callable[..., Any] | None = None,
     context: Any = None,
     validation: float | Any = None,
     steps: int | None = None,
     epochs: int | None = None,
     batch_size: int = 256,
-    optimizer: Callable[..., Optimizer] = Adam,
-    lr: float = 1e-3,
+    optimizer: Callable[..., Optimizer] | dict[str, Callable[..., Optimizer]] = Adam,
+    lr: float | dict[str, float] = 1e-3,
     weights: Any = None,
     names: Mapping[str, str | Sequence[str]] | None = None,
-    schedule: str | Callable[[float], float] | None = None,
+    schedule: Literal["cosine"] | Callable[[float], float] | None = None,
     clip: float | None = None,
     ema: float | None = None,
     patience: int = 20,
     device: str | torch.device | None = None,
     seed: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    initialize: bool = False,
     progress: bool = True,
 ) -> History:
-    r"""Trains a lazy distribution.
+    r"""Train a lazy distribution.
 
     Under ``torchrun`` the same call trains data-parallel: each process takes its share of every
-    batch, and gradients equal those of one process.
+    batch, and gradients equal those of one process. Give all processes the same data, or shards of
+    one size; held-out losses are averaged over them, so that all stop at the same step.
+
+    An interrupt, or any error, leaves the state before the step or after it, never one in between.
 
     Arguments:
         module: The lazy distribution. It is trained in place and left in evaluation mode.
@@ -122,8 +86,9 @@ def fit(
             :math:`10^7` numbers and datasets are read, and checked, as they are used: at most
             10,000 items to initialise, then those of each step. Streams, which need `steps`, are
             read from their start again when a run goes on.
-        objective: The objective; by default the module's own. One with a method `at`, such as
-            :class:`~probgen.objectives.ELBO` with `warm_up`, changes on the way.
+        objective: The :class:`~probgen.objectives.Objective`, by default the module's own; or a
+            function of the module, data and contexts that returns a loss per item. Its players,
+            if there are several, train by turns.
         context: The contexts, with shape :math:`(N, C)`, or a shape of the module's own, or a
             tuple or dict of such.
         validation: Held-out data: a fraction of `data`, which streams and loaders do not have,
@@ -132,8 +97,9 @@ def fit(
         steps: The number of steps, 1000 if `epochs` is not given either.
         epochs: The number of passes through the data, instead of `steps`.
         batch_size: The number of data per step, over all processes.
-        optimizer: The class of the optimiser, called with the parameters and `lr`.
-        lr: The learning rate.
+        optimizer: The class of the optimiser, called with the parameters and `lr`; or a
+            dictionary of one for each player of the objective.
+        lr: The learning rate, or a dictionary of one for each player.
         weights: The weights of the data, with shape :math:`(N)`, scaled to mean 1. Those of
             items are scaled by the mean of those that the initialisation sees.
         names: Other keys of items that are dicts, such as `{"x": "image", "context": "label"}`; a
@@ -149,7 +115,12 @@ def fit(
         seed: The seed; by default drawn from torch's generator.
         checkpoint: A folder. The state of training is written there every 100 steps or more,
             and when it ends or is interrupted; called again with the same folder and as many
-            `steps` or more, training goes on from it. At the end the module is saved there too.
+            `steps` or more, training goes on from it, to the same bits. Another run is refused:
+            one of other data, contexts, weights, held-out data, objective, optimiser or numbers.
+            Functions are compared by their names and code, without what they close over, since
+            that may be anything. At the end the module is saved there too.
+        initialize: Whether to set data-dependent values, such as the scale of the data, anew on a
+            module that was initialized before.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -157,13 +128,21 @@ def fit(
 
     Raises:
         TypeError: If the data are integers, but the distribution is continuous.
-        ValueError: If data are empty, not finite, or of the wrong shape; the item is named.
+        ValueError: If data are empty, not finite, or of the wrong shape (the item is named); if
+            the folder holds another run; under ``torchrun``, if processes have data of different
+            sizes.
+        OSError: If the folder cannot be written.
         FloatingPointError: If the loss is not finite; the parameters are those before the step.
 
     Warns:
+        CheckpointWarning: If the state cannot be written on the way or at the end. The module is
+            trained all the same.
         DiscreteDataWarning: If columns of the data hold few, repeated levels, at which a
             continuous density grows without limit.
         LengthWarning: If a loader gives fewer batches than its length says.
+        OutlierWarning: If a few values dominate the scale of the data.
+        ScaleWarning: If the data are on another scale than those that the module was initialized
+            with.
 
     Example:
         >>> import probgen as pg
@@ -179,55 +158,98 @@ def fit(
             f"Expected `module` to be a lazy distribution, such as pg.models.NSF(2), got {kind}."
         )
     check_numbers(patience, steps, epochs, clip, lr, ema)
+    objective = as_objective(module.objective if objective is None else objective)
     own = next((p.device for p in module.parameters()), torch.device("cpu"))
     rank, world, device = join(device, own)
-    module.to(device)
-    share(module.parameters(), world)
+    parts = nn.ModuleDict({f"{n}_module": m for n, m in modules_of(objective).items()})
+    for part in (module, parts):
+        part.to(device)
+        share(part.parameters(), world)
+    if checkpoint is not None:
+        if rank == 0:
+            probe(checkpoint)
+        check_savable(module)  # refuse now what could not be saved at the end
     if seed is not None:
         check_whole(0, seed=seed)
     else:
         seed = seed_of(Path(checkpoint) / "training" if checkpoint is not None else None)
     seed = agree(seed, world, device)
-    loss = Loss(module, objective or module.objective)
     source = batches_of(module, data, context, weights, batch_size, device, seed, names)
-    check_lengths(source.count, world, device)
+    known = [*module.parameters(), *parts.parameters()]
+    described = describe("dtype", known[0].dtype)
+    if checkpoint is not None:
+        described.update(source.digest())  # before data are held out
     held = None
     if validation is not None:
         held = hold_out(source, validation, module, batch_size, device, seed, names)
-    if held is not None and hasattr(loss.current, "held_out"):
-        loss.held_out = loss.current.held_out(module)
     total = epochs * source.per_epoch if epochs is not None else 1000 if steps is None else steps
+    check_shards(source, total, world, device)
 
-    run = Run(module, optimizer, lr, ema, checkpoint if rank == 0 else None, seed)
+    players = Players(objective.players(module), known, optimizer, lr)
+    if checkpoint is not None:
+        fraction = held is None or isinstance(validation, Real)
+        given = validation if fraction else held.digest()  # type: ignore[union-attr]
+        described.update(describe("validation", given))
+        described = {k: united(v, world, device) for k, v in described.items()}
+        options: dict[str, Any] = {"batch_size": batch_size, "clip": clip, "ema": ema}
+        options.update(patience=patience, schedule=schedule, objective=objective)
+        options.update(seed=seed, steps=total)
+        for name, value in options.items():
+            described.update(describe(name, value))
+        described.update(players.describe())
+    folder = checkpoint if rank == 0 else None
+    run = Run(module, parts, players, ema, folder, described)
+    loss = Loss(module, objective, parts, list(players.every))
     task = Task(
-        seed, total, rank, world, patience, clip, lambda t: lr * rate(schedule, t, total), device
+        seed,
+        total,
+        rank,
+        world,
+        patience,
+        clip,
+        lambda t: rate(schedule, t, total),
+        device,
+        objective,
+        compared(objective, module, held),
     )
-    with torch.random.fork_rng():
-        if checkpoint is not None:
-            check_savable(module)  # refuse now what could not be saved at the end
-        if checkpoint is None or not run.resume(checkpoint, held is not None):
-            begin(module, source, seed)
-        check_agreed(run.step, world, device)
+    alone = nullcontext() if folder is None else claim(folder)
+    with torch.random.fork_rng(), alone:
+        if checkpoint is None or not run.resume(checkpoint, held is not None, total):
+            begin(module, source, seed, initialize)
+        found = gather(run.step, world, device)
+        if len(set(found)) > 1:
+            raise ValueError(
+                f"Expected all processes to start at one step, got {found}, a step for each. "
+                f"`checkpoint` must be a folder that all of them see."
+            )
         bar = tqdm(
             total=total, initial=run.step, disable=not progress or rank > 0, desc="fit", leave=False
         )
         module.train()
         try:
             loop(run, loss, source, held, task, bar)
-        except KeyboardInterrupt:
-            run.checkpoint(ended=True)
+        except BaseException:
+            with suppress(Exception):  # the first error is the one to see
+                run.checkpoint(ended=True)
             raise
         finally:
             bar.close()
         run.checkpoint(ended=True)
         run.finish()
-    if rank == 0 and checkpoint is not None:
-        module.save(checkpoint)
+    if folder is not None:
+        with saving(folder):
+            module.save(folder)
     return run.history
 
 
-def begin(module: LazyDistribution, source: Batches, seed: int, initialize: bool = False) -> None:
-    """Starts a module from the first of its data."""
+def united(text: str, world: int, device: torch.device) -> str:
+    """Return what is true of the data of all processes."""
+    found = gather(int(hashlib.sha256(text.encode()).hexdigest()[:15], 16), world, device)
+    return text if len(set(found)) == 1 else f"{text} of {found}"
+
+
+def begin(module: LazyDistribution, source: Batches, seed: int, initialize: bool) -> None:
+    """Initialise a module from a sample of its data, unless that was done before."""
     if (sample := source.initial()) is None:
         return
     if module.initialized and not initialize:
@@ -237,18 +259,46 @@ def begin(module: LazyDistribution, source: Batches, seed: int, initialize: bool
     module.initialize(sample.x, sample.context, sample.weights)
 
 
+def compared(objective: Objective, module: LazyDistribution, held: Batches | None) -> Objective:
+    """Return the objective of held-out data, for the module inside of wrappers."""
+    if held is None:
+        return objective
+    with torch.no_grad():
+        _, context, _ = next(iter(held.parts(1)))
+        inner, _ = objective.resolve(module, context)
+    found = as_objective(objective.at(1.0).held_out(inner))
+    if len(found.players(module)) > 1:
+        raise ValueError(
+            f"Expected an objective whose `held_out` gives one with a loss per item, since "
+            f"`validation` compares one number, got {type(found).__name__} of several players."
+        )
+    return found
+
+
+def check_shards(source: Batches, total: int, world: int, device: torch.device) -> None:
+    """Raise a ValueError, in every process, unless all have as many data and steps."""
+    for what, number in (("data", source.count), ("steps", total)):
+        found = gather(number, world, device)
+        if len(set(found)) > 1:
+            raise ValueError(
+                f"Expected as many {what} in all processes, got {found}. Give all of them the same "
+                f"data, of which each takes its part, or shards of one size."
+            )
+
+
 def check_numbers(
     patience: int,
     steps: int | None,
     epochs: int | None,
     clip: float | None,
-    lr: float,
+    lr: float | dict[str, float],
     ema: float | None,
 ) -> None:
     """Raises a ValueError that names a number that is impossible."""
     check_whole(0, patience=patience)
     check_whole(1, **{n: v for n, v in (("steps", steps), ("epochs", epochs)) if v is not None})
-    for name, value in (("clip", clip), ("lr", lr)):
+    rates = lr.values() if isinstance(lr, dict) else (lr,)
+    for name, value in (("clip", clip), *(("lr", r) for r in rates)):
         if value is not None and not (isinstance(value, Real) and value > 0):
             raise ValueError(f"Expected a positive `{name}`, got {value!r}.")
     if ema is not None and not 0 <= ema < 1:
@@ -266,60 +316,72 @@ class Task(NamedTuple):
     world: int
     patience: int
     clip: float | None
-    lr: Callable[[int], float]
+    rate: Callable[[int], float]  # what multiplies the learning rates
     device: torch.device
+    objective: Objective
+    held_out: Objective
 
 
 def loop(
-    run: Run,
-    loss: Loss,
-    source: Batches,
-    held: Batches | None,
-    task: Task,
-    bar: tqdm,
+    run: Run, loss: Loss, source: Batches, held: Batches | None, task: Task, bar: tqdm
 ) -> None:
-    """Takes the steps from where the run stands."""
-    rank, world = task.rank, task.world
-    engine = distributed(loss) if world > 1 else loss
-    for x, given, w in source.batches(run.step, task.total):
-        if run.worse > task.patience:
+    """Take the steps from where the run stands."""
+    period = source.period
+
+    def validate() -> None:
+        due = run.step > 0 and (run.step % period == 0 or run.step == task.total)
+        if held is not None and due and not run.validated():
+            loss.at(task.held_out)  # held-out data are compared under one objective
+            run.validate(loss, held, mix(task.seed, 2))
+
+    engine = distributed(loss) if task.world > 1 and run.players.alone else loss
+    validate()  # an interrupt may have come before
+    for batch in source.batches(run.step, task.total):
+        if run.verdict.worse > task.patience:
             return
-        count = len(x) if x is not None else 1
-        shared = world if count >= world else 1  # else every process takes it all
-        part = [index(t, slice(rank % shared, None, shared)) for t in (x, given, w)]
-        reseed(mix(task.seed, 1, run.step, rank), task.device)
-        loss.current = loss.at(run.step / task.total)
-        step, kept = run.step, run.moving()
+        step = run.step
         try:
-            value = engine(*part, shared / count)
-            if world > 1:
-                value = average(value, world)
-            number, lr = float(value.detach()), task.lr(step)
-            if not math.isfinite(number):
-                raise FloatingPointError(explain(number, step, x, lr))
-            run.advance(value, number, task.clip, lr)
+            number = take(run, loss, engine, batch, task)
         except BaseException:  # a step is taken whole or not at all
             if run.step == step:
-                for buffer, old in kept:
-                    buffer.copy_(old)
+                run.revert()
             raise
         if not bar.disable:
             bar.set_postfix(loss=f"{number:.4g}", refresh=False)
             bar.update()
-        due = run.step % source.period == 0 or run.step == task.total
-        if held is not None and due:
-            loss.current = loss.held_out  # held-out data are compared under one objective
-            run.validate(loss, held, mix(task.seed, 2))
+        validate()
         if run.step % CHECK == 0:
             run.checkpoint(ended=False)
+
+
+def take(run: Run, loss: Loss, engine: nn.Module, batch: tuple[Any, ...], task: Task) -> float:
+    """Take one step, and return its loss."""
+    x, rank, world = batch[0], task.rank, task.world
+    count = len(x) if x is not None else 1
+    shared = world if count >= world else 1  # else every process takes it all
+    part = [index(t, slice(rank % shared, None, shared)) for t in batch]
+    run.begin()
+    reseed(mix(task.seed, 1, run.step, rank), task.device)
+    loss.at(task.objective.at(run.step / task.total))
+    if world > 1 and not run.players.alone:
+        share((b for n, b in loss.named_buffers() if n.split(".")[-1] != "chains"), world)
+    values = engine(*part, shared / count)
+    if world > 1:
+        values = {name: average(value, world) for name, value in values.items()}
+    numbers = [float(value.detach()) for value in values.values()]
+    rate = task.rate(run.step)
+    for name, number in zip(values, numbers):
+        if not math.isfinite(number):
+            raise FloatingPointError(explain(number, run.step, x, run.players.lr[name] * rate))
+    run.advance(values, numbers, task.clip, rate, world)
+    return sum(numbers)
 
 
 def distributed(loss: Loss) -> nn.Module:
     """The engine of several processes, each of which keeps Markov chains of its own."""
     chains = [n for n, _ in loss.named_buffers() if n.split(".")[-1] == "chains"]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, chains)
-    partial = getattr(loss.objective, "partial", False)
-    return DistributedDataParallel(loss, find_unused_parameters=partial)
+    return DistributedDataParallel(loss, find_unused_parameters=is_partial(loss.current))
 
 
 def explain(value: float, step: int, x: Tensor | None, lr: float) -> str:

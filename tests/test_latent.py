@@ -173,9 +173,9 @@ def test_warm_up_raises_the_weight(monkeypatch):
     seen = []
 
     class Watched(ELBO):
-        def losses(self, weights):
+        def bound_losses(self, weights):
             seen.append(self.beta)
-            return super().losses(weights)
+            return super().bound_losses(weights)
 
     model = pg.models.VAE(4, 2, (8,))
     x = torch.ones(40, 4)

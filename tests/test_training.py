@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import textwrap
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import probgen as pg
+from probgen.core import checkpoint
 
 QUICK = {"progress": False, "seed": 0}
 
@@ -198,24 +201,104 @@ def test_more_steps_continue(x, tmp_path):
         with pytest.raises(ValueError, match=words):
             pg.fit(other, x, steps=30, checkpoint=tmp_path, **QUICK)
     again = pg.models.MAF(2, 0, 2, hidden_features=[8], activation="relu")
-    pg.fit(again, x, steps=30, checkpoint=tmp_path, **QUICK)
+    pg.fit(again, x, steps=30, batch_size=30, checkpoint=tmp_path, **QUICK)
 
 
-def test_what_a_resumed_run_may_change(x, tmp_path):
-    """Averages and held-out data may come or go; the seed and the optimiser stay."""
+def halved(fraction):
+    return 0.5
+
+
+def changed_runs(x):
+    """What makes another run of the one in the test below, with what is said of it."""
+    elbo = pg.objectives.ELBO
+    return {
+        "data": ({"data": x + 100}, "`data`.*float32"),
+        "rows": ({"data": x[:90], "context": x[:90, :1]}, r"`data`.*\(100, 2\).*\(90, 2\)"),
+        "context": ({"context": 2 * x[:, :1]}, "`context`"),
+        "weights": ({"weights": torch.arange(100.0)}, "`weights`.*none"),
+        "validation": ({"validation": 0.3}, r"`validation`.*0\.2.*0\.3"),
+        "no validation": ({"validation": None}, r"`validation`.*0\.2.*None"),
+        "objective": ({"objective": elbo(beta=0.5)}, r"`objective.beta`.*1, got 0\.5"),
+        "class": ({"objective": pg.objectives.IWAE(5)}, "`objective`.*ELBO, got IWAE"),
+        "optimizer": ({"optimizer": torch.optim.SGD}, "`optimizer`.*Adam, got SGD"),
+        "betas": (
+            {"optimizer": partial(torch.optim.Adam, betas=(0.5, 0.9))},
+            r"`optimizer.betas`.*\[0.9, 0.999\], got \[0.5, 0.9\]",
+        ),
+        "lr": ({"lr": 0.1}, r"`lr`.*0\.001, got 0\.1"),
+        "batch_size": ({"batch_size": 20}, "`batch_size`.*30, got 20"),
+        "clip": ({"clip": 1.0}, "`clip`.*None, got 1"),
+        "ema": ({"ema": 0.8}, r"`ema`.*0\.9, got 0\.8"),
+        "schedule": ({"schedule": halved}, "`schedule`.*None, got .*halved"),
+        "patience": ({"patience": 3}, "`patience`.*20, got 3"),
+        "seed": ({"seed": 1}, "`seed`.*got 1"),
+        "steps": ({"steps": 10}, "at least the 20 steps.*got 10"),
+    }
+
+
+@pytest.mark.parametrize("kind", changed_runs(torch.zeros(100, 2)))
+def test_another_run_is_refused_by_name(x, kind, tmp_path_factory):
+    """Nothing but the number of steps may change, and what did is named."""
+    options = {"context": x[:, :1], "batch_size": 30, "validation": 0.2, "ema": 0.9, "steps": 20}
+    options.update(objective=pg.objectives.ELBO(), progress=False, data=x)
+    build = partial(pg.models.ConditionalVAE, 2, 1, 2, (4,), "normal")
+    folder = tmp_path_factory.getbasetemp() / "the run"
+    if not folder.exists():
+        pg.fit(build(), checkpoint=folder, **options)
+    change, words = changed_runs(x)[kind]
+    with pytest.raises(ValueError, match=f"(?s){words}.*another folder"):
+        pg.fit(build(), checkpoint=folder, **{**options, **change})
+    with pytest.raises(ValueError, match=r"`dtype`.*torch.float32, got torch.float64"):
+        pg.fit(build().double(), checkpoint=folder, **options)
+
+
+def test_the_seed_of_a_run_is_read_from_it(x, tmp_path):
     options = {"batch_size": 30, "checkpoint": tmp_path, "progress": False}
-    first = pg.fit(small(), x, steps=20, validation=0.2, ema=0.9, **options)
-    assert first.validation
-    flow = small()
-    pg.fit(flow, x, steps=60, **options)  # the seed is read from the run
-    last = small()
-    pg.fit(last, x, steps=61, **options)
+    flow, last = small(), small()
+    pg.fit(flow, x, steps=20, **options)
+    history = pg.fit(last, x, steps=21, **options)
+    assert len(history.losses) == 21
     assert not same(flow, last)
-    pg.fit(small(), x, steps=70, ema=0.9, validation=0.2, **options)
-    with pytest.raises(ValueError, match="seed"):
-        pg.fit(small(), x, steps=80, seed=1, **options)
-    with pytest.raises(ValueError, match="optimizer"):
-        pg.fit(small(), x, steps=80, optimizer=torch.optim.SGD, **options)
+
+
+def test_functions_are_compared_by_what_they_do(x, tmp_path):
+    def run(objective, **options):
+        pg.fit(small(), x, objective=objective, checkpoint=tmp_path, **options, **QUICK)
+
+    run(lambda m, x, c: -m().log_prob(x), steps=2)
+    with pytest.raises(ValueError, match=r"`objective.function` of the run"):
+        run(lambda m, x, c: -2 * m().log_prob(x), steps=3)
+
+
+def test_a_run_from_before_players_goes_on(x, tmp_path):
+    """A checkpoint without what it is compared by resumes, to the same bits."""
+    whole, parts = small(), small()
+    expected = pg.fit(whole, x, steps=20, batch_size=30, ema=0.9, **QUICK)
+    pg.fit(parts, x, steps=8, batch_size=30, ema=0.9, checkpoint=tmp_path, **QUICK)
+    tensors, content = checkpoint.read(tmp_path / "training")
+    for name in ("format", "schema", "weights", "sha256", "described"):
+        content.pop(name)
+    verdict = content.pop("verdict")
+    old = {
+        **content,
+        "kind": "Adam",
+        "optimizer": content.pop("optimizers")["model"],
+        "least": verdict["least"],
+        "worse": verdict["worse"],
+        "history": {
+            "losses": content.pop("losses")["model"],
+            "validation": [],
+            "best_step": None,
+        },
+    }
+    tensors = {n.replace("optimizer.model.", "optimizer."): v for n, v in tensors.items()}
+    checkpoint.write(tmp_path / "training", tensors, old)
+    parts = small()
+    with pytest.raises(ValueError, match=r"`optimizer`.*Adam, got SGD"):
+        pg.fit(parts, x, steps=20, checkpoint=tmp_path, optimizer=torch.optim.SGD, **QUICK)
+    history = pg.fit(parts, x, steps=20, batch_size=30, ema=0.9, checkpoint=tmp_path, **QUICK)
+    assert same(whole, parts)
+    assert history == expected
 
 
 def test_a_folder_without_a_run_starts_one(x, tmp_path):
@@ -223,22 +306,33 @@ def test_a_folder_without_a_run_starts_one(x, tmp_path):
     assert len(pg.fit(small(), x, steps=2, checkpoint=tmp_path, **QUICK).losses) == 2
 
 
+class Interrupted(pg.objectives.MaximumLikelihood):
+    """Maximum likelihood, with an interrupt at a call in training or validation."""
+
+    calls: ClassVar[list[int]] = []
+
+    def losses(self, module, x, context):
+        if self.calls and (self.calls[0] == 0) == (not module.training):
+            self.calls[0] -= 1
+            if self.calls[0] <= 0:
+                self.calls.clear()
+                raise KeyboardInterrupt
+        return super().losses(module, x, context)
+
+
 def test_an_interrupt_while_validating_leaves_what_was_trained(x, tmp_path):
-    likelihood = pg.objectives.MaximumLikelihood()
-
-    def objective(module, x, context=None):
-        if not module.training:
-            raise KeyboardInterrupt
-        return likelihood(module, x, context)
-
-    options = {"ema": 0.5, "validation": 0.2, "batch_size": 20, "checkpoint": tmp_path, **QUICK}
+    options = {"ema": 0.5, "validation": 0.2, "batch_size": 20, "steps": 30, **QUICK}
+    options["objective"] = Interrupted()
+    whole = small()
+    expected = pg.fit(whole, x, **options)
+    options["checkpoint"] = tmp_path
+    Interrupted.calls[:] = [0]
     with pytest.raises(KeyboardInterrupt):
-        pg.fit(small(), x, steps=30, objective=objective, **options)
-    flow, whole = small(), small()
-    pg.fit(flow, x, steps=30, **options)
-    options.pop("checkpoint")
-    pg.fit(whole, x, steps=30, **options)
+        pg.fit(small(), x, **options)
+    flow = small()
+    history = pg.fit(flow, x, **options)
     assert same(flow, whole)
+    assert history == expected  # what was not validated is, before the next step
 
 
 def test_held_out_data_keep_their_weights(x):
@@ -250,19 +344,12 @@ def test_held_out_data_keep_their_weights(x):
 
 
 def test_an_interrupt_leaves_a_run_to_resume(x, tmp_path):
-    likelihood = pg.objectives.MaximumLikelihood()
-    calls = iter(range(100))
-
-    def objective(module, x, context=None):
-        if next(calls) == 7:
-            raise KeyboardInterrupt
-        return likelihood(module, x, context)
-
+    options = {"steps": 20, "objective": Interrupted(), "checkpoint": tmp_path, **QUICK}
+    Interrupted.calls[:] = [8]
     with pytest.raises(KeyboardInterrupt):
-        pg.fit(small(), x, steps=20, objective=objective, checkpoint=tmp_path, **QUICK)
-    assert (tmp_path / "training" / "model.json").is_file()
-    history = pg.fit(small(), x, steps=20, checkpoint=tmp_path, **QUICK)
-    assert len(history.losses) == 20
+        pg.fit(small(), x, **options)
+    assert checkpoint.read(tmp_path / "training")[1]["step"] == 7
+    assert len(pg.fit(small(), x, **options).losses) == 20
 
 
 def test_a_loss_that_is_not_finite_says_where(x):
@@ -580,5 +667,5 @@ def test_an_interrupted_step_leaves_no_trace_in_buffers(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         pg.fit(cut, x, checkpoint=tmp_path, schedule=interrupt, **options)
-    history = pg.fit(build(), x, checkpoint=tmp_path, **options)
+    history = pg.fit(build(), x, checkpoint=tmp_path, schedule=interrupt, **options)
     assert history.losses == expected

@@ -21,6 +21,7 @@ from torch.distributions import Distribution, Transform
 from . import contexts
 from .checkpoint import save
 from .contexts import ContextShape
+from .contracts import HasDensity
 from .plates import PyroGuide, PyroModel, unique_name
 from .registry import register
 from .standardize import Standardizer
@@ -313,6 +314,7 @@ def reorder(traits: Traits) -> tuple[bool, str, str]:
     return traits.invertible, traits.latent, traits.draw
 
 
+@HasDensity.register
 @register
 class LazyDistribution(nn.Module):
     """A module that, called with an optional context, returns a Pyro distribution.

@@ -15,17 +15,7 @@ from torch import Tensor
 from .checkpoint import read
 from .checks import find_device
 
-__all__ = [
-    "agree",
-    "average",
-    "check_agreed",
-    "check_lengths",
-    "join",
-    "mean_over",
-    "mix",
-    "seed_of",
-    "share",
-]
+__all__ = ["agree", "average", "gather", "join", "mean_over", "mix", "seed_of", "share"]
 
 
 def join(device: str | torch.device | None, own: torch.device) -> tuple[int, int, torch.device]:
@@ -54,26 +44,6 @@ def agree(number: int, world: int, device: torch.device) -> int:
     shared = torch.tensor([number], device=device)
     torch.distributed.broadcast(shared, 0)
     return int(shared)
-
-
-def check_agreed(number: int, world: int, device: torch.device) -> None:
-    """Raises a ValueError, in every process, unless all have come to one number of steps."""
-    steps = gather(number, world, device)
-    if len(set(steps)) > 1:
-        raise ValueError(
-            f"Expected all processes to start at one step, got {steps}, a step for each. "
-            f"`checkpoint` must be a folder that all of them see."
-        )
-
-
-def check_lengths(count: int, world: int, device: torch.device) -> None:
-    """Raises a ValueError, in every process, unless all have as many data."""
-    counts = gather(count, world, device)
-    if len(set(counts)) > 1:
-        raise ValueError(
-            f"Expected as many data in every process, got {counts}. Give all processes the same "
-            f"data, of which fit takes a share of each batch, or shards of one length."
-        )
 
 
 def gather(number: int, world: int, device: torch.device) -> list[int]:

@@ -25,6 +25,7 @@ from torch.nn.functional import softplus
 
 from ..core import initialize_part
 from ..core.checks import check_event, check_whole
+from ..core.contracts import HasLayers
 from ..objectives import Greedy, Weights
 from .boltzmann import SMALL, Spins, states
 from .latent_variable import LatentVariable, check_given
@@ -33,6 +34,7 @@ from .rbm import RBM
 __all__ = ["DeepBeliefNetwork"]
 
 
+@HasLayers.register
 class DeepBeliefNetwork(LatentVariable):
     r"""A deep belief network: a stack of restricted Boltzmann machines.
 

@@ -20,6 +20,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ..core.contracts import HasFlips
 from ..mcmc import Checkerboard, GraphGibbs, colours
 from ..mcmc.lattice import bonds, log_partition_torus
 from .energy import EnergyBased
@@ -82,6 +83,7 @@ class Spins(TorchDistribution):
         return torch.nn.functional.logsigmoid(sign * self.logits)
 
 
+@HasFlips.register
 class BinaryEnergy(EnergyBased):
     """An energy of binary units; its base draws them independently, at rates set from data.
 

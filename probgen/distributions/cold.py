@@ -20,6 +20,7 @@ from torch.distributions import constraints
 from ..core import DataDependentNetwork, Density, LazyDistribution, as_lazy, initialize_part
 from ..core.checks import check_event, check_whole
 from ..core.contexts import batch_of, expand_context, flatten, size_of
+from ..core.contracts import HasDegradation
 from ..core.lazy import Traits
 from ..core.standardize import ContextStandardizer
 from ..diffusion.cold import ColdSampler, Degradation, ImprovedCold
@@ -88,6 +89,7 @@ class RestorerMLP(DataDependentNetwork):
         return (self.shift[0] + y + self.scale[0] * said).reshape(x.shape)
 
 
+@HasDegradation.register
 class ColdDiffusion(LazyDistribution):
     r"""A cold diffusion: a restorer of degraded data, a sampler, and a base of degraded data.
 

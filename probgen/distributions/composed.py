@@ -21,6 +21,7 @@ from torch.distributions import biject_to, constraints
 
 from ..core import Density, LazyDistribution, as_lazy, initialize_part
 from ..core.contexts import batch_of, spell
+from ..core.contracts import HasTilt
 from ..mcmc import Kernel
 from .energy import EnergyBased
 from .supports import is_real
@@ -113,6 +114,7 @@ class Energy(EnergyBased):
         )
 
 
+@HasTilt.register
 class Tilted(EnergyBased):
     r"""A distribution tilted by a network, :math:`p(x) \propto q(x) \, e^{f(x)}`.
 

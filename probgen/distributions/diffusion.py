@@ -24,6 +24,7 @@ from torch.distributions.transforms import AffineTransform
 from ..core import Density, LazyDistribution, Standardizer
 from ..core.checks import check_event, check_whole
 from ..core.contexts import flatten, is_vector, size_of, spell
+from ..core.contracts import HasDenoiser, MadeBy
 from ..core.lazy import Traits
 from ..core.plates import PyroGuide, PyroModel
 from ..core.standardize import Per
@@ -49,6 +50,7 @@ from .flow import FlowDistribution
 __all__ = ["Diffusion", "DiffusionDistribution"]
 
 
+@MadeBy.register
 class DiffusionDistribution(FlowDistribution):
     """The Pyro distribution of a diffusion, for given contexts.
 
@@ -107,6 +109,7 @@ class DiffusionDistribution(FlowDistribution):
         return self.module.elbo(value, self.context, steps)
 
 
+@HasDenoiser.register
 class Diffusion(LazyDistribution):
     r"""A diffusion: a denoiser, with its schedule, and a sampler.
 

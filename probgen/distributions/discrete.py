@@ -28,6 +28,7 @@ from torch.distributions import constraints
 from ..core import DataDependentNetwork, Density, LazyDistribution
 from ..core.checks import check_event, check_whole
 from ..core.contexts import expand_context, flatten
+from ..core.contracts import HasCorruption
 from ..core.lazy import Traits
 from ..core.standardize import ContextStandardizer
 from ..diffusion import Corruption, Jumps
@@ -41,6 +42,7 @@ from .parametric import shape_of
 __all__ = ["DiscreteDiffusion", "JumpDiffusion"]
 
 
+@HasCorruption.register
 class StateDiffusion(LazyDistribution):
     """What diffusions of discrete data in steps and in continuous time share.
 

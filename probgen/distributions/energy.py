@@ -26,6 +26,7 @@ from torch.distributions import Distribution, biject_to
 from ..core import Density, LazyDistribution, Standardizer
 from ..core.checks import check_whole
 from ..core.contexts import batch_of, expand_context, flatten, flatten_batch, index
+from ..core.contracts import HasEnergy
 from ..core.lazy import Traits
 from ..core.standardize import ContextStandardizer
 from ..mcmc import MALA, Annealed, Direct, Gibbs, Kernel, ParallelTempering, ais
@@ -69,6 +70,7 @@ def has_step(kernel: Any) -> bool:
     }
 
 
+@HasEnergy.register
 class EnergyBased(LazyDistribution):
     """A lazy distribution that is known up to its normaliser.
 

@@ -32,6 +32,7 @@ from ..core import (
 )
 from ..core.checks import check_event, check_whole
 from ..core.contexts import flatten, size_of, spell, unflatten, zeros
+from ..core.contracts import HasPrior
 from ..core.standardize import ContextStandardizer, Per
 from ..networks.dense import along_last, start_apart
 from ..objectives import ELBO, Weights
@@ -44,6 +45,7 @@ from .vamp_prior import VampPrior
 __all__ = ["Latent"]
 
 
+@HasPrior.register
 class Latent(LatentVariable):
     r"""A latent-variable model of three parts: prior, likelihood and posterior.
 

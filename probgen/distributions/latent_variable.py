@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core import Density, LazyDistribution
 from ..core.checks import check_event, check_whole
+from ..core.contracts import HasLatents
 from ..core.lazy import Traits
 from ..objectives import Weights
 from ..objectives.variational import log_mean_exp, with_scores
@@ -52,6 +53,7 @@ class Marginal(NamedTuple):
         return Marginal(log_mean_exp(log_w), variance.sqrt(), ess, k)
 
 
+@HasLatents.register
 class LatentVariable(LazyDistribution):
     """A lazy distribution of data with latent variables, whose density is a bound."""
 

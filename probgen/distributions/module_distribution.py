@@ -13,12 +13,14 @@ from torch.distributions import constraints
 from ..core import Density
 from ..core.checks import check_event
 from ..core.contexts import batch_of, expand_context
+from ..core.contracts import MadeBy
 from ..core.lazy import shown
 from .supports import check_support, interior, mask_outside, readable
 
 __all__ = ["ModuleDistribution"]
 
 
+@MadeBy.register
 class ModuleDistribution(TorchDistribution):
     r"""The distribution of a module for given contexts: the module draws and gives log densities.
 

@@ -25,6 +25,7 @@ from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution, Standardizer, as_lazy, initialize_part
 from ..core.checks import check_event, ends
+from ..core.contracts import HasCodebook
 from ..networks.dense import along_last
 from ..objectives import VectorQuantization, Weights
 from .codebook import TRIED, Codebook, Quantization
@@ -33,6 +34,7 @@ from .latent_variable import LatentVariable, check_given
 __all__ = ["Quantized"]
 
 
+@HasCodebook.register
 class Quantized(LatentVariable):
     r"""A latent-variable model whose latents are codes on a grid.
 

@@ -26,6 +26,7 @@ from torch.nn.functional import one_hot
 
 from ..core import Standardizer
 from ..core.checks import check_whole
+from ..core.contracts import HasFlips
 from ..mcmc import BinaryUnits, BlockGibbs, CategoricalUnits, GaussianUnits, Units
 from .boltzmann import SMALL, SPIN, Spins, states
 from .energy import EnergyBased
@@ -34,6 +35,7 @@ from .parametric import weighted_mean
 __all__ = ["RBM"]
 
 
+@HasFlips.register
 class RBM(EnergyBased):
     r"""A restricted Boltzmann machine.
 

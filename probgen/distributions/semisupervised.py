@@ -29,6 +29,7 @@ from torch.nn.functional import one_hot
 
 from ..core import is_wrapped
 from ..core.checks import check_event
+from ..core.contracts import HasLabels
 from ..objectives import Supervised, Weights
 from .heads import Categorical
 from .latent import Latent
@@ -39,6 +40,7 @@ __all__ = ["SemiSupervised"]
 UNKNOWN = -1  # the label of data without one
 
 
+@HasLabels.register
 class SemiSupervised(LatentVariable):
     r"""A latent-variable model given a label, and a classifier.
 

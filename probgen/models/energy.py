@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from ..core import is_wrapped, register
 from ..core.checks import check_event, check_whole
 from ..core.contexts import shape_of, size_of
+from ..core.contracts import HasLabels
 from ..distributions import DiagonalNormal, Tilted
 from ..mcmc import Kernel
 from ..networks import EnergyNetwork
@@ -115,6 +116,7 @@ def labels(context: Tensor, classes: int) -> Tensor:
     return y.long()
 
 
+@HasLabels.register
 class JointEnergyModel(Tilted):
     r"""A classifier that is an energy, :math:`p(x, y) \propto N(x; m, s^2) \, e^{f_y(x)}`.
 

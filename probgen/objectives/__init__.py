@@ -1,5 +1,6 @@
 """Training objectives, objects to hand to :func:`probgen.fit` and to Pyro's `SVI`."""
 
+from .base import Objective, Player
 from .belief import Greedy, UpDown
 from .contrastive import ContrastiveDivergence, JointEnergy, NoiseContrastive
 from .denoising import Denoising, EvidenceBound
@@ -24,8 +25,8 @@ from .variational import (
     StickingTheLanding,
     Supervised,
     Variational,
-    Weights,
 )
+from .weights import Weights
 
 __all__ = [
     "ELBO",
@@ -44,6 +45,8 @@ __all__ = [
     "JointEnergy",
     "MaximumLikelihood",
     "NoiseContrastive",
+    "Objective",
+    "Player",
     "PseudoLikelihood",
     "RatioMatching",
     "Renyi",

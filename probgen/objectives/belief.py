@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..core.contracts import HasLayers
+from .base import Objective
 from .contrastive import ContrastiveDivergence
 from .variational import ELBO
 
@@ -23,18 +25,8 @@ __all__ = ["Greedy", "UpDown"]
 PERSISTENT, FEW = ContrastiveDivergence(persistent=True), ContrastiveDivergence(steps=5)
 
 
-def check_stack(module: Any, x: Tensor | None, objective: str) -> None:
-    if not hasattr(module, "machines"):
-        raise TypeError(
-            f"Expected a stack of machines for {objective}, such as pg.models.DeepBeliefNetwork, "
-            f"got a {type(module).__name__}."
-        )
-    if x is None:
-        raise ValueError(f"Expected data, since {objective} fits data, got None.")
-
-
 @dataclass(frozen=True)
-class Greedy:
+class Greedy(Objective):
     """One layer after the other: equal parts of the training go to each machine.
 
     References:
@@ -57,9 +49,10 @@ class Greedy:
     objective: Any = PERSISTENT
     fraction: float = 0.0
 
-    partial: ClassVar[bool] = True  # whether a step leaves some parameters out
+    requires = (HasLayers,)
+    partial: ClassVar[bool] = True
 
-    def held_out(self, module: Any) -> Any:
+    def held_out(self, module: Any) -> Objective:
         """Nothing compares held-out data while layers are not trained yet.
 
         Raises:
@@ -74,9 +67,7 @@ class Greedy:
         """The objective after a fraction of the training."""
         return replace(self, fraction=fraction)
 
-    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        check_stack(module, x, type(self).__name__)
+    def losses(self, module: HasLayers, x: Tensor, context: Any) -> Tensor:
         layer = min(int(self.fraction * len(module.machines)), len(module.machines) - 1)
         with torch.no_grad():
             h = x
@@ -88,7 +79,7 @@ class Greedy:
 
 
 @dataclass(frozen=True)
-class UpDown:
+class UpDown(Objective):
     """The up-down algorithm, contrastive wake-sleep, which trains all layers together.
 
     References:
@@ -109,13 +100,13 @@ class UpDown:
 
     objective: ContrastiveDivergence = FEW
 
-    def held_out(self, module: Any) -> Any:
+    requires = (HasLayers,)
+
+    def held_out(self, module: Any) -> Objective:
         """The evidence lower bound compares held-out data."""
         return ELBO()
 
-    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        check_stack(module, x, type(self).__name__)
+    def losses(self, module: HasLayers, x: Tensor, context: Any) -> Tensor:
         with torch.no_grad():
             layers = module.infer(x)
             dream = module.top.advance(layers[-1], None, self.objective.steps)

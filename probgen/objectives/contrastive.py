@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,9 @@ from torch.nn.functional import softplus
 
 from ..core import Density, is_wrapped
 from ..core.checks import check_whole, ends
+from ..core.contracts import HasEnergy, HasFlips, HasLabels, HasTilt
 from ..mcmc import Metropolis, ParallelTempering
+from .base import Around, Objective, as_objective
 from .likelihood import MaximumLikelihood
 from .pseudo import PseudoLikelihood
 from .score import SlicedScoreMatching
@@ -33,24 +35,8 @@ from .score import SlicedScoreMatching
 __all__ = ["ContrastiveDivergence", "JointEnergy", "NoiseContrastive"]
 
 
-def check_energy(module: Any, x: Tensor | None, objective: str) -> None:
-    if not hasattr(module, "log_density"):
-        raise TypeError(
-            f"Expected an energy-based model for {objective}, got a {type(module).__name__}. Those "
-            f"with a density are trained by maximum likelihood."
-        )
-    if x is None:
-        raise ValueError(f"Expected data, since {objective} fits data, got None.")
-
-
-def held_out(objective: Any, module: Any) -> Any:
-    """The objective that compares held-out data: its own choice, or itself."""
-    choose = getattr(objective, "held_out", None)
-    return objective if choose is None else choose(module)
-
-
 @dataclass(frozen=True)
-class ContrastiveDivergence:
+class ContrastiveDivergence(Objective):
     r"""Contrastive divergence: the mean of :math:`f` at chains less that at the data.
 
     The chains carry no gradient. The step size of a kernel that tests is adapted on the way,
@@ -102,6 +88,8 @@ class ContrastiveDivergence:
     regularization: float = 0.0
     limit: float = 100.0
 
+    requires = (HasEnergy,)
+
     def __post_init__(self) -> None:
         check_whole(1, steps=self.steps)
         if self.chains is not None:
@@ -120,7 +108,7 @@ class ContrastiveDivergence:
             if not self.persistent:
                 raise ValueError("Expected `persistent` chains, since `betas` are given.")
 
-    def held_out(self, module: Any) -> Any:
+    def held_out(self, module: Any) -> Objective:
         """The objective that compares held-out data, since this one is no measure of fit.
 
         It is maximum likelihood for a model with an exact density, pseudo-likelihood for binary
@@ -129,10 +117,10 @@ class ContrastiveDivergence:
         Raises:
             ValueError: If the model is none of those.
         """
-        check_energy(module, module, type(self).__name__)
+        module, _ = self.resolve(module)
         if module.density is Density.EXACT:
             return MaximumLikelihood()
-        if getattr(module, "flips", False):
+        if isinstance(module, HasFlips) and module.flips:
             return PseudoLikelihood()
         if ends(module.support) == (-math.inf, math.inf):
             return SlicedScoreMatching()
@@ -141,9 +129,7 @@ class ContrastiveDivergence:
             f"{module.support} fits held-out data while its partition function is not known."
         )
 
-    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        check_energy(module, x, type(self).__name__)
+    def losses(self, module: Any, x: Tensor, context: Any) -> Tensor:
         negatives = self.persisted(module, x, context) if self.persistent else None
         if negatives is None:
             negatives = module.advance(x, context, self.steps)
@@ -213,7 +199,7 @@ class ContrastiveDivergence:
 
 
 @dataclass(frozen=True)
-class NoiseContrastive:
+class NoiseContrastive(Objective):
     r"""Noise-contrastive estimation: logistic regression of data against noise.
 
     With :math:`G(x) = f(x) - \log q(x) - \log \nu` and :math:`\nu` draws of the noise :math:`q`
@@ -246,12 +232,12 @@ class NoiseContrastive:
     noise: Any = None
     ratio: int = 1
 
+    requires = (HasEnergy,)
+
     def __post_init__(self) -> None:
         check_whole(1, ratio=self.ratio)
 
-    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        check_energy(module, x, type(self).__name__)
+    def losses(self, module: Any, x: Tensor, context: Any) -> Tensor:
         noise = self.noise
         if noise is None:
             noise = module.base(context)
@@ -267,7 +253,7 @@ class NoiseContrastive:
             )
         points = torch.cat([x[None], y])
         given = None if context is None else context.expand(len(points), *context.shape)
-        if self.noise is None and hasattr(module, "tilt"):  # in which the noise cancels
+        if self.noise is None and isinstance(module, HasTilt):  # in which the noise cancels
             g = module.tilt(points, given) - math.log(self.ratio)
         else:
             with torch.no_grad():
@@ -277,7 +263,7 @@ class NoiseContrastive:
 
 
 @dataclass(frozen=True)
-class JointEnergy:
+class JointEnergy(Around):
     r"""The objective of a classifier that is an energy: of labels given data, and of data.
 
     .. math:: -\log p_\theta(y \mid x) + \lambda \, \ell_\theta(x)
@@ -308,22 +294,16 @@ class JointEnergy:
     objective: Any = ContrastiveDivergence(steps=10, persistent=True, renewal=0.05)
     weight: float = 1.0
 
+    requires = (HasEnergy, HasLabels)
+    fits = True
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "objective", as_objective(self.objective))
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"Expected `weight` not to be negative, got {self.weight}.")
 
-    def held_out(self, module: Any) -> JointEnergy:
-        """The objective that compares held-out data."""
-        return replace(self, objective=held_out(self.objective, module))
-
-    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def losses(self, module: Any, x: Tensor, context: Any) -> Tensor:
         r"""Losses with shape :math:`(N)` of data, and labels as `context`."""
-        check_energy(module, x, type(self).__name__)
-        if not hasattr(module, "label_loss"):
-            raise TypeError(
-                f"Expected a model with labels, such as pg.models.JointEnergyModel, got a "
-                f"{type(module).__name__}."
-            )
         losses = module.label_loss(x, context)
         if context is not None:  # a mean over known labels, however few there are
             losses = losses * (len(x) / (context >= 0).sum().clamp_min(1))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -22,8 +22,10 @@ from torch import Tensor
 
 from ..core.bijector import name_of
 from ..core.checks import check_whole
+from ..core.contracts import HasDenoiser
 from ..core.registry import RECORDS
 from ..diffusion import LearnedVariance, Schedule
+from .base import Objective
 
 __all__ = ["Denoising", "EvidenceBound"]
 
@@ -33,7 +35,6 @@ def flow_weight(schedule: Schedule, t: Tensor) -> Tensor:
     return (da - ds * alpha / sigma).square()
 
 
-Weight = Literal["elbo", "eps", "flow", "min-snr", "v", "x_0"]
 WEIGHTS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
     "elbo": lambda s, t: -s.log_snr(t).exp() * s.log_snr_slope(t) / 2,
     "eps": lambda s, t: s.log_snr(t).exp(),
@@ -45,7 +46,7 @@ WEIGHTS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Denoising:
+class Denoising(Objective):
     r"""The squared error of a denoiser, at one time for each datum.
 
     Times are stratified: those of a batch of :math:`n` are spread evenly, with one common shift.
@@ -87,11 +88,13 @@ class Denoising:
         torch.Size([5])
     """
 
-    weight: Weight = "v"
+    weight: str = "v"
     cut: float = 1e-3
-    pairing: Literal["random", "optimal"] = "random"
+    pairing: str = "random"
     drop: float = 0.0
-    times: Literal["uniform", "angle"] = "uniform"
+    times: str = "uniform"
+
+    requires = (HasDenoiser,)
 
     def __post_init__(self) -> None:
         if self.weight not in WEIGHTS:
@@ -107,16 +110,9 @@ class Denoising:
         if not 0 <= self.drop < 1:
             raise ValueError(f"Expected `drop` in [0, 1), got {self.drop}.")
 
-    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        if x is None:
-            raise ValueError("Expected data, since Denoising fits data, got None.")
-        denoiser = getattr(module, "denoiser", None)
-        if denoiser is None:
-            raise TypeError(
-                f"Expected a diffusion, such as pg.models.EDM, for Denoising, got a "
-                f"{type(module).__name__}."
-            )
+    def losses(self, module: HasDenoiser, x: Tensor, context: Any) -> Tensor:
+        denoiser: Any = module.denoiser
+        context = module.flat_context(context)
         y, schedule = module.standardized(x), denoiser.schedule
         part = spread(len(x), y)
         if self.times == "angle":
@@ -145,7 +141,7 @@ class Denoising:
 
 
 @dataclass(frozen=True)
-class EvidenceBound:
+class EvidenceBound(Objective):
     r"""Minus the evidence lower bound of a diffusion's chain, whole.
 
     :class:`Denoising` with `"elbo"` has the terms of a chain without end, and leaves out what does
@@ -171,18 +167,12 @@ class EvidenceBound:
 
     steps: int = 1000
 
+    requires = (HasDenoiser,)
+
     def __post_init__(self) -> None:
         check_whole(2, steps=self.steps)
 
-    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        if x is None:
-            raise ValueError("Expected data, since EvidenceBound fits data, got None.")
-        if getattr(module, "denoiser", None) is None:
-            raise TypeError(
-                f"Expected a diffusion, such as pg.models.EDM, for EvidenceBound, got a "
-                f"{type(module).__name__}."
-            )
+    def losses(self, module: HasDenoiser, x: Tensor, context: Any) -> Tensor:
         return -module.elbo(x, context, self.steps)
 
 

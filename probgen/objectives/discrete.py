@@ -18,14 +18,16 @@ from typing import Any
 from torch import Tensor
 
 from ..core.bijector import name_of
+from ..core.contracts import HasCorruption
 from ..core.registry import RECORDS
+from .base import Objective
 from .denoising import spread
 
 __all__ = ["DiscreteDenoising"]
 
 
 @dataclass(frozen=True)
-class DiscreteDenoising:
+class DiscreteDenoising(Objective):
     r"""The bound of a discrete diffusion and the cross-entropy of its denoiser, at one step each.
 
     References:
@@ -48,23 +50,17 @@ class DiscreteDenoising:
 
     cross_entropy: float = 0.01
 
+    requires = (HasCorruption,)
+
     def __post_init__(self) -> None:
         if not 0 <= self.cross_entropy < math.inf:
             raise ValueError(
                 f"Expected `cross_entropy` not to be negative, got {self.cross_entropy}."
             )
 
-    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        if x is None:
-            raise ValueError("Expected data, since DiscreteDenoising fits data, got None.")
-        corruption = getattr(module, "corruption", None)
-        if corruption is None:
-            raise TypeError(
-                f"Expected a discrete diffusion, such as pg.models.D3PM, for DiscreteDenoising, "
-                f"got a {type(module).__name__}."
-            )
+    def losses(self, module: HasCorruption, x: Tensor, context: Any) -> Tensor:
         module.check_context(context)
+        corruption = module.corruption
         x = x.long()
         t = 1 + (spread(len(x), module.like) * corruption.steps).floor().long()
         t = t.clamp_max(corruption.steps)

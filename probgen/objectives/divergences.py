@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class Renyi(Variational):
         mean = torch.expm1(rest * (log_w - shift)).mean(dim)
         return shift.squeeze(dim) + torch.log1p(mean) / rest
 
-    def losses(self, weights: Weights) -> Tensor:
+    def bound_losses(self, weights: Weights) -> Tensor:
         return -with_scores(self.bound, weights.log_weights, weights.score)
 
 
@@ -96,7 +96,7 @@ class ForwardKL(Variational):
 
     held: ClassVar[bool] = True
 
-    def losses(self, weights: Weights) -> Tensor:
+    def bound_losses(self, weights: Weights) -> Tensor:
         log_w = weights.log_weights.detach()
         share = log_w.softmax(0)
         joint = weights.log_likelihood + weights.log_prior + weights.log_posterior
@@ -140,25 +140,7 @@ class ChiSquare(Variational):
         if not 1 < self.order < math.inf:
             raise ValueError(f"Expected an `order` above 1, got {self.order}.")
 
-    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
-        self.check_frozen(module)
-        return super().__call__(module, x, context)
-
-    def check_frozen(self, module: Any) -> None:
-        """Raises unless prior and likelihood are frozen."""
-        for part in ("prior", "likelihood"):
-            if not hasattr(module, part):
-                raise TypeError(
-                    f"Expected a Latent for ChiSquare, got a {type(module).__name__}, which has no "
-                    f"`{part}` to be frozen."
-                )
-            if any(p.requires_grad for p in getattr(module, part).parameters()):
-                raise ValueError(
-                    f"Expected a frozen `{part}` for ChiSquare, an upper bound that would lower "
-                    f"the evidence, got one that learns. Call .{part}.freeze() first."
-                )
-
-    def losses(self, weights: Weights) -> Tensor:
+    def bound_losses(self, weights: Weights) -> Tensor:
         def bound(log_w: Tensor, dim: int) -> Tensor:
             return log_mean_exp(self.order * log_w, dim) / self.order
 

@@ -14,18 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import LazyDistribution
 from ..core.checks import check_whole
+from ..core.contracts import HasDensity
+from .base import Objective
 
 __all__ = ["MaximumLikelihood", "ReverseKL"]
 
 
 @dataclass(frozen=True)
-class MaximumLikelihood:
+class MaximumLikelihood(Objective):
     """The negative log-likelihood of data, or its bound where `log_prob` is one.
 
     Example:
@@ -34,17 +36,14 @@ class MaximumLikelihood:
         torch.Size([5])
     """
 
-    def __call__(
-        self, module: LazyDistribution, x: Tensor | None, context: Tensor | None = None
-    ) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        if x is None:
-            raise ValueError("Expected data, since MaximumLikelihood fits data, got None.")
+    requires = (HasDensity,)
+
+    def losses(self, module: HasDensity, x: Tensor, context: Any) -> Tensor:
         return -module(context).log_prob(x)
 
 
 @dataclass(frozen=True)
-class ReverseKL:
+class ReverseKL(Objective):
     r"""The Kullback-Leibler divergence from the model to an unnormalised target.
 
     References:
@@ -69,17 +68,14 @@ class ReverseKL:
     log_density: Callable[..., Tensor]
     particles: int = 64
 
+    requires = (HasDensity,)
+    fits = False
+
     def __post_init__(self) -> None:
         check_whole(1, particles=self.particles)
 
-    def __call__(
-        self, module: LazyDistribution, x: Tensor | None = None, context: Tensor | None = None
-    ) -> Tensor:
+    def losses(self, module: HasDensity, x: None, context: Any) -> Tensor:
         r"""Losses with shape :math:`(\mathrm{particles})`, or :math:`(N)` for `N` contexts."""
-        if x is not None:
-            raise ValueError(
-                f"Expected no data, since ReverseKL draws its own, got a batch of {len(x)}."
-            )
         q = module(context)
         if not q.has_rsample:
             raise ValueError(
@@ -90,9 +86,10 @@ class ReverseKL:
         target = self.log_density(z) if context is None else self.log_density(z, context)
         log_prob = q.log_prob(z)
         if not isinstance(target, Tensor) or target.shape != log_prob.shape:
+            got = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
             raise ValueError(
                 f"Expected `log_density` to return a tensor with shape {tuple(log_prob.shape)}, "
-                f"got {tuple(getattr(target, 'shape', ())) or type(target).__name__}."
+                f"got {got}."
             )
         losses = log_prob - target
         return losses if context is None else losses.mean(0)

@@ -12,21 +12,14 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ..core.contracts import HasFlips
+from .base import Objective
+
 __all__ = ["PseudoLikelihood", "RatioMatching"]
 
 
-def gains(module: Any, x: Tensor | None, context: Tensor | None, name: str) -> Tensor:
-    if x is None:
-        raise ValueError(f"Expected data, since {name} fits data, got None.")
-    if not hasattr(module, "flip_gains"):
-        raise TypeError(
-            f"Expected a model of binary units for {name}, got a {type(module).__name__}."
-        )
-    return module.flip_gains(x).flatten(1)
-
-
 @dataclass(frozen=True)
-class PseudoLikelihood:
+class PseudoLikelihood(Objective):
     r"""The negative log pseudo-likelihood, :math:`-\sum_i \log p(x_i \mid x_{-i})`.
 
     References:
@@ -38,13 +31,14 @@ class PseudoLikelihood:
         torch.Size([5])
     """
 
-    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        return softplus(gains(module, x, context, type(self).__name__)).sum(-1)
+    requires = (HasFlips,)
+
+    def losses(self, module: HasFlips, x: Tensor, context: Any) -> Tensor:
+        return softplus(module.flip_gains(x).flatten(1)).sum(-1)
 
 
 @dataclass(frozen=True)
-class RatioMatching:
+class RatioMatching(Objective):
     r"""Ratio matching, :math:`\sum_i \sigma(g_i(x))^2`.
 
     References:
@@ -57,6 +51,7 @@ class RatioMatching:
         torch.Size([5])
     """
 
-    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        return gains(module, x, context, type(self).__name__).sigmoid().square().sum(-1)
+    requires = (HasFlips,)
+
+    def losses(self, module: HasFlips, x: Tensor, context: Any) -> Tensor:
+        return module.flip_gains(x).flatten(1).sigmoid().square().sum(-1)

@@ -17,11 +17,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.contracts import HasCodebook
+from .base import Objective
+
 __all__ = ["VectorQuantization"]
 
 
 @dataclass(frozen=True)
-class VectorQuantization:
+class VectorQuantization(Objective):
     r"""The bound on the likelihood, the codebook's loss and the encoder's commitment.
 
     The codebook says how codes learn and how much commitment :math:`\beta` weighs; where it
@@ -40,15 +43,9 @@ class VectorQuantization:
         torch.Size([10])
     """
 
-    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        if x is None:
-            raise ValueError(f"Expected data, since {type(self).__name__} fits data, got None.")
-        if not callable(getattr(module, "quantize", None)):
-            raise TypeError(
-                f"Expected a module with a codebook, such as pg.models.VQVAE, for "
-                f"{type(self).__name__}, got a {type(module).__name__}."
-            )
+    requires = (HasCodebook,)
+
+    def losses(self, module: HasCodebook, x: Tensor, context: Any) -> Tensor:
         module.check_context(context)
         quantized = module.quantize(x)
         fitted = module.likelihood_of(quantized.values).log_prob(x)

@@ -9,19 +9,21 @@ over levels :math:`s = 1, \dots, S`, one for each datum, those of a batch evenly
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from ..core.bijector import name_of
+from ..core.contracts import HasDegradation
 from ..core.registry import RECORDS
+from .base import Objective
 from .denoising import spread
 
 __all__ = ["Restoration"]
 
 
 @dataclass(frozen=True)
-class Restoration:
+class Restoration(Objective):
     """The error of a restorer, at one level for each datum.
 
     References:
@@ -43,23 +45,17 @@ class Restoration:
         torch.Size([5])
     """
 
-    error: Literal["absolute", "square"] = "absolute"
+    error: str = "absolute"
+
+    requires = (HasDegradation,)
 
     def __post_init__(self) -> None:
         if self.error not in ("absolute", "square"):
             raise ValueError(f"Expected `error` 'absolute' or 'square', got {self.error!r:.80}.")
 
-    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        if x is None:
-            raise ValueError("Expected data, since Restoration fits data, got None.")
-        degradation = getattr(module, "degradation", None)
-        if degradation is None:
-            raise TypeError(
-                f"Expected a cold diffusion, such as pg.models.ColdDiffusion, for Restoration, got "
-                f"a {type(module).__name__}."
-            )
+    def losses(self, module: HasDegradation, x: Tensor, context: Any) -> Tensor:
         module.check_context(context)
+        degradation = module.degradation
         s = 1 + (spread(len(x), x) * degradation.levels).floor().long()
         s = s.clamp_max(degradation.levels)
         error = (x - module.restore(degradation(x, s), s, context)).flatten(1)

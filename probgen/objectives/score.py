@@ -25,6 +25,8 @@ from torch import Tensor
 
 from ..core import Density
 from ..core.checks import check_whole, ends
+from ..core.contracts import HasDenoiser, HasDensity, HasEnergy
+from .base import Objective, find
 from .denoising import by_angle, spread
 
 __all__ = [
@@ -38,35 +40,29 @@ __all__ = [
 Score = Callable[[Tensor], Tensor]
 
 
-def score_of(module: Any, x: Tensor | None, context: Tensor | None, name: str) -> Score:
-    """The score of a model as a function, through which gradients in parameters flow.
+def score_of(module: Any, x: Tensor, context: Any, name: str) -> Score:
+    """Return the score of a model as a function, through which gradients in parameters flow.
 
     Raises:
         TypeError: If the model has no density, not even up to a constant.
-        ValueError: If there are no data, or they are not real vectors.
+        ValueError: If data are not real vectors.
     """
-    if x is None:
-        raise ValueError(f"Expected data, since {name} fits data, got None.")
     if not x.is_floating_point():
         raise ValueError(f"Expected real data for {name}, got {x.dtype}.")
-    own = getattr(module, "log_density", None)
-    if own is None and not hasattr(module, "density"):
-        raise TypeError(
-            f"Expected a model of this package for {name}, got a {type(module).__name__}. "
-            f"NetworkDenoiser makes a denoiser of a network, and Diffusion a model of that."
-        )
-    if own is None and module.density not in (Density.EXACT, Density.ODE):
+    energy = find(module, context, HasEnergy)
+    if energy is None and module.density not in (Density.EXACT, Density.ODE):
         raise TypeError(
             f"Expected a model with a density for {name}, got a {type(module).__name__}, whose "
             f"log_prob is {module.density.value}."
         )
-    if own is not None and module.support.is_discrete:
+    if energy is not None:
+        module, context = energy
+    support = module(context).support if energy is None else module.support
+    if energy is not None and support.is_discrete:
         raise ValueError(
             f"Expected a model of real numbers for {name}, got a {type(module).__name__} of "
-            f"{module.support}. PseudoLikelihood and RatioMatching take binary units."
+            f"{support}. PseudoLikelihood and RatioMatching take binary units."
         )
-
-    support = module(context).support if own is None else module.support
     if ends(support) != (-math.inf, math.inf):
         raise ValueError(
             f"Expected a model of all real numbers for {name}, which integrates by parts and would "
@@ -74,25 +70,25 @@ def score_of(module: Any, x: Tensor | None, context: Tensor | None, name: str) -
         )
 
     def total(y: Tensor) -> Tensor:
-        value = own(y, context) if own is not None else module(context).log_prob(y)
+        exact = energy is None
+        value = module(context).log_prob(y) if exact else module.log_density(y, context)
         return value.sum()
 
     return torch.func.grad(total)
 
 
-def noisy_score(
-    module: Any, x: Tensor | None, context: Tensor | None, name: str
-) -> tuple[Score, Tensor]:
-    """The score of a model and where to match it: of a diffusion that of noisy data."""
-    denoiser = getattr(module, "denoiser", None)
-    if denoiser is None or x is None:
-        score = score_of(module, x, context, name)
-        return score, torch.as_tensor(x)
-    y = module.standardized(x)
+def noisy_score(module: Any, x: Tensor, context: Any, name: str) -> tuple[Score, Tensor]:
+    """Return the score of a model and where to match it: of a diffusion that of noisy data."""
+    diffusion = find(module, context, HasDenoiser)
+    if diffusion is None:
+        return score_of(module, x, context, name), x
+    inner, given = diffusion
+    denoiser: Any = inner.denoiser
+    y = inner.standardized(x)
     t = by_angle(denoiser.schedule, spread(len(y), y), CUT)
     alpha, sigma = denoiser.signal(t)
     u = alpha / sigma * y + torch.randn_like(y)
-    return lambda u: sigma * denoiser.score(sigma * u, t, context), u
+    return lambda u: sigma * denoiser.score(sigma * u, t, given), u
 
 
 CUT = 1e-3  # the least time of a diffusion that has no noise at time 0
@@ -103,7 +99,7 @@ def norm(s: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ExplicitScoreMatching:
+class ExplicitScoreMatching(Objective):
     r"""Half the squared distance to a score that is known, or to an estimate of it.
 
     References:
@@ -124,8 +120,9 @@ class ExplicitScoreMatching:
 
     score: Score
 
-    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+    requires = (HasDensity,)
+
+    def losses(self, module: HasDensity, x: Tensor, context: Any) -> Tensor:
         s = score_of(module, x, context, type(self).__name__)(x)
         goal = self.score(x).detach()
         if goal.shape != s.shape:
@@ -162,7 +159,7 @@ def parzen_score(data: Tensor, sigma: float) -> Score:
 
 
 @dataclass(frozen=True)
-class ImplicitScoreMatching:
+class ImplicitScoreMatching(Objective):
     r"""Implicit score matching: :math:`\operatorname{tr} \nabla s(x) + |s(x)|^2 / 2`.
 
     The trace is exact, from as many products with the Hessian as there are features, each by
@@ -179,8 +176,9 @@ class ImplicitScoreMatching:
         torch.Size([5])
     """
 
-    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+    requires = (HasDensity,)
+
+    def losses(self, module: HasDensity, x: Tensor, context: Any) -> Tensor:
         score, x = noisy_score(module, x, context, type(self).__name__)
         size = x[0].numel()
         basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *x.shape[1:])
@@ -193,7 +191,7 @@ class ImplicitScoreMatching:
 
 
 @dataclass(frozen=True)
-class SlicedScoreMatching:
+class SlicedScoreMatching(Objective):
     r"""Sliced score matching: the trace along random directions, :math:`v^\top \nabla s(x) \, v`.
 
     References:
@@ -215,11 +213,12 @@ class SlicedScoreMatching:
 
     projections: int = 1
 
+    requires = (HasDensity,)
+
     def __post_init__(self) -> None:
         check_whole(1, projections=self.projections)
 
-    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+    def losses(self, module: HasDensity, x: Tensor, context: Any) -> Tensor:
         score, x = noisy_score(module, x, context, type(self).__name__)
         total: Any = 0.0
         for _ in range(self.projections):
@@ -230,7 +229,7 @@ class SlicedScoreMatching:
 
 
 @dataclass(frozen=True)
-class DenoisingScoreMatching:
+class DenoisingScoreMatching(Objective):
     r"""Denoising score matching: :math:`|\sigma s(x + \sigma \epsilon) + \epsilon|^2 / 2`.
 
     The score learned is that of the data convolved with noise of width :math:`\sigma`.
@@ -254,12 +253,13 @@ class DenoisingScoreMatching:
 
     sigma: float
 
+    requires = (HasDensity,)
+
     def __post_init__(self) -> None:
         if not 0 < self.sigma < math.inf:
             raise ValueError(f"Expected a positive `sigma`, got {self.sigma}.")
 
-    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+    def losses(self, module: HasDensity, x: Tensor, context: Any) -> Tensor:
         score = score_of(module, x, context, type(self).__name__)
         noise = torch.randn_like(x)
         return norm(self.sigma * score(x + self.sigma * noise) + noise)

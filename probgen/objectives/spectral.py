@@ -3,8 +3,7 @@ r"""Spectral regularisation: a price on the largest singular values of convoluti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.checks import check_whole
 from ..networks.spectral import spectral_norm
+from .base import Around, as_objective
 
 __all__ = ["SpectralRegularized"]
 
@@ -19,7 +19,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
-class SpectralRegularized:
+class SpectralRegularized(Around):
     r"""An objective plus :math:`\lambda \sum_i \sigma_i` over the convolutions of a module.
 
     It keeps outputs from changing sharply with inputs, and so the divergences of a deep hierarchy
@@ -49,27 +49,18 @@ class SpectralRegularized:
         torch.Size([10])
     """
 
-    objective: Callable[..., Tensor]
+    objective: Any
     weight: float = 0.01
     squarings: int = 5
 
     def __post_init__(self) -> None:
-        if not callable(self.objective):
-            raise TypeError(
-                f"Expected an `objective` to call, got a {type(self.objective).__name__}."
-            )
+        object.__setattr__(self, "objective", as_objective(self.objective))
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"Expected `weight` not to be negative, got {self.weight}.")
         check_whole(0, squarings=self.squarings)
 
-    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
+    def losses(self, module: Any, x: Any, context: Any) -> Tensor:
         return self.objective(module, x, context) + self.weight * self.penalty(module)
-
-    def at(self, fraction: float) -> SpectralRegularized:
-        """The objective after a fraction of the training."""
-        change = getattr(self.objective, "at", None)
-        return self if change is None else replace(self, objective=change(fraction))
 
     def penalty(self, module: nn.Module) -> Tensor:
         r"""The sum :math:`\sum_i \sigma_i` over the convolutions of a module."""

@@ -11,7 +11,7 @@ What a mini-batch stands for multiplies the losses of its items.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro.distributions.util import detach, is_identically_zero, scale_and_mask
@@ -24,8 +24,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro.util import check_if_enumerated, warn_if_nan
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .variational import Variational, Weights
+from ..core.plates import Pair
+from .weights import Weights
 
 __all__ = ["TraceObjective"]
 
@@ -41,9 +41,7 @@ class TraceObjective(ELBO):
         vectorize_particles: Whether all draws are taken in one plate.
     """
 
-    def __init__(
-        self, objective: Variational, max_plate_nesting: float, vectorize_particles: bool
-    ) -> None:
+    def __init__(self, objective: Any, max_plate_nesting: float, vectorize_particles: bool) -> None:
         super().__init__(
             num_particles=objective.samples,
             max_plate_nesting=max_plate_nesting,
@@ -68,8 +66,8 @@ class TraceObjective(ELBO):
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a tensor with a gradient."""
-        if self.objective.upper and hasattr(model, "distribution"):  # a pair of this package
-            self.objective.check_frozen(model.distribution)  # type: ignore[attr-defined]
+        if isinstance(model, Pair):
+            self.objective.check_frozen(model.distribution)
         runs = [self.weights(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
         if len(runs) == 1:
             weights, scale = runs[0]
@@ -87,12 +85,10 @@ class TraceObjective(ELBO):
                 score=score,
                 latents=latents,
             )
-        return scale * self.objective.losses(weights).sum()
+        return scale * self.objective.bound_losses(weights).sum()
 
     def weights(self, model_trace: Trace, guide_trace: Trace) -> tuple[Weights, float]:
         """The weights of items, with shape (draws, items), and what each item stands for."""
-        from .variational import Weights
-
         q = {n: s for n, s in guide_trace.nodes.items() if stated(s)}
         p = {n: s for n, s in model_trace.nodes.items() if stated(s)}
         stacks = [

@@ -18,17 +18,20 @@ the others as its baseline.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..core.checks import check_whole
+from ..core.contracts import HasLabels, HasLatents, HasPrior
 from ..core.processes import mean_over
+from .base import Around, Objective, as_objective
 from .traces import TraceObjective
+from .weights import Weights
 
 __all__ = [
     "ELBO",
@@ -41,38 +44,12 @@ __all__ = [
 ]
 
 
-class Weights(NamedTuple):
-    r"""What :math:`K` draws of the latents tell of each item.
-
-    Arguments:
-        log_likelihood: :math:`\log p(x \mid z_k)`, with shape :math:`(K, *)`.
-        log_prior: :math:`\log p(z_k)`, with shape :math:`(K, *)`.
-        log_posterior: :math:`\log q(z_k \mid x)`, with shape :math:`(K, *)`.
-        divergence: The divergence of posterior from prior by latent or group :math:`G`, with shape
-            :math:`(*, G)`, where it is known; else none.
-        score: The part of :math:`\log q(z_k \mid x)` whose draws have no derivative, with shape
-            :math:`(K, *)`; none if all have one.
-        latents: The draws :math:`z`, whose gradients an objective may weigh.
-    """
-
-    log_likelihood: Tensor
-    log_prior: Tensor
-    log_posterior: Tensor
-    divergence: Tensor | None = None
-    score: Tensor | None = None
-    latents: tuple[Tensor, ...] = ()
-
-    @property
-    def log_weights(self) -> Tensor:
-        r""":math:`\log w_k`, with shape :math:`(K, *)`."""
-        return self.log_likelihood + self.log_prior - self.log_posterior
-
-
-class Variational(ABC):
+class Variational(Objective):
     """An objective of models with latent variables."""
 
     samples: int  # the number of draws per item
 
+    requires = (HasLatents,)
     upper: ClassVar[bool] = False  # whether it is an upper bound, which a model must not lower
     stopped: ClassVar[bool] = False  # whether the posterior's own parameters get no gradient
     analytic: ClassVar[bool] = False  # whether a known divergence is of use
@@ -81,34 +58,42 @@ class Variational(ABC):
     def __post_init__(self) -> None:
         check_whole(1, samples=self.samples)
 
-    def __call__(self, module: Any, x: Tensor | None, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        if x is None:
-            raise ValueError(f"Expected data, since {type(self).__name__} fits data, got None.")
-        if not callable(getattr(module, "weigh", None)):
-            raise TypeError(
-                f"Expected a module with latent variables, such as pg.models.VAE, for "
-                f"{type(self).__name__}, got a {type(module).__name__}."
-            )
+    def losses(self, module: Any, x: Tensor, context: Any) -> Tensor:
         if not module.variational:
             raise ValueError(
                 f"Expected a module that {type(self).__name__} trains, got a "
                 f"{type(module).__name__}, which {type(module.objective).__name__} trains."
             )
-        return self.losses(
-            module.weigh(
-                x,
-                context,
-                self.samples,
-                analytic=self.analytic,
-                stopped=self.stopped,
-                held=self.held,
-            )
+        self.check_frozen(module)
+        weights = module.weigh(
+            x,
+            context,
+            self.samples,
+            analytic=self.analytic,
+            stopped=self.stopped,
+            held=self.held,
         )
+        return self.bound_losses(weights)
 
     @abstractmethod
-    def losses(self, weights: Weights) -> Tensor:
-        """The losses of items, whose gradients train model and posterior."""
+    def bound_losses(self, weights: Weights) -> Tensor:
+        """Return the losses of items, whose gradients train model and posterior."""
+
+    def check_frozen(self, module: Any) -> None:
+        """Raise for an upper bound unless prior and likelihood are frozen."""
+        if not self.upper:
+            return
+        name = type(self).__name__
+        if not isinstance(module, HasPrior):
+            raise TypeError(
+                f"Expected {HasPrior.models} for {name}, got a {type(module).__name__}."
+            )
+        for part, held in (("prior", module.prior), ("likelihood", module.likelihood)):
+            if any(p.requires_grad for p in held.parameters()):
+                raise ValueError(
+                    f"Expected a frozen `{part}` for {name}, an upper bound that would lower the "
+                    f"evidence, got one that learns. Call .{part}.freeze() first."
+                )
 
     def elbo(self, max_plate_nesting: float = math.inf, vectorize_particles: bool = False) -> Any:
         """The objective for Pyro's `SVI`, and any model and guide.
@@ -133,10 +118,10 @@ class Variational(ABC):
             >>> svi.step(torch.ones(10, 4)) > 0
             True
         """
-        if getattr(self, "warm_up", 0.0):
+        if self.at(0.0) is not self:
             raise ValueError(
-                "Expected no `warm_up`, since SVI does not say how far it is, got "
-                f"{self.warm_up}. Take `at(fraction)` of the objective."  # type: ignore[attr-defined]
+                f"Expected an objective with no `warm_up`, since SVI does not say how far it is, "
+                f"got {self}. Take `at(fraction)` of it."
             )
         return TraceObjective(self, max_plate_nesting, vectorize_particles)
 
@@ -220,7 +205,7 @@ class ELBO(Variational):
             return self if self.warm_up == 0 else replace(self, warm_up=0.0)
         return replace(self, beta=self.beta * fraction / self.warm_up, warm_up=0.0)
 
-    def losses(self, weights: Weights) -> Tensor:
+    def bound_losses(self, weights: Weights) -> Tensor:
         kl = weights.divergence
         if kl is None and not self.free_bits:
             excess = self.beta * (weights.log_prior - weights.log_posterior)
@@ -261,7 +246,7 @@ class StickingTheLanding(Variational):
 
     stopped: ClassVar[bool] = True
 
-    def losses(self, weights: Weights) -> Tensor:
+    def bound_losses(self, weights: Weights) -> Tensor:
         check_path(self, weights)
         return -weights.log_weights.mean(0)
 
@@ -287,7 +272,7 @@ class IWAE(Variational):
 
     samples: int = 50
 
-    def losses(self, weights: Weights) -> Tensor:
+    def bound_losses(self, weights: Weights) -> Tensor:
         return -with_scores(log_mean_exp, weights.log_weights, weights.score)
 
 
@@ -317,7 +302,7 @@ class DReG(Variational):
 
     stopped: ClassVar[bool] = True
 
-    def losses(self, weights: Weights) -> Tensor:
+    def bound_losses(self, weights: Weights) -> Tensor:
         check_path(self, weights)
         if not weights.latents:
             raise ValueError(
@@ -340,7 +325,7 @@ class DReG(Variational):
 
 
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(Around):
     r"""An objective plus that of a classifier, :math:`-\alpha \log q(y \mid x)` at known labels.
 
     References:
@@ -358,25 +343,18 @@ class Supervised:
         torch.Size([2])
     """
 
-    objective: Variational = ELBO()
+    objective: Any = ELBO()
     weight: float = 10.0
 
+    requires = (HasLabels,)
+    fits = True
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "objective", as_objective(self.objective))
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"Expected `weight` not to be negative, got {self.weight}.")
 
-    def at(self, fraction: float) -> Supervised:
-        """The objective after a fraction of the training."""
-        change = getattr(self.objective, "at", None)
-        return self if change is None else replace(self, objective=change(fraction))
-
-    def __call__(self, module: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Losses with shape :math:`(N)` of data with shape :math:`(N, *)`."""
-        if not hasattr(module, "label_loss"):
-            raise TypeError(
-                f"Expected a model with labels, such as pg.models.SemiSupervisedVAE, for "
-                f"Supervised, got a {type(module).__name__}."
-            )
+    def losses(self, module: HasLabels, x: Tensor, context: Any) -> Tensor:
         return self.objective(module, x, context) + self.weight * module.label_loss(x, context)
 
 
