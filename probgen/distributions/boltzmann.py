@@ -355,7 +355,7 @@ class Ising(BinaryEnergy):
             flat = x.flatten(-dims)
             value = (flat @ (symmetric(coupling) / 2) * flat).sum(-1)
         else:
-            value = coupling * bonds(x, dims, self.periodic)
+            value = coupling.reshape(()) * bonds(x, dims, self.periodic)
         return value if field is None else value + (x * field).flatten(-dims).sum(-1)
 
     def flip_gains(self, x: Tensor) -> Tensor:
@@ -419,7 +419,7 @@ class Ising(BinaryEnergy):
     def log_z_of(self, coupling: Tensor, field: Tensor | None) -> Tensor:
         if self.torus:
             m, n = self.event_shape
-            value = log_partition_torus(m, n, coupling)[0]
+            value = log_partition_torus(m, n, coupling)[0].reshape(())
             if readable(value) and bool(value.isnan()):
                 raise ValueError(
                     f"Expected a coupling of at least 0 on a torus with odd sides, where the exact "

@@ -120,6 +120,9 @@ class Dequantized(LazyDistribution):
         y = self.real(x)
         initialize_part(self.continuous, y + torch.rand_like(y), context, weights)
 
+    def compare(self, x: Tensor, context: Any = None) -> None:
+        self.continuous.compare(self.real(x), context)
+
     def real(self, x: Tensor) -> Tensor:
         """Values in the dtype of the parameters."""
         like = next(self.parameters(), next(self.buffers(), torch.zeros(())))

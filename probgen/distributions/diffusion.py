@@ -23,7 +23,7 @@ from torch.distributions.transforms import AffineTransform
 
 from ..core import Density, LazyDistribution, Standardizer
 from ..core.checks import check_event, check_whole
-from ..core.contexts import flatten, is_vector, size_of, spell
+from ..core.contexts import is_vector, size_of, spell
 from ..core.contracts import HasDenoiser, MadeBy
 from ..core.lazy import Traits
 from ..core.plates import PyroGuide, PyroModel
@@ -312,13 +312,20 @@ class Diffusion(LazyDistribution):
     def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
         self.standardizer.fit(x, weights)
         if context is not None:
-            self.check_context(context)
+            flat = self.flat_context(context)
             single = isinstance(context, Tensor) and not is_vector(self.context_shape)  # type: ignore[arg-type]
-            flat = flatten(context, self.context_shape)  # type: ignore[arg-type]
-            for part in self.denoiser.modules():
-                if isinstance(part, NetworkDenoiser) and part.context_standardizer is not None:
-                    per: Per = "one" if single else "feature"
-                    part.context_standardizer.fit(flat, weights, "context", per)
+            for part in self.context_standardizers():
+                part.fit(flat, weights, "context", "one" if single else "feature")
+
+    def context_standardizers(self) -> list[Standardizer]:
+        """What standardises contexts: parts of the denoiser."""
+        parts = (p for p in self.denoiser.modules() if isinstance(p, NetworkDenoiser))
+        return [p.context_standardizer for p in parts if p.context_standardizer is not None]
+
+    def compare(self, x: Tensor, context: Any = None) -> None:
+        super().compare(x)
+        for part in self.context_standardizers() if context is not None else ():
+            part.compare(self.flat_context(context), "context")
 
     def standardized(self, x: Tensor) -> Tensor:
         """Data with mean 0 and variance 1, as the denoiser takes them."""

@@ -122,6 +122,10 @@ class Embedded(LazyDistribution):
         self.context_standardizer.fit(context, weights)
         initialize_part(self.distribution, x, self.embed(context), weights)
 
+    def compare(self, x: Tensor, context: Any = None) -> None:
+        super().compare(x, context)
+        self.distribution.compare(x, self.embed(context))
+
     def pyro_model(
         self, prefix: str, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
     ) -> Tensor:

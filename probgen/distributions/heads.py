@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from ..core.checks import check_event, check_whole
 from ..networks.dense import Activation
-from .parametric import LIMIT, Parametric, shape_of, weighted_mean
+from .parametric import LIMIT, Events, Parametric, shape_of, weighted_mean
 
 __all__ = [
     "Bernoulli",
@@ -86,7 +86,7 @@ class Bernoulli(Head):
     def build(self, phi: Tensor) -> TorchDistribution:
         (logits,) = self.split(phi)
         if len(self.shape) != 1:
-            return dist.Bernoulli(logits=logits).to_event(len(self.shape))
+            return Events(dist.Bernoulli(logits=logits), len(self.shape))
         return Bits(dist.Bernoulli(logits=logits), 1)
 
 
@@ -102,6 +102,7 @@ class Bits(dist.Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args or self.base_dist._validate_args:
+            check_event(value, self.event_shape)
             self.base_dist._validate_sample(value)
         logits = self.base_dist.logits
         value = value.to(logits.dtype)
@@ -130,7 +131,7 @@ class ContinuousBernoulli(Head):
 
     def build(self, phi: Tensor) -> TorchDistribution:
         (logits,) = self.split(phi)
-        return dist.ContinuousBernoulli(logits=logits.clamp(-15, 15)).to_event(len(self.shape))
+        return Events(dist.ContinuousBernoulli(logits=logits.clamp(-15, 15)), len(self.shape))
 
 
 class Beta(Head):
@@ -156,7 +157,7 @@ class Beta(Head):
         logits, log_total = self.split(phi)
         total = log_total.clamp(-LIMIT, LIMIT).exp()
         m = logits.clamp(-LIMIT, LIMIT).sigmoid()
-        return dist.Beta(m * total, (1 - m) * total).to_event(len(self.shape))
+        return Events(dist.Beta(m * total, (1 - m) * total), len(self.shape))
 
 
 class Poisson(Head):
@@ -180,7 +181,7 @@ class Poisson(Head):
 
     def build(self, phi: Tensor) -> TorchDistribution:
         (log_rate,) = self.split(phi)
-        return dist.Poisson(log_rate.clamp(-20, 20).exp()).to_event(len(self.shape))
+        return Events(dist.Poisson(log_rate.clamp(-20, 20).exp()), len(self.shape))
 
 
 class Categorical(Parametric):
@@ -222,7 +223,7 @@ class Categorical(Parametric):
 
     def build(self, phi: Tensor) -> TorchDistribution:
         logits = torch.stack(self.split(phi), -1)
-        return dist.Categorical(logits=logits).to_event(len(self.shape))
+        return Events(dist.Categorical(logits=logits), len(self.shape))
 
 
 class StudentT(Parametric):
@@ -269,7 +270,7 @@ class StudentT(Parametric):
         scale = unit.scale * s.clamp(-LIMIT, LIMIT).exp()
         nu = 1 + f.clamp(-LIMIT, LIMIT).exp()
         mean = torch.addcmul(unit.shift, unit.scale, m)
-        return dist.StudentT(nu, mean, scale).to_event(len(self.shape))
+        return Events(dist.StudentT(nu, mean, scale), len(self.shape))
 
 
 class DiscretizedLogistic(Parametric):
@@ -313,9 +314,8 @@ class DiscretizedLogistic(Parametric):
 
     def build(self, phi: Tensor) -> TorchDistribution:
         logits, locations, log_scales = torch.stack(self.split(phi), -1).chunk(3, -1)
-        return DiscretizedLogisticMixture(logits, locations, log_scales, self.levels).to_event(
-            len(self.shape)
-        )
+        mixture = DiscretizedLogisticMixture(logits, locations, log_scales, self.levels)
+        return Events(mixture, len(self.shape))
 
 
 class DiscretizedLogisticMixture(TorchDistribution):

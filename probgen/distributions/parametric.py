@@ -201,7 +201,7 @@ class DiagonalNormal(Parametric):
         else:
             scale = torch.full_like(unit.scale, self.scale)
         mean = torch.addcmul(unit.shift, unit.scale, m)
-        return dist.Normal(mean, scale).to_event(len(self.shape))
+        return Events(dist.Normal(mean, scale), len(self.shape))
 
 
 class FullNormal(Parametric):
@@ -350,10 +350,24 @@ def expectation_maximization(
     return logits, means, scales.log()
 
 
+class Events(dist.Independent):
+    """Independent features of one event, whose values are not broadcast to its shape."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args or self.base_dist._validate_args:
+            check_event(value, self.event_shape)
+        return super().log_prob(value)
+
+
 class NormalMixture(dist.MixtureSameFamily):
     """A mixture that says its support in a form from which Pyro can start a kernel."""
 
     support = constraints.real_vector
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            check_event(value, self.event_shape)
+        return super().log_prob(value)
 
 
 class Standard(LazyDistribution):
