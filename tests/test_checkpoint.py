@@ -231,11 +231,11 @@ WRONG = {  # changes of the JSON, with a right checksum
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_description_is_refused_at_once(saved, name):
-    started = time.perf_counter()
+    started = time.process_time()
     edit(saved, **WRONG[name])
     with pytest.raises(pg.CheckpointError):
         pg.load(saved)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize("depth", [500, 5000, 100_000])
@@ -484,23 +484,31 @@ def test_a_write_that_fails_leaves_the_old_pair(saved, monkeypatch):
 
 
 def test_states_of_older_schemas_are_migrated(tmp_path, monkeypatch):
-    flow = pg.models.MAF(2, 1, transforms=1, hidden_features=(8,))
-    flow.context_shift.fill_(3.0)
-    monkeypatch.setattr("probgen.core.checkpoint.SCHEMA", 2)
-    flow.double().save(tmp_path)
-    monkeypatch.undo()
-    expected = flow.state_dict()
-    again = pg.load(tmp_path)
-    assert all(torch.equal(expected[n], v) for n, v in again.state_dict().items())
-    place = "probgen.core.checkpoint.RENAMED_STATE"
-    monkeypatch.setattr(place, [(r"context_shift$", "context_scale"), (r"^context_scale$", "gone")])
-    with pytest.raises(pg.CheckpointError, match="gone"):
+    """Former names and flat shapes are found, and what there was not takes its default."""
+    vae = pg.models.ConditionalVAE(2, 1, 2, (8,), "normal").double()
+    vae.initialize(*(3 + torch.randn(50, n, dtype=torch.double) for n in (2, 1)))
+    vae.save(tmp_path)
+    expected = vae.state_dict()
+
+    def age(state):
+        for new, old in (
+            ("standardizer.shift", "x_shift"),
+            ("standardizer.scale", "x_scale"),
+            ("context_standardizer.parts.0.shift", "context_shift"),
+            ("context_standardizer.parts.0.scale", "context_scale"),
+        ):
+            state[f"state.{old}"] = state.pop(f"state.{new}")
+        for name in ("standardizer.fitted", "initialized_flag"):
+            del state[f"state.{name}"]
+
+    rewrite(tmp_path, age)
+    with pytest.raises(pg.CheckpointError):
         pg.load(tmp_path)
-    monkeypatch.setattr(place, [])
-    rewrite(tmp_path, lambda state: state.pop("state.context_shift"))
     edit(tmp_path, schema=2)
     again = pg.load(tmp_path)
-    assert again.context_shift.tolist() == [0.0]
-    assert again.context_shift.dtype == torch.float64
-    monkeypatch.setattr("probgen.core.checkpoint.ADDED_STATE", [(r"context_shift$", True)])
-    assert pg.load(tmp_path).context_shift.tolist() == [1.0]
+    assert all(torch.equal(expected[n], v) for n, v in again.state_dict().items())
+    assert again.initialized
+    assert again.standardizer.active
+    monkeypatch.setattr("probgen.core.checkpoint.FORMER_STATE", [])
+    with pytest.raises(pg.CheckpointError, match="x_shift"):
+        pg.load(tmp_path)

@@ -18,6 +18,7 @@ Each is turned into each other by :func:`convert`.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -180,6 +181,23 @@ class Denoiser(nn.Module):
         return self.say("score", x, t, context)
 
 
+def check_arguments(network: Any, count: int) -> None:
+    """Raise a TypeError if a network cannot be called with so many tensors."""
+    call = network.forward if isinstance(network, nn.Module) else network
+    if not callable(call):
+        raise TypeError(f"Expected a callable `network`, got {network!r:.80}.")
+    try:
+        inspect.signature(call).bind(*[None] * count)
+    except TypeError as error:
+        raise TypeError(
+            f"Expected a `network` called with values and log ratios of signal to noise"
+            f"{', and contexts' if count == 3 else ''}, got a {type(network).__name__}: {error}. "
+            f"TimeMLP and UNet of pg.networks are called so."
+        ) from None
+    except ValueError:  # written in C, it does not say what it takes
+        return
+
+
 class NetworkDenoiser(Denoiser):
     r"""A denoiser of a network, one's own or one to train.
 
@@ -241,6 +259,7 @@ class NetworkDenoiser(Denoiser):
             raise ValueError(
                 f"Expected `predicts` among {sorted((*KINDS, 'edm'))}, got {predicts!r:.80}."
             )
+        check_arguments(network, 3 if context else 2)
         self.network, self.predicts, self.plain = network, predicts, plain
         self.context_standardizer: Any = None
         if context and not plain:

@@ -261,7 +261,7 @@ class StudentT(Parametric):
             activation,
             network,
             free=math.prod(shape),
-            per="shared" if len(shape) > 1 else "feature",
+            per="feature",
         )
 
     def build(self, phi: Tensor) -> TorchDistribution:

@@ -186,7 +186,7 @@ class DiagonalNormal(Parametric):
         starts = (0.0, 0.0) if scale in ("conditional", "learned") else (0.0,)
         free = {"learned": math.prod(shape_of(features)), "shared": 1}.get(str(scale), 0)
         rest = torch.zeros(1) if scale == "shared" else None
-        per: Per = "shared" if scale == "shared" or len(shape_of(features)) > 1 else "feature"
+        per: Per = "shared" if scale == "shared" else "feature"
         super().__init__(
             features, starts, context, hidden_features, activation, network, rest, free, per
         )

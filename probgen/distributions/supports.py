@@ -12,6 +12,7 @@ from torch.distributions import Transform, VonMises, biject_to, constraints
 
 from ..core import Bijector, is_wrapped
 from ..core.checks import ends
+from ..core.contracts import MadeBy
 
 
 def cuts_of(base: TorchDistribution, transforms: Sequence[Transform]) -> list[Any]:
@@ -21,7 +22,8 @@ def cuts_of(base: TorchDistribution, transforms: Sequence[Transform]) -> list[An
     values than it gives.
     """
     if base.support.is_discrete:
-        raise ValueError(f"Expected a continuous base, got a {type(base).__name__}.")
+        made = type(base.module if isinstance(base, MadeBy) else base).__name__
+        raise ValueError(f"Expected a continuous base, got a {made}.")
     circular = isinstance(getattr(base, "base_dist", base), VonMises)  # whose support is the line
     shape, given = base.event_shape, None if circular else ends(base.support)
     cuts: list[Any] = [None] * len(transforms)
