@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import metrics
 from .core import LazyDistribution
+from .core.numerics import floating_like
 
 __all__ = [
     "corner",
@@ -196,7 +197,7 @@ def density(
     if len(limits) != 2 * shape[0]:
         raise ValueError(f"Expected {2 * shape[0]} `limits`, got {limits}.")
     ax = axes(ax)
-    like = next(iter([*module.parameters(), *module.buffers()]), torch.empty(()))
+    like = floating_like(module)
     grid = torch.cartesian_prod(
         *(
             torch.linspace(low, high, points, dtype=like.dtype, device=like.device)
@@ -279,7 +280,7 @@ def manifold(
         raise ValueError(
             f"Expected a model of two latents, got latents with shape {tuple(module.latent_shape)}."
         )
-    like = next(iter([*module.parameters(), *module.buffers()]), torch.empty(()))
+    like = floating_like(module)
     points = [NormalDist().inv_cdf((k + 0.5) / count) for k in range(count)]
     z = like.new_tensor(points)
     grid = torch.cartesian_prod(-z, z).flip(-1)  # the first latent to the right, the second up

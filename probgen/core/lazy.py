@@ -22,6 +22,7 @@ from . import contexts
 from .checkpoint import save
 from .contexts import ContextShape
 from .contracts import HasDensity
+from .numerics import floating_like
 from .plates import PyroGuide, PyroModel, unique_name
 from .registry import register
 from .standardize import Standardizer
@@ -402,9 +403,7 @@ class LazyDistribution(nn.Module):
 
     def probe(self) -> Any:
         """The distribution of a context of zeros, to be asked for shapes and supports."""
-        like = next(self.parameters(), next(self.buffers(), torch.zeros(())))
-        if not like.is_floating_point():
-            like = torch.zeros((), device=like.device)
+        like = floating_like(self)
         with torch.no_grad():
             return self(contexts.zeros(self.context_shape, like))
 

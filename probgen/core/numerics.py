@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
-__all__ = ["increasing_root", "is_wrapped"]
+__all__ = ["floating_like", "increasing_root", "is_wrapped"]
 
 EXPANSIONS = 8  # each makes the bracket 16 times wider
 
@@ -80,6 +80,14 @@ def increasing_root(
         value, slope = function(root)
         root = root - (value - target) / slope
     return root
+
+
+def floating_like(module: nn.Module) -> Tensor:
+    """A tensor of the dtype and on the device of a module: its first floating-point one."""
+    for t in (*module.parameters(), *module.buffers()):
+        if t.is_floating_point():
+            return t
+    return torch.zeros(())
 
 
 def is_wrapped(x: Tensor) -> bool:

@@ -36,7 +36,7 @@ def sample(
         TypeError: If `module` is not a lazy distribution.
 
     Example:
-        >>> import probgen as pg, pyro.distributions as dist
+        >>> import probgen as pg, pyro, torch, pyro.distributions as dist
         >>> prior = pg.models.NSF(features=3).freeze()
         >>> def model(y):
         ...     x = pg.sample("x", prior)

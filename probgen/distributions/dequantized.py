@@ -23,6 +23,7 @@ from torch.distributions import constraints
 from ..core import Density, LazyDistribution, initialize_part
 from ..core.checks import check_whole, ends
 from ..core.lazy import Traits
+from ..core.numerics import floating_like
 from ..objectives import MaximumLikelihood
 from .module_distribution import ModuleDistribution
 
@@ -125,8 +126,7 @@ class Dequantized(LazyDistribution):
 
     def real(self, x: Tensor) -> Tensor:
         """Values in the dtype of the parameters."""
-        like = next(self.parameters(), next(self.buffers(), torch.zeros(())))
-        return x.to(like.dtype if like.is_floating_point() else torch.get_default_dtype())
+        return x.to(floating_like(self).dtype)
 
     def draw(self, shape: torch.Size, context: Any) -> Tensor:
         y = self.continuous(context).expand(shape).sample()

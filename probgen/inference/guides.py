@@ -206,7 +206,7 @@ class MeanField(ContinuousGuide):
         >>> abs(float(guide.median()["mean"]) - 1.5) < 0.3
         True
         >>> guide.draws(100, y)
-        Draws of mean: 1 chains, 100 draws each
+        Draws(1 chains of 100 draws: mean ())
     """
 
     def __init__(

@@ -23,6 +23,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from ..core.numerics import floating_like
 from .checks import check_site, is_value
 from .place import unchecked
 
@@ -53,7 +54,7 @@ class Given(Messenger):
         self.latent.append((msg["name"], fn))
         if self.value is None or len(self.latent) > 1:
             own = getattr(fn, "module", None)  # of a learned law, whose draws are dear
-            like = fn.sample() if own is None else next(own.buffers())
+            like = fn.sample() if own is None else floating_like(own)
             self.value = torch.zeros(fn.shape(), dtype=like.dtype, device=like.device)
         msg["value"], msg["done"] = self.value, True
 
