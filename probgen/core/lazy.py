@@ -217,7 +217,6 @@ class LazyTransform(nn.Module):
 
     Attributes:
         context_shape: The shape of one context, None if it takes none.
-        initialized: Whether data-dependent values were set.
     """
 
     context_shape: ContextShape | None = None
@@ -326,7 +325,6 @@ class LazyDistribution(nn.Module):
         context_shape: The shape of one context, None if it takes none; a tuple or dict of shapes
             for contexts of several tensors.
         context_optional: Whether it may be called without the context that it takes.
-        initialized: Whether data-dependent values were set; true where there are none.
     """
 
     context_shape: ContextShape | None = None
