@@ -98,7 +98,7 @@ def add_methods(cls: Any) -> None:
 
     methods = {"__getstate__": get_state, "__deepcopy__": deep_copy}
     for name, method in methods.items():
-        if not any(name in vars(base) for base in cls.__mro__ if base is not object):
+        if not any(name in vars(b) for b in cls.__mro__ if b not in (object, nn.Module)):
             setattr(cls, name, method)
     cls.__init_subclass__ = classmethod(init_subclass)
     cls._registers = True
