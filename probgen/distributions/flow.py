@@ -365,9 +365,10 @@ class Flow(LazyDistribution):
             self.density,
         )
 
-    def data_standardizer(self) -> Standardizer | None:
+    def standardized_parts(self, x: Tensor, context: Any) -> list[tuple[Any, Any, str]]:
         last = self.transforms[-1] if len(self.transforms) else None
-        return last.standardizer if isinstance(last, Standardize) else None
+        part = last.standardizer if isinstance(last, Standardize) else None
+        return [(part, x, "data"), (self.context_standardizer, context, "context")]
 
     def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
         event = tuple(self(context).event_shape)
