@@ -5,7 +5,7 @@ shape keep what the parameters were. A lazy one is a module; called, it builds t
 that its parameters and a context describe at that moment.
 
 A subclass defines what is abstract. What follows from that it may define in another way if it is
-marked :func:`~probgen.core.registry.derived`; besides, five methods do something by default that a
+marked :func:`~probgen.core.derive.derived`; besides, five methods do something by default that a
 subclass may replace: here `set_from_data`, which sets nothing, `pyro_model`, which states one site,
 and `pyro_guide`, which states none; `at` and `held_out` of
 :class:`~probgen.objectives.base.Objective`, which return the same objective. All others are final.
@@ -28,8 +28,9 @@ from . import contexts
 from .checkpoint import save
 from .contexts import ContextShape
 from .contracts import HasDensity
+from .derive import derived
 from .plates import PyroGuide, PyroModel, unique_name
-from .registry import derived, register
+from .registry import register
 from .standardize import Standardizer
 
 if TYPE_CHECKING:

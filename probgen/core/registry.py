@@ -20,8 +20,9 @@ from torch import nn
 from torch.distributions import Distribution, Transform
 
 from .bijector import BIJECTORS, Bijector, name_of
+from .derive import derive
 
-__all__ = ["MODULES", "RECORDS", "derived", "describe", "find_class", "register"]
+__all__ = ["MODULES", "RECORDS", "describe", "find_class", "register"]
 
 MODULES: dict[str, type[nn.Module]] = {}
 RECORDS: dict[str, type] = {}  # frozen dataclasses that modules take as arguments, such as kernels
@@ -33,23 +34,6 @@ ALIASES = {  # constructor arguments that a class of torch keeps under another n
 PYRO = "pyro.nn.module"  # where Pyro makes classes of ours and torch's, such as `PyroModule[NSF]`
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def derived(function: F) -> F:
-    """Mark a method of a registered class that follows from the others.
-
-    It is abstract, and a subclass that does not define it is given it, as
-    :func:`functools.total_ordering` gives comparisons.
-    """
-
-    @functools.wraps(function)
-    def marked(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    marked.__isabstractmethod__ = True  # type: ignore[attr-defined]
-    marked.derived = function  # type: ignore[attr-defined]
-    return marked  # type: ignore[return-value]
 
 
 def register(thing: T, name: str | None = None) -> T:
@@ -129,17 +113,8 @@ def enter(cls: type) -> None:
     if cls.__module__ == PYRO:
         return
     MODULES[name_of(cls)] = cls
-    bases = [base for base in cls.__mro__ if base not in (nn.Module, object)]
-    marked = {n for base in bases for n, v in vars(base).items() if is_abstract(v)}
-    left = {name: getattr(cls, name, None) for name in marked}
-    left = {name: value for name, value in left.items() if is_abstract(value)}
-    given = {name: plain for name, value in left.items() if (plain := derivation(value))}
-    if len(given) < len(left):
-        missing = frozenset(left) - frozenset(given)
-        cls.__abstractmethods__ = missing  # type: ignore[attr-defined]  # which `object` looks at
-    else:
-        for name, plain in given.items():
-            setattr(cls, name, plain)
+    if left := derive(cls):
+        cls.__abstractmethods__ = left  # type: ignore[attr-defined]  # which `object` looks at
     init: Callable[..., None] = cls.__init__  # type: ignore[misc]
     if getattr(init, "records", False):
         return
@@ -152,18 +127,6 @@ def enter(cls: type) -> None:
 
     recorded.records = True  # type: ignore[attr-defined]
     cls.__init__ = recorded  # type: ignore[misc]
-
-
-def derivation(value: Any) -> Any:
-    """What a class is given in the place of an abstract member, none if it must define it."""
-    if isinstance(value, property):
-        plain = getattr(value.fget, "derived", None)
-        return None if plain is None else property(plain)
-    return getattr(value, "derived", None)
-
-
-def is_abstract(value: Any) -> bool:
-    return bool(getattr(value, "__isabstractmethod__", False))
 
 
 def get_state(self: nn.Module) -> dict[str, Any]:

@@ -85,11 +85,6 @@ class DiffusionDistribution(FlowDistribution):
     def has_rsample(self) -> bool:
         return self.module.denoiser.differentiable
 
-    def over(
-        self, base: TorchDistribution, transforms: Sequence[Transform]
-    ) -> DiffusionDistribution:
-        return DiffusionDistribution(self.module, self.context, base, transforms, False)
-
     def draw(self, shape: torch.Size) -> Tensor:
         module, given = self.module, self.given
         given = None if given is None else given.expand(*shape, given.shape[-1])
