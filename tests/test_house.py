@@ -6,7 +6,9 @@ import inspect
 import pkgutil
 from pathlib import Path
 
+import pyro.distributions as dist
 import pytest
+import torch
 
 import probgen
 from probgen.core.derive import derivation, is_abstract
@@ -93,3 +95,67 @@ def test_members_are_declared_and_not_asked_for_by_name(path):
     named = [n for n in calls if isinstance(n.func, ast.Name)]
     asked = [n for n in named if n.func.id == "hasattr" or (n.func.id, len(n.args)) == GETATTR]
     assert not asked, [f"line {n.lineno}: {ast.unparse(n)}" for n in asked]
+
+
+class Halfway(probgen.diffusion.Schedule):
+    """A schedule that leaves `logs` to its subclasses."""
+
+    clean = False
+
+
+class Geometric(Halfway):
+    def logs(self, t):
+        return 0 * t, 4 * t - 2
+
+
+class Closed(Geometric):
+    def time(self, log_snr):
+        return super().time(log_snr).round(decimals=3)
+
+
+def test_a_class_that_defines_what_is_abstract_is_given_the_rest():
+    assert "time" not in vars(Halfway)
+    assert "time" in vars(Geometric)
+    with pytest.raises(TypeError, match=r"Can't instantiate abstract class Halfway .*logs'?$"):
+        Halfway()
+    log_snr = torch.tensor(-2.0)
+    torch.testing.assert_close(Geometric().time(log_snr), torch.tensor(0.75))
+    assert Closed().time(log_snr) == 0.75
+
+
+class Tent(probgen.core.Elementwise):
+    def call_and_ladj(self, x):
+        return 2 * x, torch.full_like(x, 2.0).log()
+
+    def inverse_and_ladj(self, y):
+        return y / 2, torch.full_like(y, 2.0).log()
+
+
+def test_a_bijector_of_a_user_is_given_its_value_alone_and_has_nothing_to_learn():
+    x = torch.randn(3)
+    assert torch.equal(Tent()(x), 2 * x)
+    assert torch.equal(Tent().inv(x), x / 2)
+    assert Tent.embed(x) is x
+    assert Tent().inv.inv is not None
+    with pytest.raises(TypeError, match="Tent has no parameters to learn"):
+        probgen.transforms.Learned(Tent, features=3)
+
+
+class Bowl(probgen.distributions.EnergyBased):
+    def __init__(self):
+        super().__init__(2, located=True)
+
+    def log_density(self, x, context=None):
+        return -x.square().sum(-1) / 2
+
+    def base(self, context=None):
+        return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+
+def test_an_energy_of_a_user_that_defines_what_is_abstract_draws_and_is_not_tractable():
+    bowl = Bowl()
+    assert bowl.initial(3).shape == (3, 2)
+    assert not bowl.tractable
+    assert bowl.transition().step_size == bowl.step_size
+    with pytest.raises(ValueError, match="known exactly, got a Bowl"):
+        bowl.exact_log_partition()

@@ -93,6 +93,7 @@ class EnergyBased(LazyDistribution):
 
     traits = Traits("none", "steps of a Markov chain")
     tractable: bool = False
+    criterion: Any = None  # the default objective, where it is another
     standardize_contexts: bool = False  #: whether the network takes contexts of any scale
     chains: Tensor
     log_z: Tensor
@@ -116,7 +117,6 @@ class EnergyBased(LazyDistribution):
         if self.standardize_contexts and self.context_shape is not None:
             self.context_standardizer = ContextStandardizer(self.context_shape)
         self._kept: Any = None
-        self.criterion: Any = None  # the objective, where it is another
         if kernel is not None and not isinstance(kernel, Kernel):
             raise TypeError(f"Expected a `kernel` of pg.mcmc, got a {type(kernel).__name__}.")
         if isinstance(kernel, (Direct, Gibbs, ParallelTempering)):
