@@ -28,6 +28,7 @@ __all__ = [
 STARTING = 10_000  # data that the initialisation sees
 STARTING_ITEMS = 9_000  # those of datasets and loaders, whose digests may read 1,000 more
 NUMBERS = 10**8  # numbers that it sees
+PERIOD = 100  # steps between checks on held-out data, of a stream without length
 
 
 class Batches(ABC):
@@ -35,6 +36,8 @@ class Batches(ABC):
 
     #: The mean of the weights that items bring, of those the initialisation sees.
     mean = 1.0
+    #: Whether they are a stream without length.
+    endless = False
 
     @property
     @abstractmethod
@@ -44,12 +47,12 @@ class Batches(ABC):
     @property
     def period(self) -> int:
         """The number of steps between two checks on held-out data."""
-        return max(self.per_epoch, 10)
+        return PERIOD if self.endless else max(self.per_epoch, 10)
 
     @property
+    @abstractmethod
     def count(self) -> int:
         """The number of data, or of batches of a loader; 0 if there are none or it is not known."""
-        return 0
 
     @abstractmethod
     def initial(self) -> Batch | None:
@@ -73,13 +76,13 @@ class Batches(ABC):
             of a stream.
         """
 
+    @abstractmethod
     def split(self, fraction: float) -> Batches:
         """Take a fraction of the data out, to validate on.
 
         Raises:
             ValueError: If the data cannot be split, or not so.
         """
-        raise ValueError("Expected no `validation`, since there are no data, got some.")
 
     def scaled(self, batch: Batch) -> Batch:
         """A batch whose weights have mean 1 over all data, as far as they were seen."""
@@ -92,6 +95,7 @@ class NoData(Batches):
     """No data, for objectives that need none, with the contexts they may be given."""
 
     per_epoch = 1
+    count = 0
 
     def __init__(self, context: Any) -> None:
         self.context = context
@@ -108,6 +112,9 @@ class NoData(Batches):
 
     def digest(self) -> dict[str, str]:
         return {} if self.context is None else {"context": digest_of(self.context)}
+
+    def split(self, fraction: float) -> Batches:
+        raise ValueError("Expected no `validation`, since there are no data, got some.")
 
 
 class RowBatches(Batches):

@@ -25,8 +25,6 @@ from .sources import collate, digest_of, seeded
 
 __all__ = ["LengthWarning", "StreamBatches", "is_stream"]
 
-PERIOD = 100  # steps between checks on held-out data, of a stream without length
-
 
 class LengthWarning(UserWarning):
     """Warns that data came in fewer batches than their length says."""
@@ -70,6 +68,7 @@ class StreamBatches(Batches):
             self.length = None
         else:
             self.length = length if self.loader is not None else math.ceil(length / batch_size)
+        self.endless = self.length is None
         if self.length == 0:
             raise ValueError(f"Expected `{word}` with at least one item, got none.")
         self.sample: Batch | None = None
@@ -82,10 +81,6 @@ class StreamBatches(Batches):
                 f"Expected `steps` for a {type(self.data).__name__} without a length, got `epochs`."
             )
         return self.length
-
-    @property
-    def period(self) -> int:
-        return PERIOD if self.length is None else super().period
 
     @property
     def count(self) -> int:

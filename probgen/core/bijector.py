@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
 from .checks import check_event
+from .derive import derive, derived
 
 __all__ = ["Bijector", "Elementwise", "Inverse", "call_and_ladj", "detached", "inverse_and_ladj"]
 
@@ -61,9 +62,12 @@ class Bijector(Transform):
 
     #: The names of the constructor's arguments.
     accepted: ClassVar[frozenset[str]] = frozenset()
+    #: Whether the parameters of an element lie along the leading axis, else all along the last.
+    leading: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        derive(cls)
         BIJECTORS[name_of(cls)] = cls
         cls.accepted = frozenset(inspect.signature(cls.__init__).parameters)
 
@@ -73,8 +77,9 @@ class Bijector(Transform):
         self.given = given
 
     @classmethod
+    @derived
     def initial(cls, features: int, *args: Any, **options: Any) -> dict[str, Tensor]:
-        """The tensor arguments at which learning starts, by name.
+        """The tensor arguments at which learning starts, by name; of *one* element if elementwise.
 
         Raises:
             TypeError: If the transform has nothing to learn.
@@ -98,16 +103,13 @@ class Bijector(Transform):
         r"""Builds the transform from a vector of all its parameters.
 
         Arguments:
-            phi: The unconstrained parameters, with shape :math:`(*, P)`.
+            phi: The unconstrained parameters, with shape :math:`(*, P)`, or :math:`(P, *)` of an
+                elementwise transform.
             shapes: The shapes of what :meth:`initial` gives, by name.
             options: What :meth:`initial` and the constructor take besides.
         """
-        tensors, start = {}, 0
-        for name, shape in shapes.items():
-            stop = start + shape.numel()
-            tensors[name] = phi[..., start:stop].reshape(phi.shape[:-1] + shape)
-            start = stop
-        return cls(**tensors, **cls.settings(options))  # type: ignore[arg-type]
+        tensors = split_leading(phi, shapes) if cls.leading else split_last(phi, shapes)
+        return cls(**tensors, **(cls.settings(options) if options else {}))  # type: ignore[arg-type]
 
     @abstractmethod
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,10 +129,12 @@ class Bijector(Transform):
         if self.shape and self.domain.event_dim:
             check_event(x, self.shape[-1:])
 
+    @derived
     def _call(self, x: Tensor) -> Tensor:
         self.check_features(x)
         return self.call_and_ladj(x)[0]
 
+    @derived
     def _inverse(self, y: Tensor) -> Tensor:
         self.check_features(y)
         return self.inverse_and_ladj(y)[0]
@@ -141,7 +145,7 @@ class Bijector(Transform):
 
     @property
     def inv(self) -> Bijector:
-        return Inverse(self)
+        return self.transform if isinstance(self, Inverse) else Inverse(self)
 
     def forward_shape(self, shape: tuple[int, ...]) -> torch.Size:
         return broadcast(torch.Size(shape), self.shape)
@@ -162,27 +166,33 @@ class Elementwise(Bijector):
 
     #: How many numbers represent one element where a network reads it.
     embedding: ClassVar[int] = 1
+    leading: ClassVar[bool] = True
 
     @staticmethod
+    @derived
     def embed(x: Tensor) -> Tensor:
         """What a network sees of `x`, from :math:`(D, *)` to :math:`(D E, *)`."""
         return x
 
-    @classmethod
-    def initial(cls, features: int, *args: Any, **options: Any) -> dict[str, Tensor]:
-        """The arguments of *one* element at which learning starts, by name."""
-        raise TypeError(f"{cls.__name__} has no parameters to learn.")
 
-    @classmethod
-    def from_flat(cls, phi: Tensor, shapes: dict[str, torch.Size], **options: Any) -> Elementwise:
-        r"""Builds the transform from unconstrained parameters, with shape :math:`(P, *)`."""
-        if any(shapes.values()):
-            parts = phi.split([shape.numel() for shape in shapes.values()])
-            parts = [part if shape else part[0] for part, shape in zip(parts, shapes.values())]
-        else:
-            parts = rows(phi)
-        tensors = dict(zip(shapes, parts))
-        return cls(**tensors, **(cls.settings(options) if options else {}))
+def split_last(phi: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """The parts of vectors, in their shapes, by name."""
+    tensors, start = {}, 0
+    for name, shape in shapes.items():
+        stop = start + shape.numel()
+        tensors[name] = phi[..., start:stop].reshape(phi.shape[:-1] + shape)
+        start = stop
+    return tensors
+
+
+def split_leading(phi: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """The parts along the leading axis, by name."""
+    if any(shapes.values()):
+        parts = phi.split([shape.numel() for shape in shapes.values()])
+        parts = [part if shape else part[0] for part, shape in zip(parts, shapes.values())]
+    else:
+        parts = rows(phi)
+    return dict(zip(shapes, parts))
 
 
 def rows(phi: Tensor) -> list[Tensor]:
@@ -221,16 +231,6 @@ class Inverse(Bijector):
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         x, ladj = self.transform.call_and_ladj(y)
         return x, -ladj
-
-    @property
-    def inv(self) -> Bijector:
-        return self.transform
-
-    def forward_shape(self, shape: tuple[int, ...]) -> torch.Size:
-        return self.transform.inverse_shape(shape)
-
-    def inverse_shape(self, shape: tuple[int, ...]) -> torch.Size:
-        return self.transform.forward_shape(shape)
 
 
 def call_and_ladj(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:

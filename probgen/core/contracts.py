@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
 __all__ = [
     "Contract",
+    "Encodes",
     "HasCodebook",
     "HasCorruption",
     "HasDegradation",
@@ -82,6 +83,14 @@ class HasLatents(Contract):
         held: bool = False,
     ) -> Any:
         """Draw latents given data, with the terms of the bound."""
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """Whatever has a method that encodes data, of this package or not."""
+
+    def encode(self, x: Tensor, context: Any = None) -> Any:
+        """Return the posterior of latents given data."""
 
 
 class HasPrior(Contract):

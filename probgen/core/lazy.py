@@ -3,6 +3,12 @@
 A distribution built once and trained afterwards goes stale: its cache, its base and its batch
 shape keep what the parameters were. A lazy one is a module; called, it builds the distribution
 that its parameters and a context describe at that moment.
+
+A subclass defines what is abstract. What follows from that it may define in another way if it is
+marked :func:`~probgen.core.derive.derived`; besides, five methods do something by default that a
+subclass may replace: here `set_from_data`, which sets nothing, `pyro_model`, which states one site,
+and `pyro_guide`, which states none; `at` and `held_out` of
+:class:`~probgen.objectives.base.Objective`, which return the same objective. All others are final.
 """
 
 from __future__ import annotations
@@ -10,7 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pyro
 import torch
@@ -22,6 +28,7 @@ from . import contexts
 from .checkpoint import save
 from .contexts import ContextShape
 from .contracts import HasDensity
+from .derive import derived
 from .numerics import floating_like
 from .plates import PyroGuide, PyroModel, unique_name
 from .registry import register
@@ -90,10 +97,20 @@ class Traits(NamedTuple):
 
 
 class Probed:
-    """An attribute read off the distribution that a module returns, where it declares none."""
+    """An attribute read off the distribution that a module returns, where it declares none.
+
+    Arguments:
+        abstract: Whether a class must declare it, or is given one that is not abstract.
+    """
+
+    def __init__(self, abstract: bool = False) -> None:
+        self.__isabstractmethod__ = abstract
+        self.derived = Probed() if abstract else None
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
+        if self.derived is not None:
+            self.derived.name = name
 
     def __get__(self, module: Any, owner: type) -> Any:
         return self if module is None else getattr(module.probe(), self.name)
@@ -229,7 +246,6 @@ class LazyTransform(nn.Module):
     check_context = check_context
     flat_context = flat_context
     save = save
-    initialized = property(is_initialized)
 
     def freeze(self) -> Self:
         """Turn the parameters' gradients off and the module to evaluation; return it."""
@@ -247,13 +263,20 @@ class LazyTransform(nn.Module):
     @property
     def inv(self) -> LazyTransform:
         """The lazy transform of the inverse, which shares the parameters."""
-        return LazyInverse(self)
+        return self.transform if isinstance(self, LazyInverse) else LazyInverse(self)
 
     @property
     def card(self) -> Card:
         """The row of the table of models."""
         return Card("as part of a flow", self.density.value, *reorder(self.traits))
 
+    @property
+    @derived
+    def initialized(self) -> bool:
+        """Whether data-dependent values were set; true where there are none."""
+        return is_initialized(self)
+
+    @derived
     def initialize(
         self, y: Tensor, context: Any = None, weights: Tensor | None = None, inverse: bool = False
     ) -> None:
@@ -282,10 +305,6 @@ class LazyInverse(LazyTransform):
 
     def forward(self, context: Any = None) -> Transform:
         return self.transform(context).inv
-
-    @property
-    def inv(self) -> LazyTransform:
-        return self.transform
 
     @property
     def initialized(self) -> bool:
@@ -331,13 +350,14 @@ class LazyDistribution(nn.Module):
     context_optional: bool = False
     frozen: bool = False
     reparameterized: bool = False  #: whether draws have a derivative
+    site_options: ClassVar[dict[str, Any]] = {}  #: what `pyro_model` takes inside another model
     strict_support: bool = True  #: whether validation refuses discrete values out of the support
     traits: Traits = Traits()
     standardizer: Any  #: the location and scale of the data, None if the module keeps none
     context_standardizer: Any  #: those of contexts
     initialized_flag: Tensor
-    event_shape: Any = Probed()
-    support: Any = Probed()
+    event_shape: Any = Probed(abstract=True)
+    support: Any = Probed(abstract=True)
 
     context: Any = property(get_context, set_context)
     check_context = check_context
@@ -414,9 +434,10 @@ class LazyDistribution(nn.Module):
         """Initialize once, the name of which this was in version 0.1."""
         initialize_part(self, x, context)
 
-    def data_standardizer(self) -> Standardizer | None:
-        """The part that has the location and scale of the data."""
-        return self.standardizer
+    @derived
+    def standardized_parts(self, x: Tensor, context: Any) -> list[tuple[Any, Any, str]]:
+        """The standardisers of data and contexts, each with what it takes and how that is named."""
+        return [(self.standardizer, x, "data"), (self.context_standardizer, context, "context")]
 
     def compare(self, x: Tensor, context: Any = None) -> None:
         """Warn if data or contexts are on another scale than those of :meth:`initialize`.
@@ -424,10 +445,7 @@ class LazyDistribution(nn.Module):
         Warns:
             ScaleWarning: If they are.
         """
-        for part, value, name in (
-            (self.data_standardizer(), x, "data"),
-            (self.context_standardizer, context, "context"),
-        ):
+        for part, value, name in self.standardized_parts(x, context):
             if part is not None and value is not None:
                 part.compare(value, name)
 
@@ -458,7 +476,7 @@ class LazyDistribution(nn.Module):
 
         Latents are named as the site, with `_z` and the like.
         """
-        return self.pyro_model(f"{name}_", name, context, obs, infer)
+        return self.pyro_model(f"{name}_", name, context, obs, infer, **self.site_options)
 
     @property
     def model(self) -> nn.Module:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributions import Distribution, Transform
 
 from .bijector import BIJECTORS, Bijector, name_of
+from .derive import derive
 
 __all__ = ["MODULES", "RECORDS", "describe", "find_class", "register"]
 
@@ -105,14 +106,14 @@ def add_methods(cls: Any) -> None:
 
 
 def enter(cls: type) -> None:
-    """Enters a class in the registry; one with abstract methods left cannot be built."""
+    """Enters a class in the registry; one with abstract methods left cannot be built.
+
+    Any other is given the members that it leaves to be derived.
+    """
     if cls.__module__ == PYRO:
         return
     MODULES[name_of(cls)] = cls
-    bases = [base for base in cls.__mro__ if base not in (nn.Module, object)]
-    marked = {n for base in bases for n, v in vars(base).items() if is_abstract(v)}
-    left = frozenset(name for name in marked if is_abstract(getattr(cls, name, None)))
-    if left:
+    if left := derive(cls):
         cls.__abstractmethods__ = left  # type: ignore[attr-defined]  # which `object` looks at
     init: Callable[..., None] = cls.__init__  # type: ignore[misc]
     if getattr(init, "records", False):
@@ -126,10 +127,6 @@ def enter(cls: type) -> None:
 
     recorded.records = True  # type: ignore[attr-defined]
     cls.__init__ = recorded  # type: ignore[misc]
-
-
-def is_abstract(value: Any) -> bool:
-    return bool(getattr(value, "__isabstractmethod__", False))
 
 
 def get_state(self: nn.Module) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..core import Standardizer, register, save
 from ..core.checks import check_event, check_whole
+from ..core.derive import derived
 from .schedules import Schedule
 
 __all__ = ["Denoiser", "LearnedVariance", "NetworkDenoiser", "Rescheduled", "convert"]
@@ -166,8 +167,9 @@ class Denoiser(nn.Module):
     def wide(self, value: Tensor) -> Tensor:
         return value.reshape(*value.shape, *[1] * len(self.shape))
 
+    @derived
     def mean(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        r""":math:`\hat x_0`, with the shape of `x`."""
+        r""":math:`\hat x_0`, with the shape of `x`; by default the mean of the distribution."""
         return self(x, t, context).mean
 
     def say(self, kind: str, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:

@@ -126,7 +126,13 @@ def noise(denoiser: Denoiser, shape: torch.Size, like: Tensor) -> Tensor:
 
 
 class Linear(Sampler):
-    """A sampler whose steps are linear in the value and in what was denoised."""
+    """A sampler whose steps are linear in the value and in what was denoised.
+
+    Attributes:
+        draws: Whether a step takes a draw of the denoiser's distribution, and not its mean.
+    """
+
+    draws: bool = False
 
     @abstractmethod
     def coefficients(self, schedule: Schedule, path: Path) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,6 +149,8 @@ class Linear(Sampler):
 
     def datum(self, denoiser: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         r"""What a step takes for :math:`\hat x_0`."""
+        if self.draws:
+            return denoiser(x, t, context).sample()
         return denoiser.mean(x, t, context)
 
 
@@ -243,11 +251,7 @@ class Ancestral(Linear):
             raise ValueError(
                 f"Expected `variance` of 'law', 'posterior' or 'step', got {self.variance!r:.80}."
             )
-
-    def datum(self, denoiser: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        if self.variance == "law":
-            return denoiser(x, t, context).sample()
-        return denoiser.mean(x, t, context)
+        object.__setattr__(self, "draws", self.variance == "law")
 
     def coefficients(self, schedule: Schedule, path: Path) -> tuple[Tensor, Tensor, Tensor]:
         added, before, after = added_variance(path), path.sigma[:-1], path.sigma[1:]

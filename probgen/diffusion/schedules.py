@@ -25,6 +25,7 @@ from torch.nn.functional import softplus
 
 from ..core import is_wrapped, register
 from ..core.checks import check_whole
+from ..core.derive import derived
 
 __all__ = [
     "VE",
@@ -71,6 +72,7 @@ class Schedule(nn.Module):
         numbers = {n: v for n, v in vars(self).items() if type(v) in (int, float)}
         return ", ".join(f"{name}={value:g}" for name, value in numbers.items())
 
+    @derived
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`\alpha_t` and :math:`\sigma_t` at times in [0, 1], with shape :math:`(*)`."""
         check_times(t)
@@ -87,6 +89,7 @@ class Schedule(nn.Module):
         alpha, sigma = slope(lambda t: torch.stack(self(t)), t)
         return alpha, sigma
 
+    @derived
     def log_snr_slope(self, t: Tensor) -> Tensor:
         r""":math:`d \lambda_t / dt`, below zero."""
         return slope(self.log_snr, t)
@@ -99,6 +102,7 @@ class Schedule(nn.Module):
         r""":math:`g_t^2`."""
         return -(2 * self.logs(t)[1]).exp() * self.log_snr_slope(t)
 
+    @derived
     def time(self, log_snr: Tensor) -> Tensor:
         r"""The times at which :math:`\lambda_t` has given values; by bisection where need be."""
         low, high = torch.zeros_like(log_snr), torch.full_like(log_snr, self.latest)
@@ -135,7 +139,31 @@ def slope(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     return torch.func.jvp(function, (u,), (torch.ones_like(u),))[1].squeeze(-t.ndim - 1)
 
 
-class VP(Schedule):
+class LinearRate(Schedule):
+    """A signal that falls at a rate that rises linearly.
+
+    Arguments:
+        low: The rate at the data.
+        high: The rate at the noise.
+    """
+
+    def __init__(self, low: float = 0.1, high: float = 20.0) -> None:
+        super().__init__()
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"Expected rates 0 < `low` <= `high`, got {low} and {high}.")
+        self.low, self.high = low, high
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        r""":math:`\log \alpha_t` at times with shape :math:`(*)`."""
+        return -t.square() * ((self.high - self.low) / 4) - t * (self.low / 2)
+
+    def time_of(self, log_alpha: Tensor) -> Tensor:
+        r"""The times at which :math:`\log \alpha_t` has given values."""
+        twice, slope = -4 * log_alpha, self.high - self.low  # of a square of t and t itself
+        return 2 * twice / (2 * self.low + (4 * self.low**2 + 4 * slope * twice).sqrt())
+
+
+class VP(LinearRate):
     r"""Noise at a rate that rises linearly, with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
 
     .. math:: \log \alpha_t = -\tfrac{1}{4} (\beta_1 - \beta_0) t^2 - \tfrac{1}{2} \beta_0 t
@@ -157,27 +185,15 @@ class VP(Schedule):
         (0.2812, 1.0)
     """
 
-    def __init__(self, low: float = 0.1, high: float = 20.0) -> None:
-        super().__init__()
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"Expected rates 0 < `low` <= `high`, got {low} and {high}.")
-        self.low, self.high = low, high
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        r""":math:`\log \alpha_t` at times with shape :math:`(*)`."""
-        return -t.square() * ((self.high - self.low) / 4) - t * (self.low / 2)
-
     def logs(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_alpha = self.log_alpha(t)
         return log_alpha, torch.log(-torch.expm1(2 * log_alpha)) / 2
 
     def time(self, log_snr: Tensor) -> Tensor:
-        twice = 4 * softplus(-log_snr) / 2  # -4 log alpha, a square of t and t itself
-        slope = self.high - self.low
-        return 2 * twice / (2 * self.low + (4 * self.low**2 + 4 * slope * twice).sqrt())
+        return self.time_of(-softplus(-log_snr) / 2)
 
 
-class SubVP(VP):
+class SubVP(LinearRate):
     r"""The signal of :class:`VP` with less noise, :math:`\sigma = 1 - \alpha^2`.
 
     References:
@@ -201,7 +217,7 @@ class SubVP(VP):
     def time(self, log_snr: Tensor) -> Tensor:
         half = (-log_snr / 2).exp()  # (1 - alpha^2) / alpha
         log_alpha = torch.log(2 / (half + (half.square() + 4).sqrt()))
-        return super().time(2 * log_alpha - torch.log(-torch.expm1(2 * log_alpha)))
+        return self.time_of(log_alpha)
 
 
 class Cosine(Schedule):

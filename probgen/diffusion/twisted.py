@@ -85,7 +85,7 @@ class TwistedSMC:
     islands: int = 8
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampler, Linear) or getattr(self.sampler, "variance", "") == "law":
+        if not isinstance(self.sampler, Linear) or self.sampler.draws:
             raise TypeError(
                 f"Expected a `sampler` with linear steps, such as Ancestral(100), got "
                 f"{self.sampler}."

@@ -175,6 +175,7 @@ class BoltzmannMachine(BinaryEnergy):
         super().__init__(units, lower, steps)
         self.coupling = nn.Parameter(torch.zeros(units * (units - 1) // 2))
         self.bias = nn.Parameter(torch.zeros(units))
+        self.tractable = units <= SMALL
         row, column = torch.triu_indices(units, units, 1)
         self.register_buffer("row", row, persistent=False)
         self.register_buffer("column", column, persistent=False)
@@ -222,10 +223,6 @@ class BoltzmannMachine(BinaryEnergy):
     def transition(self, beta: float = 1.0) -> GraphGibbs:
         bias = beta * self.bias + (1 - beta) * self.field_of_base
         return GraphGibbs(beta * self.weight.detach(), bias.detach(), self.lower)
-
-    @property
-    def tractable(self) -> bool:
-        return len(self.bias) <= SMALL
 
     def exact_log_partition(self) -> Tensor:
         parts = [
@@ -330,6 +327,7 @@ class Ising(BinaryEnergy):
         self.torus = self.free and periodic and not self.graph and len(self.event_shape) == 2
         if self.torus and any(n % 2 for n in self.event_shape):
             self.torus = bool(pairs > 0)  # a repulsion that borders frustrate is not Kaufman's
+        self.tractable = self.torus or self.units <= SMALL
         self.coloured: tuple[Tensor, list[Tensor]] | None = None
 
     @property
@@ -408,10 +406,6 @@ class Ising(BinaryEnergy):
         if self.coloured is None or not torch.equal(self.coloured[0], pattern):
             self.coloured = pattern, colours(pattern)
         return self.coloured[1]
-
-    @property
-    def tractable(self) -> bool:
-        return self.torus or self.units <= SMALL
 
     def exact_log_partition(self) -> Tensor:
         return self.log_z_of(self.coupling, None if self.free else self.field)

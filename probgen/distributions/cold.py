@@ -173,6 +173,7 @@ class ColdDiffusion(LazyDistribution):
                 f"Expected a `base` of shape {tuple(self.event_shape)} without context, got one "
                 f"with context={self.base.context}."
             )
+        self.reparameterized = self.base().has_rsample
         if network is None:
             count = size_of(self.context_shape)
             network = RestorerMLP(features, degradation.levels, count, hidden_features)
@@ -262,10 +263,6 @@ class ColdDiffusion(LazyDistribution):
     def forward(self, context: Any = None) -> ModuleDistribution:
         self.check_context(context)
         return ModuleDistribution(self, context)
-
-    @property
-    def reparameterized(self) -> bool:  # type: ignore[override]
-        return self.base().has_rsample
 
     def draw(self, shape: torch.Size, context: Any) -> Tensor:
         return draw_pushed(self, shape, context)

@@ -121,8 +121,8 @@ class Dequantized(LazyDistribution):
         y = self.real(x)
         initialize_part(self.continuous, y + torch.rand_like(y), context, weights)
 
-    def compare(self, x: Tensor, context: Any = None) -> None:
-        self.continuous.compare(self.real(x), context)
+    def standardized_parts(self, x: Tensor, context: Any) -> list[tuple[Any, Any, str]]:
+        return self.continuous.standardized_parts(self.real(x), context)
 
     def real(self, x: Tensor) -> Tensor:
         """Values in the dtype of the parameters."""

@@ -85,11 +85,6 @@ class DiffusionDistribution(FlowDistribution):
     def has_rsample(self) -> bool:
         return self.module.denoiser.differentiable
 
-    def over(
-        self, base: TorchDistribution, transforms: Sequence[Transform]
-    ) -> DiffusionDistribution:
-        return DiffusionDistribution(self.module, self.context, base, transforms, False)
-
     def draw(self, shape: torch.Size) -> Tensor:
         module, given = self.module, self.given
         given = None if given is None else given.expand(*shape, given.shape[-1])
@@ -158,6 +153,7 @@ class Diffusion(LazyDistribution):
     """
 
     traits = Traits("noise, as large as the data", "network passes, one for each step", True)
+    site_options = {"flow": True}
 
     def __init__(
         self,
@@ -285,8 +281,15 @@ class Diffusion(LazyDistribution):
         steps: int = 1000,
         times: int | None = 4,
         variance: str = "posterior",
+        flow: bool = False,
     ) -> Tensor:
-        """State the chain of noisy values, or some times of it, and the data; see :meth:`pair`."""
+        """State the chain of noisy values, or some times of it, and the data; see :meth:`pair`.
+
+        Inside another model, or with `flow`, it is one site, whose density follows the
+        probability flow.
+        """
+        if flow:
+            return pyro.sample(name, self(context), obs=obs, infer=dict(infer))
         chain = Chain(self, steps, self.flat_context(context), variance)
         return chain.model(prefix, name, obs, times, infer)
 
@@ -303,12 +306,6 @@ class Diffusion(LazyDistribution):
         """State the noisy values given data; see :meth:`pair`."""
         Chain(self, steps, self.flat_context(context)).guide(prefix, x, times, infer)
 
-    def pyro_site(
-        self, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
-    ) -> Tensor:
-        """State one site, whose density follows the probability flow."""
-        return pyro.sample(name, self(context), obs=obs, infer=dict(infer))
-
     def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
         self.standardizer.fit(x, weights)
         if context is not None:
@@ -322,10 +319,10 @@ class Diffusion(LazyDistribution):
         parts = (p for p in self.denoiser.modules() if isinstance(p, NetworkDenoiser))
         return [p.context_standardizer for p in parts if p.context_standardizer is not None]
 
-    def compare(self, x: Tensor, context: Any = None) -> None:
-        super().compare(x)
-        for part in self.context_standardizers() if context is not None else ():
-            part.compare(self.flat_context(context), "context")
+    def standardized_parts(self, x: Tensor, context: Any) -> list[tuple[Any, Any, str]]:
+        flat = None if context is None else self.flat_context(context)
+        contexts = [(part, flat, "context") for part in self.context_standardizers()]
+        return [(self.standardizer, x, "data"), *contexts]
 
     def standardized(self, x: Tensor) -> Tensor:
         """Data with mean 0 and variance 1, as the denoiser takes them."""

@@ -17,7 +17,6 @@ from torch.distributions import constraints
 
 from ..core import Density, LazyDistribution, initialize_part
 from ..core.contexts import batch_of, entries, leaves, shape_of, zeros
-from ..core.lazy import Traits
 from ..core.standardize import ContextStandardizer
 
 __all__ = ["Embedded"]
@@ -53,6 +52,8 @@ class Embedded(LazyDistribution):
         torch.Size([3, 5, 2])
     """
 
+    site_options = {"site": True}
+
     def __init__(
         self, distribution: LazyDistribution, network: nn.Module, context_shape: Any
     ) -> None:
@@ -66,6 +67,7 @@ class Embedded(LazyDistribution):
                 f"{context_shape!r:.80} and context={distribution.context}."
             )
         self.distribution, self.network = distribution, network
+        self.traits = distribution.traits
         self.context_standardizer = ContextStandardizer(self.context_shape)
         self.check_network()
 
@@ -108,10 +110,6 @@ class Embedded(LazyDistribution):
         return self.distribution.density
 
     @property
-    def traits(self) -> Traits:  # type: ignore[override]
-        return self.distribution.traits
-
-    @property
     def objective(self) -> Callable[..., Tensor]:
         return self.distribution.objective
 
@@ -122,19 +120,23 @@ class Embedded(LazyDistribution):
         self.context_standardizer.fit(context, weights)
         initialize_part(self.distribution, x, self.embed(context), weights)
 
-    def compare(self, x: Tensor, context: Any = None) -> None:
-        super().compare(x, context)
-        self.distribution.compare(x, self.embed(context))
+    def standardized_parts(self, x: Tensor, context: Any) -> list[tuple[Any, Any, str]]:
+        own = (self.context_standardizer, context, "context")
+        return [own, *self.distribution.standardized_parts(x, self.embed(context))]
 
     def pyro_model(
-        self, prefix: str, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
+        self,
+        prefix: str,
+        name: str,
+        context: Any,
+        obs: Tensor | None,
+        infer: dict[str, Any],
+        site: bool = False,
     ) -> Tensor:
-        return self.distribution.pyro_model(prefix, name, self.embed(context), obs, infer)
+        context = self.embed(context)
+        if site:
+            return self.distribution.pyro_site(name, context, obs, infer)
+        return self.distribution.pyro_model(prefix, name, context, obs, infer)
 
     def pyro_guide(self, prefix: str, x: Tensor | None, context: Any, infer: dict[str, Any]) -> Any:
         return self.distribution.pyro_guide(prefix, x, self.embed(context), infer)
-
-    def pyro_site(
-        self, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
-    ) -> Tensor:
-        return self.distribution.pyro_site(name, self.embed(context), obs, infer)

@@ -27,6 +27,7 @@ from ..core import Density, LazyDistribution, Standardizer
 from ..core.checks import check_whole
 from ..core.contexts import batch_of, expand_context, flatten, flatten_batch, index
 from ..core.contracts import HasEnergy
+from ..core.derive import derived
 from ..core.lazy import Traits
 from ..core.standardize import ContextStandardizer
 from ..mcmc import MALA, Annealed, Direct, Gibbs, Kernel, ParallelTempering, ais
@@ -85,11 +86,14 @@ class EnergyBased(LazyDistribution):
         chains: Where chains of persistent training stand, with shape :math:`(M, *)`; draws start
             from them if there are any.
         log_z: The estimate of :math:`\\log Z` and its standard error; empty if there is none.
+        tractable: Whether :math:`\\log Z` is known exactly.
         log_z_mark: The mark of the parameters that it belongs to.
         step_size: The kernel's step size, with shape :math:`(1)`.
     """
 
     traits = Traits("none", "steps of a Markov chain")
+    tractable: bool = False
+    criterion: Any = None  # the default objective, where it is another
     standardize_contexts: bool = False  #: whether the network takes contexts of any scale
     chains: Tensor
     log_z: Tensor
@@ -144,11 +148,7 @@ class EnergyBased(LazyDistribution):
     def base(self, context: Tensor | None = None) -> TorchDistribution:
         """A normalised distribution from which chains start and annealing goes out."""
 
-    @property
-    def tractable(self) -> bool:
-        r"""Whether :math:`\log Z` is known exactly."""
-        return False
-
+    @derived
     def exact_log_partition(self) -> Tensor:
         r""":math:`\log Z` with its gradient, in float64, where the model is tractable."""
         raise ValueError(
@@ -173,9 +173,11 @@ class EnergyBased(LazyDistribution):
             return context
         return flatten(self.context_standardizer(context), self.context_shape)  # type: ignore[arg-type]
 
+    @derived
     def set_base(self, x: Tensor, context: Any, weights: Tensor | None) -> None:
         """Set the base from data."""
 
+    @derived
     def transition(self, beta: float = 1.0) -> Any:
         r"""The kernel that draws, or that of the path from the base at :math:`\beta`.
 
@@ -195,7 +197,7 @@ class EnergyBased(LazyDistribution):
 
     @property
     def objective(self) -> Callable[..., Tensor]:
-        return ContrastiveDivergence()
+        return ContrastiveDivergence() if self.criterion is None else self.criterion
 
     def forward(self, context: Any = None) -> EnergyDistribution:
         self.check_context(context)
@@ -357,6 +359,7 @@ class EnergyBased(LazyDistribution):
         x, _ = self.run(x, context, self.steps, None, True)
         return x[:n].reshape(*shape, *self.event_shape)
 
+    @derived
     def initial(self, count: int, context: Tensor | None = None) -> Tensor:
         """Where chains start: some of those of training, else draws of the base."""
         if len(self.chains) and context is None:

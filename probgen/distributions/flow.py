@@ -10,6 +10,7 @@ not invert: a draw keeps its log density, as long as neither it nor a parameter 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from inspect import ismethod
 from typing import Any
@@ -28,7 +29,6 @@ from ..core import (
     Density,
     LazyDistribution,
     LazyTransform,
-    Standardizer,
     as_lazy,
     as_lazy_transform,
     broadcast,
@@ -116,7 +116,11 @@ class FlowDistribution(TransformedDistribution):
 
     def over(self, base: TorchDistribution, transforms: Sequence[Transform]) -> FlowDistribution:
         """The same flow of other parts."""
-        return FlowDistribution(base, transforms, self._tensors, self.density, False, self.sampler)
+        new = copy.copy(self)
+        FlowDistribution.__init__(
+            new, base, transforms, self._tensors, self.density, False, self.sampler
+        )
+        return new
 
     def tempered(self, temperature: float) -> FlowDistribution:
         r"""The flow with its base narrowed about its mean, :math:`z \to m + T (z - m)`.
@@ -365,9 +369,10 @@ class Flow(LazyDistribution):
             self.density,
         )
 
-    def data_standardizer(self) -> Standardizer | None:
+    def standardized_parts(self, x: Tensor, context: Any) -> list[tuple[Any, Any, str]]:
         last = self.transforms[-1] if len(self.transforms) else None
-        return last.standardizer if isinstance(last, Standardize) else None
+        part = last.standardizer if isinstance(last, Standardize) else None
+        return [(part, x, "data"), (self.context_standardizer, context, "context")]
 
     def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
         event = tuple(self(context).event_shape)

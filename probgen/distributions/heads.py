@@ -40,6 +40,7 @@ class Head(Parametric):
     """A parametric distribution whose first parameters start from the data's means."""
 
     starts: ClassVar[Sequence[float]] = (0.0,)
+    counts: ClassVar[bool] = False  # whether data are counts, else fractions
     open_interval: ClassVar[bool] = False  # whether data must lie inside (0, 1)
 
     def __init__(
@@ -63,7 +64,9 @@ class Head(Parametric):
         self.phi[: mean.numel()] = self.link(mean).flatten()
 
     def link(self, mean: Tensor) -> Tensor:
-        """The parameter of a mean: its logit."""
+        """The parameter of a mean: its logit, or its log."""
+        if self.counts:
+            return mean.clamp_min(MARGIN).log()
         return mean.clamp(MARGIN, 1 - MARGIN).logit()
 
 
@@ -176,8 +179,7 @@ class Poisson(Head):
         torch.Size([5, 3])
     """
 
-    def link(self, mean: Tensor) -> Tensor:
-        return mean.clamp_min(MARGIN).log()
+    counts = True
 
     def build(self, phi: Tensor) -> TorchDistribution:
         (log_rate,) = self.split(phi)

@@ -85,6 +85,8 @@ class Latent(LatentVariable):
         (torch.Size([3, 5]), torch.Size([3]))
     """
 
+    beta: float = 1.0  #: the weight of the divergence in the default objective
+
     def __init__(
         self,
         prior: LazyDistribution | TorchDistribution,
@@ -170,7 +172,7 @@ class Latent(LatentVariable):
 
     @property
     def objective(self) -> Callable[..., Tensor]:
-        return ELBO()
+        return ELBO(beta=self.beta)
 
     @property
     def support(self) -> constraints.Constraint:

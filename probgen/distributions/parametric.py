@@ -22,6 +22,7 @@ from torch.distributions import constraints
 from ..core import Density, LazyDistribution, Standardizer, broadcast
 from ..core.checks import check_event, check_whole
 from ..core.contexts import flatten, size_of
+from ..core.derive import derived
 from ..core.standardize import ContextStandardizer, Per
 from ..networks import MLP
 from ..networks.dense import Activation, along_last
@@ -97,6 +98,7 @@ class Parametric(LazyDistribution):
             self.standardizer.fit(x, weights)
         self.set_parameters(x, weights)
 
+    @derived
     def set_parameters(self, x: Tensor, weights: Tensor | None) -> None:
         """Set the first parameters from data, with shape :math:`(N, *event)`."""
 

@@ -70,6 +70,7 @@ class Pushforward(LazyDistribution):
                 f"{tuple(self.base().batch_shape)}. Declare it an event by .to_event."
             )
         self.event_shape = self.find_event_shape()
+        self.reparameterized = self.base().has_rsample
 
     def find_event_shape(self) -> torch.Size:
         """The shape of what the map makes of one value."""
@@ -81,10 +82,6 @@ class Pushforward(LazyDistribution):
     @property
     def objective(self) -> Callable[..., Tensor]:
         raise AttributeError("A Pushforward has no density to train. Train the model of its map.")
-
-    @property
-    def reparameterized(self) -> bool:  # type: ignore[override]
-        return self.base().has_rsample
 
     @property
     def support(self) -> constraints.Constraint:

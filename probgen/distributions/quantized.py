@@ -72,6 +72,7 @@ class Quantized(LatentVariable):
     """
 
     variational = False
+    site_options = {"vectors": False}
 
     def __init__(
         self,
@@ -213,24 +214,26 @@ class Quantized(LatentVariable):
     def draw(self, shape: torch.Size, context: Tensor | None) -> Tensor:
         return self.decode(self.prior().sample(shape).long()).sample()
 
-    def pyro_site(
-        self, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
-    ) -> Tensor:
-        """State a site of codes, named as the site with `_z`, and the site given it."""
-        codes = pyro.sample(f"{name}_z", self.prior(), infer=dict(infer))
-        return pyro.sample(name, self.decode(codes.long()), obs=obs, infer=dict(infer))
-
     def pyro_model(
-        self, prefix: str, name: str, context: Any, obs: Tensor | None, infer: dict[str, Any]
+        self,
+        prefix: str,
+        name: str,
+        context: Any,
+        obs: Tensor | None,
+        infer: dict[str, Any],
+        vectors: bool = True,
     ) -> Tensor:
         """State codes, `z`, their vectors, `z_vectors`, and the data.
 
-        The vectors have no density; from the guide they carry gradients.
+        The vectors have no density; from the guide they carry gradients. They are left out inside
+        another model, or without `vectors`.
         """
         codes = pyro.sample(f"{prefix}z", self.prior(), infer=dict(infer))
+        if not vectors:
+            return pyro.sample(name, self.decode(codes.long()), obs=obs, infer=dict(infer))
         law = carried(self.codebook.look_up(codes.long()), len(self.latent_shape) + 1)
-        vectors = pyro.sample(f"{prefix}z_vectors", law)
-        return pyro.sample(name, self.likelihood_of(vectors), obs=obs, infer=dict(infer))
+        carrying = pyro.sample(f"{prefix}z_vectors", law)
+        return pyro.sample(name, self.likelihood_of(carrying), obs=obs, infer=dict(infer))
 
     def pyro_guide(
         self, prefix: str, x: Tensor | None, context: Any, infer: dict[str, Any]

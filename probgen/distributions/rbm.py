@@ -94,6 +94,7 @@ class RBM(EnergyBased):
             self.standardizer = Standardizer((visible,))
         elif units == "categorical":
             self.chains = self.chains.long()
+        self.tractable = self.smaller is not None
 
     @property
     def support(self) -> constraints.Constraint:
@@ -213,10 +214,6 @@ class RBM(EnergyBased):
     def flips(self) -> bool:
         """Whether visible units are binary."""
         return isinstance(self.law, BinaryUnits)
-
-    @property
-    def tractable(self) -> bool:
-        return self.smaller is not None
 
     @property
     def smaller(self) -> str | None:

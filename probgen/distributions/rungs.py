@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import register
+from ..core.derive import derived
 
 __all__ = ["Merge", "PrecisionWeighted", "Residual", "Rung"]
 
@@ -45,9 +46,11 @@ class Rung(nn.Module):
     def descend(self, h: Tensor | None, z: Tensor) -> Tensor:
         r"""The state :math:`h_l` from :math:`h_{l+1}` and :math:`z_l`."""
 
+    @derived
     def start_rise(self, d: Tensor) -> None:
         r"""Sets data-dependent starting values of the way up from :math:`d_{l-1}`."""
 
+    @derived
     def start_prior(self, h: Tensor) -> None:
         r"""Sets data-dependent starting values of the prior from :math:`h_{l+1}`."""
 

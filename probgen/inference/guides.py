@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.infer.autoguide import AutoContinuous, init_to_median
@@ -39,6 +39,8 @@ class ContinuousGuide(AutoContinuous):
         init_loc_fn: Pyro's strategy for the initial location of each site.
         scale: The initial standard deviation about it, of all real numbers.
     """
+
+    normal: ClassVar[bool] = False  #: whether its distribution is normal
 
     def __init__(
         self, model: Callable[..., Any], init_loc_fn: Callable[..., Any], scale: float
@@ -98,6 +100,8 @@ class ContinuousGuide(AutoContinuous):
 
     def begin(self, module: Any, loc: Tensor) -> None:
         """Puts a distribution where the guide begins."""
+        if self.normal:
+            return begin_normal(module, loc, self.scale)
         module.initialize(torch.stack([loc - self.scale, loc + self.scale]))
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
@@ -209,6 +213,8 @@ class MeanField(ContinuousGuide):
         Draws(1 chains of 100 draws: mean ())
     """
 
+    normal = True
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -219,9 +225,6 @@ class MeanField(ContinuousGuide):
 
     def build(self, size: int) -> LazyDistribution:
         return DiagonalNormal(size)
-
-    def begin(self, module: Any, loc: Tensor) -> None:
-        begin_normal(module, loc, self.scale)
 
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         q = self.ready(*args, **kwargs)
@@ -247,6 +250,8 @@ class FullCovariance(ContinuousGuide):
         torch.Size([2, 2])
     """
 
+    normal = True
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -257,9 +262,6 @@ class FullCovariance(ContinuousGuide):
 
     def build(self, size: int) -> LazyDistribution:
         return FullNormal(size)
-
-    def begin(self, module: Any, loc: Tensor) -> None:
-        begin_normal(module, loc, self.scale)
 
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         q = self.ready(*args, **kwargs)

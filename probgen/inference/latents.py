@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_whole
+from ..core.contracts import Encodes, HasLatents
 
 __all__ = ["Diagnosis", "attribute", "diagnose", "interpolate"]
 
@@ -86,7 +87,7 @@ def diagnose(module: Any, x: Tensor, context: Tensor | None = None, samples: int
         >>> diagnose(vae, x).active.any()
         tensor(True)
     """
-    if not callable(getattr(module, "weigh", None)):
+    if not isinstance(module, HasLatents):
         raise TypeError(
             f"Expected a module with latent variables, such as pg.models.VAE, got a "
             f"{type(module).__name__}."
@@ -121,7 +122,7 @@ def diagnose(module: Any, x: Tensor, context: Tensor | None = None, samples: int
 
 def spread_of(module: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
     """The variance over the data of the posterior mean of each latent, where there is one."""
-    if not callable(getattr(module, "encode", None)):
+    if not isinstance(module, Encodes):
         return None
     try:
         return module.encode(x, context).mean.flatten(1).var(0)
@@ -209,7 +210,7 @@ def attribute(
         >>> attribute(vae, torch.ones(10, 4), torch.zeros(20, 4)).shape
         torch.Size([2])
     """
-    if not callable(getattr(module, "encode", None)):
+    if not isinstance(module, Encodes):
         raise TypeError(
             f"Expected a module with a method `encode`, such as pg.models.VAE, got a "
             f"{type(module).__name__}."

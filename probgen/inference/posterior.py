@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -207,7 +208,7 @@ def guided(
         x = {found.name: shift + scale * result.position}
         constant = left_out(found, parts)
         return Posterior(x, result.log_weights, result.ess, result.log_z + constant, result.se)
-    any_law = getattr(method, "func", method) is DPS
+    any_law = (method.func if isinstance(method, partial) else method) is DPS
     guide = method(module.denoiser, *((log_likelihood,) if any_law else measured()))
     start = noise(guide, torch.Size([draws]), module.scale)
     given = None if context is None else context.expand(draws, -1)

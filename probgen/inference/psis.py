@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_whole
+from ..core.contracts import HasLatents
 from ..objectives import IWAE
 
 __all__ = ["GOOD", "Smoothed", "khat", "psis"]
@@ -157,7 +158,7 @@ def khat(module: Any, *args: Any, guide: Any = None, samples: int = 1000, **kwar
             objective = IWAE(samples).elbo()
             traces = objective._get_traces(module, guide, args, kwargs)
             log_w = torch.cat([objective.weights(*pair)[0].log_weights for pair in traces])
-        elif callable(getattr(module, "weigh", None)):
+        elif isinstance(module, HasLatents):
             x, context = (*args, None, None)[:2] if args else (kwargs.get("x"), None)
             context = kwargs.get("context", context)
             if not isinstance(x, Tensor):

@@ -90,7 +90,7 @@ class Gibbs(Kernel):
     gradient: ClassVar[bool] = False
 
     @property
-    def exact(self) -> bool:  # type: ignore[override]
+    def exact(self) -> bool:
         """Whether all its kernels are."""
         return all(b.exact for b in self.blocks.values() if isinstance(b, Kernel))
 

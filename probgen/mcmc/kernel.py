@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..core.bijector import name_of
+from ..core.derive import derive, derived
 from ..core.registry import RECORDS, register
 
 __all__ = ["GradientState", "Info", "Kernel", "LogDensity", "PositionState", "Score"]
@@ -134,11 +135,11 @@ class Kernel(ABC):
     """A transition that leaves a density invariant; every kernel is a frozen dataclass of it."""
 
     gradient: ClassVar[bool] = True  # whether it uses gradients
-    exact: ClassVar[bool] = True  # whether it tests proposals, and so needs a density
     target: ClassVar[float | None] = None  # the acceptance to which a step size is adapted
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        derive(cls)
         RECORDS[name_of(cls)] = cls  # so that a module that holds one can be saved
         if "__repr__" not in vars(cls):
             cls.__repr__ = Kernel.__repr__  # type: ignore[method-assign]  # not that of a dataclass
@@ -146,6 +147,12 @@ class Kernel(ABC):
     def __repr__(self) -> str:
         found = [f"{name}={short(value)}" for name, value in vars(self).items()]
         return f"{type(self).__name__}({', '.join(found)})"
+
+    @property
+    @derived
+    def exact(self) -> bool:
+        """Whether it tests proposals, and so needs a density."""
+        return True
 
     @abstractmethod
     def init(self, position: Any, log_density: LogDensity) -> Any:

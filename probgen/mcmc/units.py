@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..core.checks import check_whole
+from ..core.derive import derive, derived
 
 __all__ = ["BinaryUnits", "CategoricalUnits", "GaussianUnits", "Units"]
 
@@ -29,6 +31,10 @@ class Units(ABC):
 
     #: The number of sufficient statistics of a unit.
     size: int = 1
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        derive(cls)
 
     @abstractmethod
     def statistics(self, v: Tensor, like: Tensor) -> Tensor:
@@ -46,6 +52,7 @@ class Units(ABC):
     def log_normalizer(self, field: Tensor) -> Tensor:
         r""":math:`\sum A(\theta)` over units, of fields with shape :math:`(*, V S)`."""
 
+    @derived
     def log_measure(self, v: Tensor) -> Tensor | float:
         r""":math:`\sum r(v)` over units with shape :math:`(*, V)`."""
         return 0.0

@@ -161,10 +161,6 @@ class AutoencoderKL(Latent):
         super().__init__(prior, likelihood, posterior, samples=samples)
         self.beta = ELBO(beta=beta).beta
 
-    @property
-    def objective(self) -> ELBO:
-        return ELBO(beta=self.beta)
-
 
 class VQVAE(Quantized):
     r"""The vector-quantised variational autoencoder of images.

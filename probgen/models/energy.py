@@ -168,11 +168,7 @@ class JointEnergyModel(Tilted):
         )
         law = DiagonalNormal(features).requires_grad_(False)
         super().__init__(law, ClassEnergies(network, classes), 1, kernel, steps)
-        self.context_optional = True
-
-    @property
-    def objective(self) -> JointEnergy:
-        return JointEnergy()
+        self.context_optional, self.criterion = True, JointEnergy()
 
     def logits(self, x: Tensor) -> Tensor:
         r"""The logits :math:`f_y(x)` of values with shape :math:`(*, event)`, the classes last."""

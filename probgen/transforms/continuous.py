@@ -100,6 +100,7 @@ class Continuous(Bijector):
         check_whole(0, probes=probes)
         self.velocity, self.times, self.method, self.probes = velocity, times, method, probes
         self.event, self.tolerance, self.adjoint = tuple(event), tolerance, adjoint
+        self.domain = self.codomain = constraints.independent(constraints.real, len(self.event))
 
     def coarser(self) -> Continuous:
         """The same flow with half as many steps, or with ten times the tolerance."""
@@ -118,14 +119,6 @@ class Continuous(Bijector):
             tolerance,
             self.adjoint,
         )
-
-    @constraints.dependent_property(is_discrete=False)
-    def domain(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, len(self.event))
-
-    @constraints.dependent_property(is_discrete=False)
-    def codomain(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, len(self.event))
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.follow(x, self.times)
