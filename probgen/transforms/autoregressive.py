@@ -45,7 +45,8 @@ class AutoregressiveTransform(Bijector):
     Arguments:
         network: The masked network that gives :math:`\phi`.
         build: The map from parameters, with shape :math:`(P, *)`, to the transform :math:`\tau`.
-        embed: The map from features, with shape :math:`(D, *)`, to what the network reads.
+        univariate: The class whose `embed` maps features, with shape :math:`(D, *)`, to what the
+            network reads.
         context: The context, with shape :math:`(*, C)`, or none.
         support: The values of one feature, before and after.
 
@@ -61,18 +62,19 @@ class AutoregressiveTransform(Bijector):
         self,
         network: MADE,
         build: Callable[[Tensor], Transform],
-        embed: Callable[[Tensor], Tensor] = Elementwise.embed,
+        univariate: type[Elementwise] = Affine,
         context: Tensor | None = None,
         support: constraints.Constraint = constraints.real,
     ) -> None:
         batch = () if context is None else context.shape[:-1]
         super().__init__((*batch, network.features))
         self.domain = self.codomain = constraints.independent(support, 1)
-        self.network, self.build, self.embed, self.context = network, build, embed, context
+        self.network, self.build, self.context = network, build, context
+        self.univariate = univariate
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.widen(x).movedim(-1, 0)
-        phi = self.network(self.embed(x), self.context)
+        phi = self.network(self.univariate.embed(x), self.context)
         y, ladj = call_and_ladj(self.build(phi), x)
         return y.movedim(0, -1), ladj.sum(0)
 
@@ -83,7 +85,7 @@ class AutoregressiveTransform(Bijector):
         def invert(i: int, phi: Tensor) -> tuple[Tensor, Tensor]:
             x, ladj = inverse_and_ladj(self.build(phi), y[i])
             ladjs.append(ladj)
-            return x, self.embed(x.unsqueeze(0))
+            return x, self.univariate.embed(x.unsqueeze(0))
 
         x = self.network.solve(invert, self.context, like=y[0])
         return x.movedim(0, -1), torch.stack(ladjs).sum(0)
@@ -144,4 +146,4 @@ class Autoregressive(LazyTransform):
         context = self.flat_context(context)
         tau = self.univariate
         build = partial(tau.from_flat, shapes=self.shapes, **self.options)
-        return AutoregressiveTransform(self.network, build, tau.embed, context, tau.domain)
+        return AutoregressiveTransform(self.network, build, tau, context, tau.domain)
