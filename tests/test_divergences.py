@@ -110,7 +110,7 @@ def test_one_divergence_seeks_a_mode_and_the_other_covers():
 
     lbfgs.step(closure)
     module = pg.distributions.DiagonalNormal(1).double()
-    module.shift.fill_(1.0)
+    module.standardizer.shift.fill_(1.0)
     q = fitted(module, None, ReverseKL(lambda z: bimodal(z[..., 0]), particles=128), steps=500)
     seeking = torch.stack([q.mean[0], q.stddev[0]])
     exact = torch.stack([numbers[0], numbers[1].exp()]).detach()

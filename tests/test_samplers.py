@@ -410,7 +410,7 @@ def test_killed_runs_of_diffusions_go_on_to_the_same_bits(name, tmp_path):
     fresh = TRAINED[name]()  # of other parameters, as the run's are read
     objective, calls = dies(fresh, -1)
     history = pg.fit(fresh, x, objective=objective, **options)
-    assert len(calls) == 10  # from step 100, where the state was written last
+    assert len(calls) == 5  # the state was written when the run was stopped
     assert history == expected
     for other in (fresh, pg.load(tmp_path)):
         assert all(torch.equal(a, b) for a, b in states(whole, other))
