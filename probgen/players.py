@@ -230,25 +230,18 @@ def by_name(argument: str, value: Any, names: dict[str, int]) -> dict[str, Any]:
 
 
 class Undo:
-    """Copies of what a step changes, so that one that fails anywhere can be undone.
+    """Copies of buffers, so that a step that fails before it changes parameters can be undone.
 
-    Parameters and the state of optimisers are copied by one call for each dtype before they move,
-    in less than a hundredth of the time of a step. Buffers are copied when their versions tell that
-    the copy is old.
+    A buffer is copied when its version tells that the copy is old.
 
     Arguments:
-        players: The players, whose parameters and optimisers change.
         modules: The modules whose buffers change.
     """
 
-    def __init__(self, players: Players, *modules: nn.Module) -> None:
-        self.players = players
+    def __init__(self, *modules: nn.Module) -> None:
         self.owners = {id(m._buffers): m._buffers for part in modules for m in part.modules()}
         self.buffers: dict[tuple[int, str], tuple[Tensor, int, Tensor]] = {}
-        self.pointers: list[int] = []
-        self.groups: list[tuple[list[Tensor], Tensor]] = []
-        self.entries: list[tuple[Any, nn.Parameter, dict[str, Any] | None]] = []
-        self.begun = self.moved = -1  # the steps of the copies of buffers and parameters
+        self.begun = -1  # the step of the copies
 
     def begin(self, step: int) -> None:
         """Copy buffers, before a step computes anything."""
@@ -261,23 +254,6 @@ class Undo:
                     self.buffers[key, name] = b, b._version, b.detach().clone()
         self.begun = step
 
-    def keep(self, step: int) -> None:
-        """Copy parameters and the state of optimisers, before they move."""
-        self.entries = [
-            (optimizer.state, p, dict(optimizer.state[p]) if p in optimizer.state else None)
-            for name, optimizer in self.players.optimizers.items()
-            for p in self.players.parameters[name]
-        ]
-        tensors: list[Tensor] = [p for _, p, _ in self.entries]
-        for _, _, entry in self.entries:
-            tensors += [v for v in (entry or {}).values() if isinstance(v, Tensor)]
-        pointers = [t.data_ptr() for t in tensors]
-        if pointers != self.pointers:
-            self.pointers, self.groups = pointers, grouped(tensors)
-        for views, buffer in self.groups:
-            torch.cat(views, out=buffer)
-        self.moved = step
-
     def restore(self, step: int) -> None:
         """Put back what was copied for a step."""
         if self.begun != step:
@@ -286,31 +262,3 @@ class Undo:
             for (key, name), (b, _, copy) in self.buffers.items():
                 self.owners[key][name] = b
                 b.copy_(copy)
-            if self.moved != step:
-                return
-            for views, buffer in self.groups:
-                for view, old in zip(views, buffer.split([v.numel() for v in views])):
-                    view.copy_(old)
-            for state, p, entry in self.entries:
-                state.pop(p, None)
-                if entry is not None:
-                    state[p] = entry
-
-
-def grouped(tensors: list[Tensor]) -> list[tuple[list[Tensor], Tensor]]:
-    """Return flat views of tensors by dtype and device, with room for a copy of each group."""
-    alike: dict[Any, list[Tensor]] = {}
-    for t in tensors:
-        t = t.detach()
-        spread = 1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride()))
-        if t.numel() != spread and t.numel():
-            raise ValueError(
-                f"Expected parameters without gaps in memory, got one of shape {tuple(t.shape)} "
-                f"with strides {t.stride()}. Give the module their .contiguous()."
-            )
-        flat = t.as_strided((t.numel(),), (1,), t.storage_offset())
-        alike.setdefault((t.dtype, t.device), []).append(flat)
-    return [
-        (views, torch.empty(sum(map(len, views)), dtype=dtype, device=device))
-        for (dtype, device), views in alike.items()
-    ]

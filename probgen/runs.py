@@ -20,6 +20,7 @@ from .core import LazyDistribution
 from .core.checkpoint import CheckpointWarning, arguments, read, write
 from .core.digests import compare
 from .core.processes import mean_over
+from .interrupts import Interrupts
 from .objectives.base import SINGLE
 from .players import Loss, Players, Undo
 
@@ -71,8 +72,9 @@ class Verdict(NamedTuple):
 class Run:
     """Everything that changes during training, and how it is stored.
 
-    A step counts once its number is written, which is the last that it does; before that it can be
-    undone.
+    A step that fails before it changes parameters is undone. The change itself is not interrupted:
+    signals wait for its end. After an error of an optimiser, in its midst, the state that was
+    written before stands.
     """
 
     def __init__(
@@ -88,11 +90,10 @@ class Run:
         self.ema, self.described = ema, described
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if ema else {}
-        self.kept = 0, self.average  #: that before a step
         self.aside: dict[str, Tensor] = {}  #: what is trained, while others are validated
         self.verdict, self.step = Verdict(), 0
         self.losses: dict[str, list[float]] = {name: [] for name in players.every}
-        self.undo = Undo(players, module, parts)
+        self.undo, self.interrupts, self.torn = Undo(module, parts), Interrupts(), False
         self.folder = Path(folder) / "training" if folder is not None else None
         self.written, self.cost = time.monotonic(), 0.0
 
@@ -110,7 +111,6 @@ class Run:
 
     def begin(self) -> None:
         """Prepare to undo the step that begins."""
-        self.kept = self.step, self.average
         self.undo.begin(self.step)
 
     def advance(
@@ -124,26 +124,21 @@ class Run:
         """Take one step of the players' optimisers, given their losses, also as numbers."""
         due = self.players.due(self.step)
         self.players.differentiate(values, due, world)
-        self.undo.keep(self.step)
-        self.players.move(due, clip, rate)
-        if self.ema:
-            decay = min(self.ema, (self.step + 1) / (self.step + 11))
-            old = [self.average[n] for n in self.parameters]
-            new = torch._foreach_lerp(
-                old, [p.detach() for p in self.parameters.values()], 1 - decay
-            )
-            self.average = dict(zip(self.parameters, new))
-        for losses, number in zip(self.losses.values(), numbers):
-            losses.append(number)
-        self.step += 1
+        with self.interrupts.held():
+            self.torn = True
+            self.players.move(due, clip, rate)
+            if self.ema:
+                decay = min(self.ema, (self.step + 1) / (self.step + 11))
+                old = [self.average[n] for n in self.parameters]
+                torch._foreach_lerp_(old, [p.detach() for p in self.parameters.values()], 1 - decay)
+            for losses, number in zip(self.losses.values(), numbers):
+                losses.append(number)
+            self.step += 1
+            self.torn = False
 
     def revert(self) -> None:
         """Undo the step that began and does not count."""
         self.undo.restore(self.step)
-        if self.kept[0] == self.step:
-            self.average = self.kept[1]
-        for losses in self.losses.values():
-            del losses[self.step :]
 
     def validated(self) -> bool:
         """Whether held-out data were scored after the last step."""
@@ -216,7 +211,11 @@ class Run:
             CheckpointWarning: If it cannot be written. The state that was written before is whole.
         """
         started = time.monotonic()
-        if self.folder is None or (not ended and started - self.written < 20 * self.cost):
+        if (
+            self.folder is None
+            or self.torn
+            or (not ended and started - self.written < 20 * self.cost)
+        ):
             return
         self.back()
         states, content = self.players.state()

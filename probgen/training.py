@@ -227,7 +227,8 @@ def fit(
         )
         module.train()
         try:
-            loop(run, loss, source, held, task, bar)
+            with run.interrupts.installed():
+                loop(run, loss, source, held, task, bar)
         except BaseException:
             with suppress(Exception):  # the first error is the one to see
                 run.checkpoint(ended=True)
@@ -342,7 +343,7 @@ def loop(
         step = run.step
         try:
             number = take(run, loss, engine, batch, task)
-        except BaseException:  # a step is taken whole or not at all
+        except BaseException:
             if run.step == step:
                 run.revert()
             raise

@@ -50,11 +50,15 @@ def data(build):
 
 
 class Stop(BaseException):
-    """An error that nobody expects."""
+    """An error that a handler raises."""
 
 
-def interrupter(count, error):
-    """Raise an error at a line of the step, and count the lines."""
+def stop(number, frame):
+    raise Stop
+
+
+def interrupter(count, number):
+    """Send a signal at a line of the step, and count the lines."""
     seen = [0]
 
     def local(frame, event, arg):
@@ -66,7 +70,7 @@ def interrupter(count, error):
                 seen[0] += 1
                 if seen[0] == count:
                     sys.settrace(None)
-                    raise error
+                    signal.raise_signal(number)
         return local
 
     step_of = [0]
@@ -92,12 +96,13 @@ def test_an_interrupt_at_any_line_of_a_step_is_whole(build, tmp_path):
     final = state_of(whole, objective)
     stride = 1 if "PROBGEN_KILLS" in os.environ else 7
     old, line = sys.gettrace(), 1 - stride
+    before = signal.signal(signal.SIGALRM, stop)
     while True:
         line += stride
-        error = KeyboardInterrupt() if line % 2 else Stop()
+        number = signal.SIGINT if line % 2 else signal.SIGALRM
         module, objective, options = build()
         options["checkpoint"] = tmp_path / str(line)
-        sys.settrace(interrupter(line, error))
+        sys.settrace(interrupter(line, number))
         try:
             pg.fit(module, x, objective=objective, **options, **OPTIONS)
         except (KeyboardInterrupt, Stop):
@@ -113,36 +118,50 @@ def test_an_interrupt_at_any_line_of_a_step_is_whole(build, tmp_path):
         assert history == expected, f"line {line}"
         found = state_of(module, objective)
         assert all(map(torch.equal, found, final)), f"line {line}"
+    signal.signal(signal.SIGALRM, before)
     assert line > 20  # lines of one step
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
-def test_an_optimiser_that_fails_after_its_work_is_undone(kind, tmp_path):
+def test_an_interrupt_of_an_optimiser_waits_for_the_end_of_the_step(kind, tmp_path):
     x, calls = target(60), []
 
-    class Failing(kind):
+    class Interrupted(kind):
+        def step(self, closure=None):
+            calls.append(1)
+            if len(calls) == STEP:
+                signal.raise_signal(signal.SIGINT)
+            super().step(closure)
+
+    options = {**adam()[2], "optimizer": Interrupted}
+    module = adam()[0]
+    with pytest.raises(KeyboardInterrupt):
+        pg.fit(module, x, checkpoint=tmp_path, **options, **OPTIONS)
+    assert checkpoint.read(tmp_path / "training")[1]["step"] == STEP
+    resumed, whole = adam()[0], adam()[0]
+    history = pg.fit(resumed, x, checkpoint=tmp_path, **options, **OPTIONS)
+    assert history == pg.fit(whole, x, **options, **OPTIONS)
+    assert same(resumed, whole)
+
+
+def test_an_optimiser_that_fails_leaves_what_was_written_before(tmp_path):
+    calls = []
+
+    class Failing(torch.optim.SGD):
         def step(self, closure=None):
             super().step(closure)
             calls.append(1)
-            if len(calls) == STEP:
-                raise KeyboardInterrupt
+            if len(calls) == 205:
+                raise RuntimeError("no memory")
 
-    whole, _, options = adam()
-    expected = pg.fit(whole, x, optimizer=Failing, **options, **{**OPTIONS, "steps": STEP - 1})
-    calls.clear()
-    options["checkpoint"] = tmp_path
-    module, _, _ = adam()
-    with pytest.raises(KeyboardInterrupt):
-        pg.fit(module, x, optimizer=Failing, **options, **OPTIONS)
-    assert checkpoint.read(tmp_path / "training")[1]["step"] == STEP - 1
-    calls.extend([1] * 100)
-    resumed, _, _ = adam()
-    history = pg.fit(resumed, x, optimizer=Failing, **options, **OPTIONS)
-    assert history.losses[: STEP - 1] == expected.losses
-    other, _, _ = adam()
-    options.pop("checkpoint")
-    assert history == pg.fit(other, x, optimizer=Failing, **options, **OPTIONS)
-    assert same(resumed, other)
+    x, options = target(60), {**adam()[2], **OPTIONS, "steps": 210, "optimizer": Failing}
+    with pytest.raises(RuntimeError, match="no memory"):
+        pg.fit(adam()[0], x, checkpoint=tmp_path, **options)
+    assert checkpoint.read(tmp_path / "training")[1]["step"] in (100, 200)
+    resumed, whole = adam()[0], adam()[0]
+    history = pg.fit(resumed, x, checkpoint=tmp_path, **options)
+    assert history == pg.fit(whole, x, **options)
+    assert same(resumed, whole)
 
 
 def test_a_buffer_that_seldom_moves_is_put_back(tmp_path):
