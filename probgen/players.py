@@ -239,19 +239,18 @@ class Undo:
     """
 
     def __init__(self, *modules: nn.Module) -> None:
-        self.owners = {id(m._buffers): m._buffers for part in modules for m in part.modules()}
-        self.buffers: dict[tuple[int, str], tuple[Tensor, int, Tensor]] = {}
+        parts = {id(m._buffers): m._buffers for part in modules for m in part.modules()}
+        self.copies: list[tuple[dict[str, Tensor | None], str, Tensor | None, int, Any]] = [
+            (owner, name, None, -1, None) for owner in parts.values() for name in owner
+        ]
         self.begun = -1  # the step of the copies
 
     def begin(self, step: int) -> None:
         """Copy buffers, before a step computes anything."""
-        for key, owner in self.owners.items():
-            for name, b in owner.items():
-                if b is None:
-                    continue
-                old = self.buffers.get((key, name))
-                if old is None or old[0] is not b or old[1] != b._version:
-                    self.buffers[key, name] = b, b._version, b.detach().clone()
+        for k, (owner, name, old, version, _) in enumerate(self.copies):
+            b = owner[name]
+            if b is not None and (b is not old or b._version != version):
+                self.copies[k] = owner, name, b, b._version, b.detach().clone()
         self.begun = step
 
     def restore(self, step: int) -> None:
@@ -259,6 +258,7 @@ class Undo:
         if self.begun != step:
             return
         with torch.no_grad():
-            for (key, name), (b, _, copy) in self.buffers.items():
-                self.owners[key][name] = b
-                b.copy_(copy)
+            for owner, name, b, _, copy in self.copies:
+                if b is not None:
+                    owner[name] = b
+                    b.copy_(copy)
