@@ -17,9 +17,11 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --doctest-modules probgen tests
 	$(BIN)/sphinx-build -q -W --keep-going -t fast -b html docs docs/_build/fast
 
-# ten seeds of what `make test` runs with one
+# ten seeds of what `make test` runs with one, every line of a step, and what takes long
 test-seeds: $(VENV)/.installed
-	PROBGEN_SEEDS=10 $(BIN)/python -m pytest -n 2 tests/test_posteriors.py tests/test_mcmc_targets.py
+	PROBGEN_SEEDS=10 $(BIN)/python -m pytest -n 2 -m "slow or not slow" \
+		tests/test_posteriors.py tests/test_mcmc_targets.py
+	PROBGEN_KILLS=50 $(BIN)/python -m pytest -n 2 -m "slow or not slow" -k "slow or kill or interrupt" tests
 
 # the laws and the core with the oldest versions that setup.cfg claims and the newest that pip gets
 FAST = tests/laws tests/test_core.py tests/test_checkpoint.py tests/test_training.py \

@@ -2,6 +2,7 @@
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 
 import probgen as pg
@@ -22,6 +23,7 @@ def draw(u):
     return (factor @ torch.randn(*u.shape, N, 1))[..., 0]
 
 
+@pytest.mark.slow
 def test_a_decoder_stands_for_a_gaussian_process_of_unknown_lengthscale():
     torch.manual_seed(0)
     u = torch.rand(40_000)

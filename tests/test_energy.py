@@ -76,7 +76,7 @@ def test_mean_energy_is_that_of_all_states(float64):
     ("size", "couplings"),
     [
         (32, [0.2, 0.3, 0.38, 0.42, 0.5, 0.6]),
-        (64, [0.2, 0.3, 0.38, 0.41, 0.5, 0.6]),
+        pytest.param(64, [0.2, 0.3, 0.38, 0.41, 0.5, 0.6], marks=pytest.mark.slow),
     ],
 )
 def test_ising_energies_are_those_of_kaufman(size, couplings):
@@ -379,8 +379,8 @@ def test_score_matching_fits_the_precision(objective, noise, float64):
         module,
         x,
         objective=objective,
-        steps=1500,
-        batch_size=2000,
+        steps=500,
+        batch_size=1000,
         lr=0.05,
         schedule="cosine",
         progress=False,
@@ -509,7 +509,7 @@ def test_svi_with_an_energy_prior_is_conjugate(float64):
             model,
             guide,
             pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.995}),
-            Trace_ELBO(num_particles=10, vectorize_particles=False),
+            Trace_ELBO(num_particles=5, vectorize_particles=False),
         )
         for _ in range(600):
             loop.step()
@@ -588,7 +588,7 @@ def test_training_a_network_by_its_default(float64):
         model,
         x,
         objective=objective,
-        steps=800,
+        steps=500,
         batch_size=400,
         lr=3e-3,
         schedule="cosine",

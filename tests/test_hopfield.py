@@ -70,7 +70,7 @@ def test_memory_breaks_down_at_its_capacity():
     torch.manual_seed(0)
     overlaps = {}
     for load in (0.12, 0.2):
-        network, x = memory(round(1000 * load), 1000)
+        network, x = memory(round(600 * load), 600)
         found = network.recall(x, 30)
         overlaps[load] = float((found * x).mean())
     assert overlaps[0.12] > 0.97

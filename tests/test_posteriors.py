@@ -21,7 +21,11 @@ from probgen.mcmc import ConvergenceWarning, diagnostics, run
 SEEDS = range(int(os.environ.get("PROBGEN_SEEDS", "1")))
 NAMES = (
     *("schools", "earn_height", "kidscore", "mesquite", "arK", "gp_regr"),
-    *("sblri", "gauss_mix", "hmm", "lotka_volterra"),
+    "sblri",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("gauss_mix", "hmm", "lotka_volterra")
+    ),
 )
 
 
