@@ -88,8 +88,12 @@ def write_api(app, config):
         for file, entries in sorted(files.items()):
             if file == module.__name__:
                 page += names(file, entries)
-            elif file.startswith(module.__name__):  # not what it imports from another one
+            elif file.startswith(module.__name__):
                 page += section(file) + names(module.__name__, entries)
+            elif file.startswith("probgen."):
+                home = getattr(probgen, file.split(".")[1])
+                if left := [e for e in entries if e not in home.__all__]:  # not shown at home
+                    page += section(file) + names(module.__name__, left)
         pages[name] = page
     index = heading("API reference", "=") + (
         "One page per kind of object. A section opens with the mathematics of its kind;\n"
