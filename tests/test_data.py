@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import probgen as pg
 from probgen.core import LazyDistribution, contexts
-from probgen.data import batches_of, hold_out
-from probgen.levels import find_levels
-from probgen.sources import Arrays, Items, seeded
+from probgen.training.data import batches_of, hold_out
+from probgen.training.levels import find_levels
+from probgen.training.sources import Arrays, Items, seeded
 
 QUICK = {"progress": False, "seed": 0}
 

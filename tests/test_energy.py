@@ -15,8 +15,8 @@ from torch import nn
 import probgen as pg
 from probgen import mcmc, objectives
 from probgen.distributions import Energy, EnergyDistribution, ProductOfExperts, Tilted
-from probgen.distributions.boltzmann import Spins, states
-from probgen.mcmc.lattice import bonds, log_partition_torus
+from probgen.distributions.energy.boltzmann import Spins, states
+from probgen.mcmc.kernels.lattice import bonds, log_partition_torus
 from tests.rosters import moved
 
 

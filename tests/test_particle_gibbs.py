@@ -10,9 +10,9 @@ import torch
 
 import probgen as pg
 from probgen import diffusion as d
-from probgen.diffusion.measurement import Likelihood
-from probgen.diffusion.particle_gibbs import resampled, sweep
-from probgen.diffusion.twists import Twist
+from probgen.diffusion.guidance.measurement import Likelihood
+from probgen.diffusion.guidance.particle_gibbs import resampled, sweep
+from probgen.diffusion.guidance.twists import Twist
 from probgen.mcmc import diagnostics
 
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import probgen as pg
-from probgen import players, runs, training
 from probgen.core import checkpoint
+from probgen.training import fitting as training
+from probgen.training import players
+from probgen.training import state as runs
 
 from .test_objectives import Critic, Wasserstein, normal, same, target
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
-from .checks import check_event
 from .derive import derive, derived
+from .validation import check_event
 
 __all__ = ["Bijector", "Elementwise", "Inverse", "call_and_ladj", "detached", "inverse_and_ladj"]
 

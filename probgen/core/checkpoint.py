@@ -28,9 +28,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .checks import find_device
 from .edits import SMALL, build, check_dtypes, check_finite, check_state, plan, size_of, sketch
 from .rebuild import CheckpointError, arguments
+from .validation import find_device
 
 try:
     import fcntl

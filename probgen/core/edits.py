@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.overrides import TorchFunctionMode
 
+from .cached_tensor import Table
 from .rebuild import CONTAINERS, DELETED, LARGEST, CheckpointError, Decoder, Encoder
 from .registry import describe, fields_of, is_torch, kind_of, layer_arguments
-from .table import Table
 
 __all__ = [
     "SMALL",

@@ -30,7 +30,7 @@ from .contexts import ContextShape
 from .contracts import HasDensity
 from .derive import derived
 from .numerics import floating_like
-from .plates import PyroGuide, PyroModel, unique_name
+from .pyro_sites import PyroGuide, PyroModel, unique_name
 from .registry import register
 from .standardize import Standardizer
 

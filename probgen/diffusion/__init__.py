@@ -11,14 +11,14 @@ from .cold import (
     NaiveCold,
     Pixelate,
 )
+from .custom_schedules import CustomSchedule, LinearSDE, Tabulated, linear_betas
 from .denoisers import Denoiser, LearnedVariance, NetworkDenoiser, Rescheduled, convert
-from .discrete import Corruption, DiscretizedGaussian
-from .exact import ExactMoment, GaussianDenoiser, MixtureDenoiser, NormalDenoiser
-from .grids import AngleGrid, Grid, InformationGrid, Path, RatioGrid, RhoGrid, UniformGrid
-from .guidance import DPS, MMPS, ClassifierFree, ClassifierGuided, Guided, PiGDM
-from .jumps import Absorbing, Binomial, Jumps, RateMatrix, Uniform
-from .own_schedules import CustomSchedule, LinearSDE, Tabulated, linear_betas
-from .particle_gibbs import GibbsDraws, ParticleGibbs
+from .discrete.continuous_time import Absorbing, Binomial, Jumps, RateMatrix, Uniform
+from .discrete.corruptions import Corruption, DiscretizedGaussian
+from .guidance.exact import ExactMoment, GaussianDenoiser, MixtureDenoiser, NormalDenoiser
+from .guidance.guides import DPS, MMPS, ClassifierFree, ClassifierGuided, Guided, PiGDM
+from .guidance.particle_gibbs import GibbsDraws, ParticleGibbs
+from .guidance.twisted_smc import TwistedSMC
 from .samplers import (
     DDIM,
     Ancestral,
@@ -30,7 +30,7 @@ from .samplers import (
 )
 from .schedules import VE, VP, Cosine, Karras, Rectified, Schedule, SubVP
 from .solvers import DPMSolver, Heun, ODESolver
-from .twisted import TwistedSMC
+from .time_grids import AngleGrid, Grid, InformationGrid, Path, RatioGrid, RhoGrid, UniformGrid
 
 __all__ = [
     "DDIM",

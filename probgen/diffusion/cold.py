@@ -25,10 +25,10 @@ from torch.distributions import Distribution
 
 from ..core import is_wrapped, register
 from ..core.bijector import name_of
-from ..core.checks import check_whole
+from ..core.cached_tensor import Table
 from ..core.registry import RECORDS
-from ..core.table import Table
-from .discrete import along
+from ..core.validation import check_whole
+from .discrete.corruptions import along
 
 __all__ = [
     "Blur",

@@ -28,8 +28,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ..core import Standardizer, register, save
-from ..core.checks import check_event, check_whole
 from ..core.derive import derived
+from ..core.validation import check_event, check_whole
 from .schedules import Schedule
 
 __all__ = ["Denoiser", "LearnedVariance", "NetworkDenoiser", "Rescheduled", "convert"]

@@ -20,8 +20,8 @@ from ..core import is_wrapped
 from ..transforms import Continuous
 from ..transforms.continuous import Method
 from .denoisers import Denoiser
-from .grids import AngleGrid
 from .schedules import Schedule
+from .time_grids import AngleGrid
 
 __all__ = ["flow_table", "probability_flow"]
 

@@ -21,11 +21,11 @@ from tqdm.auto import tqdm
 
 from .. import mcmc
 from ..core.bijector import name_of
-from ..core.checks import check_whole
 from ..core.registry import RECORDS
+from ..core.validation import check_whole
 from .denoisers import Denoiser
-from .grids import Grid, Path, RatioGrid, UniformGrid
 from .schedules import Schedule
+from .time_grids import Grid, Path, RatioGrid, UniformGrid
 
 __all__ = [
     "DDIM",

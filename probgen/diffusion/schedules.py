@@ -24,8 +24,8 @@ from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
 from ..core import is_wrapped, register
-from ..core.checks import check_whole
 from ..core.derive import derived
+from ..core.validation import check_whole
 
 __all__ = [
     "VE",

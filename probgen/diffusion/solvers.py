@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 from ..transforms.continuous import Method, check_method
 from .denoisers import Denoiser
 from .flow import flow_table, probability_flow
-from .grids import AngleGrid, Grid, Path, RatioGrid, RhoGrid
 from .samplers import Sampler
 from .schedules import Schedule
+from .time_grids import AngleGrid, Grid, Path, RatioGrid, RhoGrid
 
 __all__ = ["DPMSolver", "Heun", "ODESolver"]
 

@@ -1,17 +1,26 @@
 """Lazy distributions and the Pyro distributions that they return."""
 
 from ..core import Density, Fixed, LazyDistribution
-from .codebook import Codebook, Quantization
-from .cold import ColdDiffusion, RestorerMLP
-from .composed import Energy, ProductOfExperts, Tilted
-from .dequantized import Dequantized
-from .diffusion import Diffusion, DiffusionDistribution
-from .discrete import DiscreteDiffusion, JumpDiffusion
+from .diffusion.cold import ColdDiffusion, RestorerMLP
+from .diffusion.continuous import Diffusion, DiffusionDistribution
+from .diffusion.discrete import DiscreteDiffusion, JumpDiffusion
 from .embedded import Embedded
-from .energy import EnergyBased, Partition
-from .energy_distribution import EnergyDistribution
-from .flow import Flow, FlowDistribution
-from .heads import (
+from .energy.base import EnergyBased, Partition
+from .energy.composed import Energy, ProductOfExperts, Tilted
+from .energy.distribution import EnergyDistribution
+from .flows.dequantized import Dequantized
+from .flows.flow import Flow, FlowDistribution
+from .implicit.pushforward import Pushforward
+from .latent.base import LatentVariable, Marginal
+from .latent.codebook import Codebook, Quantization
+from .latent.hierarchical import Hierarchy
+from .latent.layers import Merge, PrecisionWeighted, Residual, Rung
+from .latent.quantized import Quantized
+from .latent.semisupervised import SemiSupervised
+from .latent.vae import Latent
+from .latent.vamp_prior import VampPrior
+from .module_distribution import ModuleDistribution
+from .parametric.likelihoods import (
     Bernoulli,
     Beta,
     Categorical,
@@ -21,22 +30,13 @@ from .heads import (
     Poisson,
     StudentT,
 )
-from .hierarchy import Hierarchy
-from .latent import Latent
-from .latent_variable import LatentVariable, Marginal
-from .module_distribution import ModuleDistribution
-from .parametric import (
+from .parametric.normal import (
     DiagonalNormal,
     FullNormal,
     GaussianMixture,
     StandardNormal,
     UniformAngles,
 )
-from .pushforward import Pushforward
-from .quantized import Quantized
-from .rungs import Merge, PrecisionWeighted, Residual, Rung
-from .semisupervised import SemiSupervised
-from .vamp_prior import VampPrior
 
 __all__ = [
     "Bernoulli",

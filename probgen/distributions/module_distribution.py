@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..core import Density
-from ..core.checks import check_event
 from ..core.contexts import batch_of, expand_context
 from ..core.contracts import MadeBy
 from ..core.lazy import shown
-from .supports import check_support, interior, mask_outside, readable
+from ..core.validation import check_event
+from .flows.supports import check_support, interior, mask_outside, readable
 
 __all__ = ["ModuleDistribution"]
 

@@ -18,12 +18,12 @@ from pyro.infer.autoguide import AutoContinuous, init_to_median
 from torch import Tensor
 
 from ..core import Density, LazyDistribution
-from ..core.checks import check_whole
-from ..core.plates import register, unique_name
+from ..core.pyro_sites import register, unique_name
+from ..core.validation import check_whole
 from ..distributions import DiagonalNormal, Flow, FullNormal, StandardNormal
 from ..mcmc import Draws, potential
 from ..transforms import Autoregressive, Standardize
-from .psis import psis, warned
+from .importance import psis, warned
 
 __all__ = ["ContinuousGuide", "FlowGuide", "FullCovariance", "MeanField"]
 

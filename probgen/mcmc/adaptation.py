@@ -4,7 +4,7 @@ Three objects, each apart from the kernels and from each other:
 
 - the step size, by stochastic approximation of :math:`E[\alpha] = \delta`, where :math:`\alpha` is
   the mean acceptance over chains and :math:`\delta` the kernel's target;
-- the metric, from positions and gradients of all chains (:mod:`probgen.mcmc.metric`);
+- the metric, from positions and gradients of all chains (:mod:`probgen.mcmc.kernels.metric`);
 - the length of a trajectory, by ascent of the chains' mean square jump per unit of work.
 """
 
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernel import LogDensity, Scale, shrink, total
-from .metric import Metric, Moments, metric_kind
+from .kernels.base import LogDensity, Scale, shrink, total
+from .kernels.metric import Metric, Moments, metric_kind
 
 __all__ = ["StepSize", "TrajectoryLength", "WarmUp", "warm_up"]
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from .kernel import Kernel
+from .kernels.base import Kernel
 
 __all__ = ["check_kernel", "check_options", "check_run_options", "check_vector_kernel"]
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.processes import mix
+from ..core.distributed import mix
 from .adaptation import WarmUp
-from .evaluation import Evaluation
-from .hmc import Trajectory
-from .metric import Metric
-from .place import unchecked
-from .potential import Potential
-from .replicas import LadderWarmUp, ParallelTempering, ReplicaState
+from .kernels.hmc import Trajectory
+from .kernels.metric import Metric
+from .kernels.parallel_tempering import LadderWarmUp, ParallelTempering, ReplicaState
+from .pyro.evaluation import Evaluation
+from .pyro.model_run import unchecked
+from .pyro.potential import Potential
 from .resume import Keeper, Point, Saved
 from .starting import Start
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..core.checkpoint import CheckpointError, read, write
 from . import diagnostics
 from .convergence import HOTTER, TEMPER, problems
-from .discrete_sites import infer_discrete
-from .replicas import ParallelTempering
+from .kernels.parallel_tempering import ParallelTempering
+from .pyro.discrete_sites import infer_discrete
 
 __all__ = ["Draws", "Summary"]
 

@@ -9,11 +9,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .place import RADIUS, Place, unchecked
-from .vmapping import Batchable
+from .pyro.model_run import RADIUS, Place, unchecked
+from .pyro.vmapping import Batchable
 
 if TYPE_CHECKING:
-    from .potential import Potential
+    from .pyro.potential import Potential
 
 __all__ = ["Initial", "initial"]
 

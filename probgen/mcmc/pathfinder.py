@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernel import LogDensity, LowRank, Scale
-from .metric import RANK, Metric, metric_kind
+from .kernels.base import LogDensity, LowRank, Scale
+from .kernels.metric import RANK, Metric, metric_kind
 from .modes import Modes, find_modes
 from .paths import evaluate, optimize
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .kernel import LogDensity, value_and_gradient
+from .kernels.base import LogDensity, value_and_gradient
 
 __all__ = ["ENOUGH", "Paths", "evaluate", "evaluate_all", "optimize"]
 

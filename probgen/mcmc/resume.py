@@ -19,10 +19,10 @@ from torch import Tensor
 from ..core.checkpoint import CheckpointError, CheckpointWarning, read, write
 from ..core.identity import differences, outline
 from .adaptation import StepSize, TrajectoryLength, WarmUp
-from .kernel import Kernel, LowRank
-from .metric import Moments
+from .kernels.base import Kernel, LowRank
+from .kernels.metric import Moments
+from .kernels.parallel_tempering import LadderWarmUp, ParallelTempering
 from .modes import Modes
-from .replicas import LadderWarmUp, ParallelTempering
 from .starting import COLD, WARMUP
 
 __all__ = ["Keeper", "Point", "Saved", "identity", "settings_of"]

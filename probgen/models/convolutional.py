@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 
 from ..core import LazyDistribution
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 from ..distributions import Codebook, DiagonalNormal, Latent, Quantized, StandardNormal
 from ..networks import Decoder, Encoder
 from ..networks.convolution import check_channels, check_image

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ..core.checks import check_whole
 from ..core.contexts import shape_of, size_of
+from ..core.validation import check_whole
 from ..diffusion import (
     DDIM,
     VE,
@@ -26,7 +26,7 @@ from ..diffusion import (
     linear_betas,
 )
 from ..distributions import Diffusion, Flow, StandardNormal
-from ..distributions.parametric import shape_of as event_shape_of
+from ..distributions.parametric.normal import shape_of as event_shape_of
 from ..networks import TimeMLP, UNet
 from ..objectives import Denoising
 from ..transforms import ContinuousTransform

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core import DataDependentNetwork
-from ..core.checks import check_whole
 from ..core.contexts import shape_of, size_of
+from ..core.validation import check_whole
 from ..diffusion import Absorbing, Binomial, Corruption, DiscretizedGaussian, Uniform
-from ..diffusion.discrete import equal
+from ..diffusion.discrete.corruptions import equal
 from ..distributions import DiscreteDiffusion, JumpDiffusion
-from ..distributions.parametric import weighted_mean
+from ..distributions.parametric.normal import weighted_mean
 from ..networks import TimeMLP
 
 __all__ = ["CTMC", "D3PM", "StateMLP"]

@@ -12,9 +12,9 @@ from torch.distributions import Distribution
 from torch.nn.functional import cross_entropy
 
 from ..core import is_wrapped, register
-from ..core.checks import check_event, check_whole
 from ..core.contexts import shape_of, size_of
 from ..core.contracts import HasLabels
+from ..core.validation import check_event, check_whole
 from ..distributions import DiagonalNormal, Tilted
 from ..mcmc import Kernel
 from ..networks import EnergyNetwork

@@ -14,9 +14,9 @@ import torch
 from torch.distributions import ReshapeTransform, Transform
 
 from ..core import Bijector, Elementwise, LazyTransform
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 from ..distributions import Flow, StandardNormal, UniformAngles
-from ..distributions.parametric import shape_of
+from ..distributions.parametric.normal import shape_of
 from ..networks.dense import Activation
 from ..transforms import (
     Affine,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ..core import LazyDistribution
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 from ..distributions import Hierarchy, PrecisionWeighted, Residual, Rung
 from ..networks.dense import Activation, activation_named, check_sizes
 from ..networks.residual import InvertedResidual, Pixels, zeroed

@@ -8,7 +8,7 @@ from typing import Any
 from torch.distributions import Transform
 
 from ..core import Bijector, LazyTransform
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 from ..distributions import Flow, StandardNormal
 from ..transforms import Learned, Planar, Radial, Sylvester
 from .flows import to_data, vector

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import register
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 from .dense import Activation, activation_named
 
 __all__ = ["Decoder", "Encoder"]

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.functional import linear
 
 from ..core import register
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 
 __all__ = ["MLP", "ResidualMLP"]
 

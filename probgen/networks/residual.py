@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ..core import register
-from ..core.checks import check_event, check_whole
+from ..core.validation import check_event, check_whole
 
 __all__ = ["InvertedResidual", "Pixels"]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import register
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 from .dense import Activation, activation_named, check_sizes
 
 __all__ = ["TimeEmbedding", "TimeMLP"]

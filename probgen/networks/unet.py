@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import register, save
-from ..core.checks import check_event, check_whole
+from ..core.validation import check_event, check_whole
 from .convolution import check_channels
 from .dense import Activation, activation_named
 from .time import TimeEmbedding

@@ -18,14 +18,7 @@ from .score import (
     parzen_score,
 )
 from .spectral import SpectralRegularized
-from .variational import (
-    ELBO,
-    IWAE,
-    DReG,
-    StickingTheLanding,
-    Supervised,
-    Variational,
-)
+from .variational import ELBO, IWAE, DReG, StickingTheLanding, Supervised, Variational
 from .weights import Weights
 
 __all__ = [

@@ -24,8 +24,8 @@ from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
 from ..core import Density, is_wrapped
-from ..core.checks import check_whole, ends
 from ..core.contracts import HasEnergy, HasFlips, HasLabels, HasTilt
+from ..core.validation import check_whole, ends
 from ..mcmc import Metropolis, ParallelTempering
 from .base import Around, Objective, as_objective
 from .likelihood import MaximumLikelihood

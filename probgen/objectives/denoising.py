@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from ..core.bijector import name_of
-from ..core.checks import check_whole
 from ..core.contracts import HasDenoiser
 from ..core.registry import RECORDS
+from ..core.validation import check_whole
 from ..diffusion import LearnedVariance, Schedule
 from .base import Objective
 

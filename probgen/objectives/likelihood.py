@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_whole
 from ..core.contracts import HasDensity
+from ..core.validation import check_whole
 from .base import Objective
 
 __all__ = ["MaximumLikelihood", "ReverseKL"]

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from ..core import Density
-from ..core.checks import check_whole, ends
 from ..core.contracts import HasDenoiser, HasDensity, HasEnergy
+from ..core.validation import check_whole, ends
 from .base import Objective, find
 from .denoising import by_angle, spread
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 from ..networks.spectral import spectral_norm
 from .base import Around, as_objective
 

@@ -26,11 +26,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..core.checks import check_whole
 from ..core.contracts import HasLabels, HasLatents, HasPrior
-from ..core.processes import mean_over
+from ..core.distributed import mean_over
+from ..core.validation import check_whole
 from .base import Around, Objective, as_objective
-from .traces import TraceObjective
+from .pyro_elbo import TraceObjective
 from .weights import Weights
 
 __all__ = [

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..core import Bijector, Density, LazyTransform
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 
 __all__ = ["Continuous", "ContinuousTransform"]
 

@@ -17,8 +17,8 @@ from torch import nn
 from torch.distributions import Transform
 
 from ..core import Bijector, Elementwise, LazyTransform
-from ..core.checks import check_whole
 from ..core.contexts import size_of
+from ..core.validation import check_whole
 from ..networks import MLP
 from ..networks.dense import Activation
 

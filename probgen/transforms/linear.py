@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from ..core import Bijector, LazyTransform, Standardizer, broadcast
-from ..core.checks import check_whole
 from ..core.lazy import register_flag
+from ..core.validation import check_whole
 
 __all__ = ["LU", "ActNorm", "Diagonal", "Permutation", "Standardize"]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..core import Bijector, increasing_root
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 
 __all__ = ["Planar", "Radial", "Sylvester"]
 

@@ -28,7 +28,7 @@ from torch.distributions import constraints
 from torch.nn.functional import pad, softplus
 
 from ..core import Elementwise
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 
 __all__ = ["CircularRationalQuadratic", "RationalQuadratic"]
 

@@ -12,7 +12,7 @@ from pyro.infer import MCMC, NUTS, SVI, Importance, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 import probgen as pg
-from probgen.core.table import Table
+from probgen.core.cached_tensor import Table
 from probgen.diffusion.flow import flow_table
 from tests.rosters import DIFFUSIONS, C, moved
 
