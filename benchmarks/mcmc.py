@@ -70,16 +70,7 @@ from mcmc_models import (  # noqa: E402
 )
 from torch import Tensor  # noqa: E402
 
-from probgen.mcmc import (  # noqa: E402
-    MALA,
-    ULA,
-    Potential,
-    ess,
-    mcse,
-    potential,
-    rhat,
-    run,
-)
+from probgen.mcmc import MALA, ULA, Potential, ess, mcse, potential, rhat, run  # noqa: E402
 
 LENGTHS = {  # chains, warm-up and draws of each
     "probgen": (128, 100, 250),

@@ -15,7 +15,7 @@ from ..core.contexts import batch_of, expand_context
 from ..core.contracts import MadeBy
 from ..core.lazy import shown
 from ..core.validation import check_event
-from .flows.supports import check_support, interior, mask_outside, readable
+from .supports import check_support, interior, mask_outside, readable
 
 __all__ = ["ModuleDistribution"]
 

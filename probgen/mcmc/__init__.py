@@ -1,6 +1,7 @@
 """Markov chain Monte Carlo with all chains along one batch axis."""
 
 from .adaptation import StepSize, TrajectoryLength, warm_up
+from .adapters import BatchedMCMC, PyroKernel
 from .annealing import Annealed, ais, smc
 from .convergence import ConvergenceWarning
 from .diagnostics import ess, ess_tail, mcse, nested_rhat, rhat
@@ -16,7 +17,6 @@ from .kernels.metric import Moments
 from .kernels.metropolis import Metropolis
 from .kernels.parallel_tempering import ParallelTempering, ReplicaState
 from .kernels.units import BinaryUnits, CategoricalUnits, GaussianUnits, Units
-from .pyro.adapters import BatchedMCMC, PyroKernel
 from .pyro.discrete_sites import infer_discrete
 from .pyro.likelihood import Likelihood, likelihood
 from .pyro.potential import Potential, potential

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import probgen as pg
-from probgen.distributions.flows.supports import is_real
+from probgen.distributions.supports import is_real
 
 from ..rosters import (
     BOUNDED,

@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import probgen as pg
 from probgen import objectives
-from probgen.distributions.flows.supports import is_real
+from probgen.distributions.supports import is_real
 from tests.rosters import ENERGIES, C, moved
 
 

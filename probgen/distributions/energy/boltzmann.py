@@ -23,8 +23,8 @@ from torch.distributions import constraints
 from ...core.contracts import HasFlips
 from ...mcmc import Checkerboard, GraphGibbs, colours
 from ...mcmc.kernels.lattice import bonds, log_partition_torus
-from ..flows.supports import readable
 from ..parametric.normal import weighted_mean
+from ..supports import readable
 from .base import EnergyBased
 
 __all__ = ["BinaryEnergy", "BoltzmannMachine", "Ising", "Spins"]

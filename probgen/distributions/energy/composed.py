@@ -23,7 +23,7 @@ from ...core import Density, LazyDistribution, as_lazy, initialize_part
 from ...core.contexts import batch_of, spell
 from ...core.contracts import HasTilt
 from ...mcmc import Kernel
-from ..flows.supports import is_real
+from ..supports import is_real
 from .base import EnergyBased
 
 __all__ = ["Energy", "ProductOfExperts", "Tilted"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core import LazyDistribution
+from ...core.registry import MODULES
 from ..module_distribution import ModuleDistribution
 
 __all__ = ["EnergyDistribution"]
@@ -57,13 +58,11 @@ class EnergyDistribution(ModuleDistribution):
             if options:
                 raise TypeError(f"Expected no more options for a module, got {sorted(options)}.")
         else:
-            from .composed import Energy  # which is one of those modules
-
             if "features" not in options:
                 raise TypeError("Expected `features`, the size of an event, with a map as energy.")
             if context is not None:
                 options.setdefault("context", context.shape[-1])
-            module = Energy(energy, **options)
+            module = MODULES["Energy"](energy, **options)  # which stands on this class
         super().__init__(module, context, batch_shape, validate_args)
 
     def unnormalized_log_prob(self, value: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ from ...core.standardize import ContextStandardizer
 from ...core.validation import check_event
 from ...objectives import MaximumLikelihood
 from ...transforms import Standardize
-from .supports import cuts_of, interior, is_real, mask_outside, sum_last
+from ..supports import cuts_of, interior, is_real, mask_outside, sum_last
 
 __all__ = ["Flow", "FlowDistribution"]
 

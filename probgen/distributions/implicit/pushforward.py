@@ -22,8 +22,8 @@ from ...core import Density, LazyDistribution, as_lazy
 from ...core.contexts import flatten, zeros
 from ...core.lazy import Traits
 from ...networks.dense import along_last
-from ..flows.supports import is_real
 from ..module_distribution import ModuleDistribution
+from ..supports import is_real
 
 __all__ = ["Pushforward"]
 

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from ...core import LazyDistribution, Standardizer, initialize_part
 from ...core.validation import check_event, check_whole
 from ...objectives import ELBO, Weights
-from ..flows.supports import is_real
+from ..supports import is_real
 from .base import LatentVariable, check_given
 from .layers import Merge, Moments, Rung
 from .vae import divergence

@@ -36,9 +36,9 @@ from ...core.standardize import ContextStandardizer, Per
 from ...core.validation import check_event, check_whole
 from ...networks.dense import along_last, start_apart
 from ...objectives import ELBO, Weights
-from ..flows.supports import is_real
 from ..implicit.pushforward import Pushforward
 from ..parametric.normal import UnitNormal
+from ..supports import is_real
 from .base import LatentVariable, check_given
 from .vamp_prior import VampPrior
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .evaluation import Evaluation
 from .model_run import unchecked
-
-if TYPE_CHECKING:
-    from .potential import Potential
 
 __all__ = ["Part"]
 
@@ -26,7 +23,7 @@ class Part:
     """
 
     def __init__(
-        self, potential: Potential, kind: str, function: Callable[[Tensor], Tensor]
+        self, potential: Evaluation, kind: str, function: Callable[[Tensor], Tensor]
     ) -> None:
         self.potential, self.kind, self.function = potential, kind, function
         self.sloped = False  # whether gradients were asked for, and values come with them

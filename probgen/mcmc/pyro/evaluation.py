@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .graph import record
-from .model_run import unchecked
+from .model_run import Place, Site, unchecked
 from .replay import Recording
 
 __all__ = ["Evaluation"]
@@ -25,8 +26,8 @@ __all__ = ["Evaluation"]
 Batched = Callable[[Tensor], dict[str, Tensor]]
 
 
-class Evaluation:
-    """Evaluates functions of one chain for many chains.
+class Evaluation(ABC):
+    """The log density of a model, evaluated for many chains at once.
 
     Arguments:
         point: A point at which they can be evaluated, with shape :math:`(D)`.
@@ -41,7 +42,39 @@ class Evaluation:
         eager: Whether operations are recorded when they are first asked for, so that numbers do
             not depend on what was asked for before.
         slopeless: Why there is no gradient, or nothing.
+        model: The model.
+        layout: Where the numbers of each site are.
+        progress: The site that a run came to.
+        log_likelihood: The log density of the observed sites.
     """
+
+    model: Callable[[], Any]
+    layout: dict[str, Site]
+    progress: list[str]
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+    log_likelihood: Callable[[Tensor], Tensor]
+
+    @abstractmethod
+    def run(self, place: Place) -> Tensor:
+        """Run the model, and return its log density."""
+
+    @abstractmethod
+    def at(self, u: Tensor) -> Place:
+        """Return a run of the model at one point."""
+
+    @abstractmethod
+    def total(self, u: Tensor) -> Tensor:
+        """Return the log density of one chain."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        r"""Return the log density at positions with shape :math:`(C, D)`."""
+
+    @abstractmethod
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log density and its gradient."""
 
     def __init__(self, point: Tensor, compile: bool, random: bool) -> None:
         self.point, self.compile, self.random = point, compile, random
@@ -49,6 +82,12 @@ class Evaluation:
         self.eager = False
         self.recorded: dict[Any, Recording | None] = {}
         self.asked: Counter[Any] = Counter()
+
+    def check_shape(self, x: Tensor) -> None:
+        if x.ndim != 2 or x.shape[1] != self.size:
+            raise ValueError(
+                f"Expected positions with shape (chains, {self.size}), got {tuple(x.shape)}."
+            )
 
     def evaluate(self, kind: str, function: Batched, x: Tensor, *names: str) -> dict[str, Tensor]:
         """Some of what a function gives for all chains, recorded once it is asked for again."""

@@ -132,12 +132,6 @@ class Potential(Evaluation):
         r"""The gradient alone."""
         return self.whole.gradient(x)
 
-    def check_shape(self, x: Tensor) -> None:
-        if x.ndim != 2 or x.shape[1] != self.size:
-            raise ValueError(
-                f"Expected positions with shape (chains, {self.size}), got {tuple(x.shape)}."
-            )
-
     def values(self, u: Tensor, sites: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The values of all sites of one chain, or of some."""
         place = Place(u, layout=self.layout, marginal=True)  # no log densities

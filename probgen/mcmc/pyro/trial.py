@@ -6,15 +6,13 @@ import gc
 import itertools
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .evaluation import Evaluation
 from .model_run import unchecked
-
-if TYPE_CHECKING:
-    from .potential import Potential
 
 __all__ = ["ChainByChainWarning", "check"]
 
@@ -26,7 +24,7 @@ class ChainByChainWarning(UserWarning):
     """Says that a model runs for one chain after the other, which is slow."""
 
 
-def check(potential: Potential, u: Tensor) -> None:
+def check(potential: Evaluation, u: Tensor) -> None:
     """Finds out how a model runs for many chains, and that it gives what one chain gives.
 
     Arguments:
@@ -70,7 +68,7 @@ def check(potential: Potential, u: Tensor) -> None:
     )
 
 
-def trial(potential: Potential, points: Tensor, single: Tensor, slopes: bool) -> str:
+def trial(potential: Evaluation, points: Tensor, single: Tensor, slopes: bool) -> str:
     """Why a model does not run for many chains at once, or nothing."""
     value, failed = attempt(potential, points, slopes)
     if value is None:
@@ -81,7 +79,7 @@ def trial(potential: Potential, points: Tensor, single: Tensor, slopes: bool) ->
     return "" if same else "its values there differ from those of one chain"
 
 
-def attempt(potential: Potential, points: Tensor, slopes: bool) -> tuple[Tensor | None, str]:
+def attempt(potential: Evaluation, points: Tensor, slopes: bool) -> tuple[Tensor | None, str]:
     """The values for many chains at once, or none and why."""
     try:
         with unchecked():
@@ -93,7 +91,7 @@ def attempt(potential: Potential, points: Tensor, slopes: bool) -> tuple[Tensor 
         return None, str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def slopeless(potential: Potential, points: Tensor) -> str:
+def slopeless(potential: Evaluation, points: Tensor) -> str:
     """Why one chain has no gradient, or nothing."""
     try:
         with unchecked():
@@ -106,7 +104,7 @@ def slopeless(potential: Potential, points: Tensor) -> str:
     return f"that in {', '.join(lost)} is lost, as where .item(), .detach() or numpy is called"
 
 
-def lost_slopes(potential: Potential, u: Tensor, slopes: Tensor) -> list[str]:
+def lost_slopes(potential: Evaluation, u: Tensor, slopes: Tensor) -> list[str]:
     """Sites whose gradient differs from finite differences, of two widths."""
     lost = torch.zeros_like(u, dtype=torch.bool)
     eps = torch.finfo(u.dtype).eps

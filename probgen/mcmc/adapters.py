@@ -11,16 +11,16 @@ from pyro.infer.mcmc.api import AbstractMCMC
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from ..adaptation import warm_up
-from ..arguments import check_options, check_vector_kernel
-from ..draws import Draws
-from ..initial import Initial
-from ..kernels.base import Kernel
-from ..kernels.hmc import ChEES
-from ..pathfinder import prepare
-from ..sampling import run
-from .model_run import unchecked
-from .potential import Potential, potential
+from .adaptation import warm_up
+from .arguments import check_options, check_vector_kernel
+from .draws import Draws
+from .initial import Initial
+from .kernels.base import Kernel
+from .kernels.hmc import ChEES
+from .pathfinder import prepare
+from .pyro.model_run import unchecked
+from .pyro.potential import Potential, potential
+from .sampling import run
 
 __all__ = ["BatchedMCMC", "PyroKernel"]
 

@@ -10,9 +10,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Transform, VonMises, biject_to, constraints
 
-from ...core import Bijector, is_wrapped
-from ...core.contracts import MadeBy
-from ...core.validation import ends
+from ..core import Bijector, is_wrapped
+from ..core.contracts import MadeBy
+from ..core.validation import ends
 
 
 def cuts_of(base: TorchDistribution, transforms: Sequence[Transform]) -> list[Any]:
