@@ -19,10 +19,11 @@ import torch
 from torch import nn
 from torch.distributions import Distribution, Transform
 
+from .arguments import Checked, checked, is_own
 from .bijector import BIJECTORS, Bijector, name_of
 from .derive import derive
 
-__all__ = ["MODULES", "RECORDS", "describe", "find_class", "register"]
+__all__ = ["MODULES", "RECORDS", "Record", "describe", "find_class", "register"]
 
 MODULES: dict[str, type[nn.Module]] = {}
 RECORDS: dict[str, type] = {}  # frozen dataclasses that modules take as arguments, such as kernels
@@ -34,6 +35,14 @@ ALIASES = {  # constructor arguments that a class of torch keeps under another n
 PYRO = "pyro.nn.module"  # where Pyro makes classes of ours and torch's, such as `PyroModule[NSF]`
 
 T = TypeVar("T")
+
+
+class Record(metaclass=Checked):
+    """A base of frozen dataclasses that modules take as arguments, such as kernels."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        RECORDS[name_of(cls)] = cls
 
 
 def register(thing: T, name: str | None = None) -> T:
@@ -118,6 +127,9 @@ def enter(cls: type) -> None:
     init: Callable[..., None] = cls.__init__  # type: ignore[misc]
     if getattr(init, "records", False):
         return
+
+    if is_own(cls):
+        init = checked(init)
 
     @functools.wraps(init)
     def recorded(self: nn.Module, *args: Any, **kwargs: Any) -> None:

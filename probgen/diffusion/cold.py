@@ -14,19 +14,17 @@ degradation adds :math:`s \, e` to the data, whatever they are, it is exact for 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..core import is_wrapped, register
-from ..core.bijector import name_of
 from ..core.cached_tensor import Table
-from ..core.registry import RECORDS
+from ..core.registry import Record
 from ..core.validation import check_whole
 from .discrete.corruptions import along
 
@@ -287,7 +285,7 @@ class Fade(Degradation):
         return torch.lerp(x, mean, along(s.to(x.dtype) / self.levels, x))
 
 
-class ColdSampler(ABC):
+class ColdSampler(Record):
     """A way from degraded data to data; every one is a frozen dataclass of it.
 
     A subclass gives :meth:`step`, which :meth:`sample` takes from the last level to the first.
@@ -305,10 +303,6 @@ class ColdSampler(ABC):
         >>> Halfway().sample(lambda x, s: torch.zeros_like(x), Fade(2, levels=2), x)
         tensor([1., 1.])
     """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        RECORDS[name_of(cls)] = cls
 
     @abstractmethod
     def step(self, degradation: Degradation, x: Tensor, clean: Tensor, s: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ with coefficients of the schedule alone, which are computed once before the firs
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,8 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import mcmc
-from ..core.bijector import name_of
-from ..core.registry import RECORDS
+from ..core.registry import Record
 from ..core.validation import check_whole
 from .denoisers import Denoiser
 from .schedules import Schedule
@@ -38,7 +37,7 @@ __all__ = [
 ]
 
 
-class Sampler(ABC):
+class Sampler(Record):
     """A way from noise to data; every sampler is a frozen dataclass of it.
 
     A subclass gives :meth:`walk`, and as fields `steps`, the number of its steps, and `grid`, the
@@ -59,10 +58,6 @@ class Sampler(ABC):
 
     steps: int
     grid: Grid
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        RECORDS[name_of(cls)] = cls
 
     @abstractmethod
     def walk(self, denoiser: Denoiser, x: Tensor, context: Tensor | None) -> Iterator[Tensor]:

@@ -5,15 +5,14 @@ A grid has :math:`N` falling times with noise, and ends in the datum, without no
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.bijector import name_of
-from ..core.registry import RECORDS
+from ..core.registry import Record
 from ..core.validation import check_whole
 from .schedules import Schedule
 
@@ -36,7 +35,7 @@ class Path(NamedTuple):
     sigma: Tensor
 
 
-class Grid(ABC):
+class Grid(Record):
     """Where a sampler puts its times; every grid is a frozen dataclass of it.
 
     A subclass gives :meth:`times`; :meth:`path` adds signal and noise, and the datum at the end.
@@ -51,10 +50,6 @@ class Grid(ABC):
         >>> path.times, path.sigma.shape
         (tensor([1.0000, 0.2500], dtype=torch.float64), torch.Size([3]))
     """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        RECORDS[name_of(cls)] = cls
 
     @abstractmethod
     def times(self, schedule: Schedule, steps: int) -> Tensor:

@@ -13,13 +13,14 @@ with all gradients of a step taken at the same parameters.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
+from ..core.arguments import Checked
 from ..core.contracts import Contract, HasDensity, MadeBy
 
 __all__ = [
@@ -48,7 +49,7 @@ class Player(NamedTuple):
     every: int = 1
 
 
-class Objective(ABC):
+class Objective(metaclass=Checked):
     """A training objective, an object to hand to :func:`probgen.fit`.
 
     A subclass states its `losses`, and which contracts of a module they need, as `requires`. Called

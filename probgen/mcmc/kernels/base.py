@@ -15,16 +15,15 @@ position, or a Cholesky factor with shape :math:`(D, D)`.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ...core.bijector import name_of
 from ...core.derive import derive, derived
-from ...core.registry import RECORDS, register
+from ...core.registry import Record, register
 
 __all__ = ["GradientState", "Info", "Kernel", "LogDensity", "PositionState", "Score"]
 
@@ -131,7 +130,7 @@ class Score:
         return x.new_full(x.shape[:1], torch.nan), score
 
 
-class Kernel(ABC):
+class Kernel(Record):
     """A transition that leaves a density invariant; every kernel is a frozen dataclass of it."""
 
     gradient: ClassVar[bool] = True  # whether it uses gradients
@@ -140,7 +139,6 @@ class Kernel(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         derive(cls)
-        RECORDS[name_of(cls)] = cls  # so that a module that holds one can be saved
         if "__repr__" not in vars(cls):
             cls.__repr__ = Kernel.__repr__  # type: ignore[method-assign]  # not that of a dataclass
 

@@ -12,7 +12,7 @@ So one machine of two layers takes binary, real and categorical units.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ...core.arguments import Checked
 from ...core.derive import derive, derived
 from ...core.validation import check_whole
 
 __all__ = ["BinaryUnits", "CategoricalUnits", "GaussianUnits", "Units"]
 
 
-class Units(ABC):
+class Units(metaclass=Checked):
     """A law of units; every one is a frozen dataclass of it."""
 
     #: The number of sufficient statistics of a unit.
