@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .core.arguments import checked
+from .core.validation import check_whole
+
 __all__ = ["Estimate", "bits_per_dimension", "coverage", "ranks", "rmse"]
 
 
@@ -23,6 +26,7 @@ class Estimate(NamedTuple):
     se: float
 
 
+@checked
 def bits_per_dimension(log_prob: Tensor, dimensions: int) -> Estimate:
     r"""The mean negative log-likelihood, :math:`-\log_2 p(x) / D`, in bits per dimension.
 
@@ -42,10 +46,12 @@ def bits_per_dimension(log_prob: Tensor, dimensions: int) -> Estimate:
         raise ValueError(
             f"Expected `log_prob` with shape (N,) and N >= 2, got {tuple(log_prob.shape)}."
         )
+    check_whole(1, dimensions=dimensions)
     bits = -log_prob.double() / (dimensions * math.log(2))
     return Estimate(float(bits.mean()), float(bits.std()) / math.sqrt(len(bits)))
 
 
+@checked
 def coverage(draws: Tensor, truth: Tensor, level: float) -> float:
     r"""The fraction of true values within the central interval of posterior draws.
 
@@ -70,6 +76,7 @@ def coverage(draws: Tensor, truth: Tensor, level: float) -> float:
     return float(((low <= truth) & (truth <= high)).double().mean())
 
 
+@checked
 def ranks(draws: Tensor, truth: Tensor) -> Tensor:
     r"""The number of draws below the true value.
 
@@ -97,6 +104,7 @@ def ranks(draws: Tensor, truth: Tensor) -> Tensor:
     return (draws < truth).sum(0)
 
 
+@checked
 def rmse(estimate: Tensor, truth: Tensor) -> float:
     """The root mean square error, in the units of the data.
 
@@ -104,6 +112,11 @@ def rmse(estimate: Tensor, truth: Tensor) -> float:
         >>> rmse(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
         1.4142135381698608
     """
+    if estimate.shape != truth.shape:
+        raise ValueError(
+            f"Expected an `estimate` with the shape of `truth`, {tuple(truth.shape)}, got "
+            f"{tuple(estimate.shape)}."
+        )
     return float((estimate - truth).square().mean().sqrt())
 
 
@@ -115,7 +128,7 @@ def check(draws: Tensor, truth: Tensor) -> None:
     """
     if draws.shape[1:] != truth.shape:
         raise ValueError(
-            f"Expected draws with shape (S, *) and true values with shape (*), got "
+            f"Expected `draws` with shape (S, *) and a `truth` with shape (*), got "
             f"{tuple(draws.shape)} and {tuple(truth.shape)}."
         )
     if bool(draws.isnan().any()):

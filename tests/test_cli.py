@@ -454,7 +454,7 @@ def test_files_that_claim_too_much_or_hold_other_things(table, tmp_path, capsys)
 KILLS = """
     import contextlib, io, os, pathlib, random, shutil, signal, sys, time
     import torch, probgen as pg
-    from probgen.cli import main
+    from probgen.cli.main import main
     torch.set_num_threads(1)
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports much, once for all children
     folder, data, count = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

@@ -9,12 +9,11 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import sys
 import types
-from abc import ABCMeta
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 import torch
@@ -22,10 +21,19 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["Checked", "checked"]
+__all__ = ["checked", "record"]
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**options):  # of Python 3.11, for type checkers alone
+        return lambda function: function
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 EMPTY = inspect.Parameter.empty
 WIDER = {TorchDistribution: Distribution}  # Pyro's own Normal is no TorchDistribution
 WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
@@ -33,11 +41,12 @@ NAMED = (TypeError, ValueError)
 FOREIGN = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError)
 
 
-def checked(function: Callable[P, R]) -> Callable[P, R]:
+def checked(function: Callable[P, R], trusted: bool = False) -> Callable[P, R]:
     """Give a function or constructor errors that name the argument at fault.
 
     Arguments:
         function: The function, whose parameters are annotated.
+        trusted: Whether arguments are compared only after an error, since calls are many.
 
     Returns:
         A function that does the same. It raises a TypeError for an argument that is not of its
@@ -61,27 +70,19 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         except (*NAMED, *FOREIGN) as error:
             explain(function, args, kwargs, error)
             raise
-        compare(function, args, kwargs)
+        if not trusted:
+            compare(function, args, kwargs)
         return found
 
-    call.checked = True  # type: ignore[attr-defined]
     return call
 
 
-class Checked(ABCMeta):
-    """The metaclass of dataclasses whose constructors' errors name the argument at fault."""
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if not is_own(cls):
-            return super().__call__(*args, **kwargs)
-        init: Callable[..., None] = vars(cls).get("__init__", object.__init__)
-        try:
-            found = super().__call__(*args, **kwargs)
-        except (*NAMED, *FOREIGN) as error:
-            explain(init, (None, *args), kwargs, error)
-            raise
-        compare(init, (None, *args), kwargs)
-        return found
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def record(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass whose constructor's errors name the argument at fault."""
+    made: Any = dataclass(frozen=True)(cls)
+    made.__init__ = checked(made.__init__)
+    return made
 
 
 def is_own(cls: type) -> bool:
@@ -93,7 +94,7 @@ def is_own(cls: type) -> bool:
 def annotations_of(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any]]:
     """The signature of a function, and the types of its parameters as far as they are known."""
     signature = inspect.signature(function)
-    names = {**vars(sys.modules[function.__module__]), "Sequence": Sequence}
+    names = inspect.unwrap(function).__globals__
     found = {}
     for name, parameter in signature.parameters.items():
         kind = parameter.annotation
@@ -137,17 +138,21 @@ def explain(
     except TypeError:
         return
     given.pop("self", None)
-    if isinstance(error, NAMED) and any(name in str(error) for name in given):
-        return
     try:
         compare(function, args, kwargs)
     except NAMED as better:
+        name = str(better).split("`")[1]
+        if isinstance(error, NAMED) and name in str(error):
+            return
         raise better from error
+    if isinstance(error, NAMED) and any(name in str(error) for name in given):
+        return
     if function.__name__ == "__init__" and not isinstance(error, torch.OutOfMemoryError):
+        kind = type(error) if isinstance(error, NAMED) else ValueError
         shown = ", ".join(f"{name}={value!r:.80}" for name, value in given.items())
         name = function.__qualname__.split(".")[0]
-        raise ValueError(
-            f"Expected arguments of {name} that fit together, got {shown}: {error!s:.200}"
+        raise kind(
+            f"Expected arguments of {name} that fit together, got {shown}: {error!s:.400}"
         ) from error
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
+from .arguments import checked, is_own
 from .derive import derive, derived
 from .validation import check_event
 
@@ -69,6 +70,8 @@ class Bijector(Transform):
         super().__init_subclass__(**kwargs)
         derive(cls)
         BIJECTORS[name_of(cls)] = cls
+        if is_own(cls) and "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__, trusted=True)  # type: ignore[method-assign]
         cls.accepted = frozenset(inspect.signature(cls.__init__).parameters)
 
     def __init__(self, shape: tuple[int, ...] = (), **given: Tensor) -> None:

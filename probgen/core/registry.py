@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution, Transform
 
-from .arguments import Checked, checked, is_own
+from .arguments import checked, is_own
 from .bijector import BIJECTORS, Bijector, name_of
 from .derive import derive
 
@@ -37,7 +38,7 @@ PYRO = "pyro.nn.module"  # where Pyro makes classes of ours and torch's, such as
 T = TypeVar("T")
 
 
-class Record(metaclass=Checked):
+class Record(ABC):  # noqa: B024
     """A base of frozen dataclasses that modules take as arguments, such as kernels."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

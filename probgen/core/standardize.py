@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .arguments import checked
 from .contexts import ContextShape, batch_of, entries, leaves
 
 __all__ = ["ContextStandardizer", "OutlierWarning", "ScaleWarning", "Standardizer", "moments"]
@@ -69,6 +70,7 @@ class Standardizer(nn.Module):
     scale: Tensor
     fitted: Tensor
 
+    @checked
     def __init__(self, shape: Sequence[int], per: Per | None = None) -> None:
         super().__init__()
         per = ("feature" if len(shape) <= 1 else "one") if per is None else per

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["check_event", "check_precision", "check_whole", "ends", "find_device"]
+__all__ = ["check_event", "check_number", "check_precision", "check_whole", "ends", "find_device"]
 
 
 def check_whole(least: int, **values: Any) -> None:
@@ -22,8 +22,18 @@ def check_whole(least: int, **values: Any) -> None:
             )
 
 
+def check_number(above: float = -math.inf, **values: Any) -> None:
+    """Raise a ValueError that names the first value that is not finite, or not above a bound."""
+    for name, value in values.items():
+        if not (isinstance(value, Real) and above < float(value) < math.inf):
+            kind = "a positive number" if above == 0 else "a finite number"
+            raise ValueError(f"Expected `{name}` to be {kind}, got {value!r:.80}.")
+
+
 def check_event(value: Tensor, event: tuple[int, ...]) -> None:
-    """Raises a ValueError unless a value ends in the shape of an event."""
+    """Raise an error unless a value is a tensor that ends in the shape of an event."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Expected `value` to be a tensor, got {value!r:.80}.")
     shape = value.shape
     if shape[len(shape) - len(event) :] != event:
         wanted = ", ".join(map(str, event))

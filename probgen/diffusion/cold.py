@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..core import is_wrapped, register
+from ..core.arguments import record
 from ..core.cached_tensor import Table
 from ..core.registry import Record
 from ..core.validation import check_whole
@@ -344,7 +344,7 @@ class ColdSampler(Record):
         return x
 
 
-@dataclass(frozen=True)
+@record
 class NaiveCold(ColdSampler):
     r"""What is restored is degraded to the level below, :math:`x_{s-1} = D(\hat x, s - 1)`.
 
@@ -362,7 +362,7 @@ class NaiveCold(ColdSampler):
         return degradation(clean, s - 1)
 
 
-@dataclass(frozen=True)
+@record
 class ImprovedCold(ColdSampler):
     r"""What a level takes is added back, :math:`x_{s-1} = x_s - D(\hat x, s) + D(\hat x, s - 1)`.
 

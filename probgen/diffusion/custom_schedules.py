@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.validation import check_whole
+from ..core.arguments import checked
+from ..core.validation import check_number, check_whole
 from .schedules import Schedule
 
 __all__ = ["CustomSchedule", "LinearSDE", "Tabulated", "linear_betas"]
@@ -68,6 +69,7 @@ class Tabulated(Schedule):
         return 2 * rise / -torch.expm1(2 * self.logs(t)[0])
 
 
+@checked
 def linear_betas(steps: int = 1000, low: float = 1e-4, high: float = 0.02) -> Tensor:
     r"""Variances of steps that rise linearly, by default those of Ho et al. (2020).
 
@@ -86,13 +88,14 @@ def linear_betas(steps: int = 1000, low: float = 1e-4, high: float = 0.02) -> Te
         The variances in float64, with shape :math:`(T)`.
 
     Raises:
-        ValueError: If there is less than one step.
+        ValueError: If there is less than one step, or a variance is not finite.
 
     Example:
         >>> linear_betas(3)
         tensor([0.0001, 0.0100, 0.0200], dtype=torch.float64)
     """
     check_whole(1, steps=steps)
+    check_number(low=low, high=high)
     return torch.linspace(low, high, steps, dtype=torch.double)
 
 

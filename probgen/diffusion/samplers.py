@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import mcmc
+from ..core.arguments import record
 from ..core.registry import Record
 from ..core.validation import check_whole
 from .denoisers import Denoiser
@@ -149,7 +150,7 @@ class Linear(Sampler):
         return denoiser.mean(x, t, context)
 
 
-@dataclass(frozen=True)
+@record
 class DDIM(Linear):
     r"""Denoising diffusion implicit models: steps without noise, or with a part of it.
 
@@ -203,7 +204,7 @@ def posterior_variance(path: Path) -> Tensor:
     return added_variance(path) * (path.sigma[1:] / path.sigma[:-1]).square()
 
 
-@dataclass(frozen=True)
+@record
 class Ancestral(Linear):
     r"""The sampler of DDPM: from the posterior given what was denoised.
 
@@ -258,7 +259,7 @@ class Ancestral(Linear):
         return a, b, variance.clamp_min(0).sqrt()
 
 
-@dataclass(frozen=True)
+@record
 class EulerMaruyama(Linear):
     r"""Euler's method for the reverse equation.
 
@@ -299,7 +300,7 @@ class EulerMaruyama(Linear):
         return a, b, torch.cat([(g2 * dt).sqrt(), none])
 
 
-@dataclass(frozen=True)
+@record
 class PredictorCorrector(Sampler):
     r"""Steps of a predictor, each followed by Langevin steps at the new time.
 
@@ -370,7 +371,7 @@ class PredictorCorrector(Sampler):
             yield x
 
 
-@dataclass(frozen=True)
+@record
 class AnnealedLangevin(Sampler):
     r"""Langevin steps at each of the levels of a grid, by :class:`probgen.mcmc.AnnealedLangevin`.
 

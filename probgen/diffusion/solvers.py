@@ -12,12 +12,13 @@ are of second order or more.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.arguments import record
 from ..core.validation import check_whole
 from ..transforms.continuous import Method, check_method
 from .denoisers import Denoiser
@@ -29,7 +30,7 @@ from .time_grids import AngleGrid, Grid, Path, RatioGrid, RhoGrid
 __all__ = ["DPMSolver", "Heun", "ODESolver"]
 
 
-@dataclass(frozen=True)
+@record
 class DPMSolver(Sampler):
     r"""DPM-Solver++(2M): the exact linear part and a line through what was denoised last.
 
@@ -80,7 +81,7 @@ class DPMSolver(Sampler):
             yield x
 
 
-@dataclass(frozen=True)
+@record
 class Heun(Sampler):
     r"""The second-order method of EDM, with fresh noise on the way if asked.
 
@@ -173,7 +174,7 @@ class Heun(Sampler):
             yield x
 
 
-@dataclass(frozen=True)
+@record
 class ODESolver(Sampler):
     r"""A solver of ordinary equations along the probability flow.
 

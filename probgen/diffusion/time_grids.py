@@ -6,12 +6,12 @@ A grid has :math:`N` falling times with noise, and ends in the datum, without no
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..core.arguments import record
 from ..core.registry import Record
 from ..core.validation import check_whole
 from .schedules import Schedule
@@ -72,7 +72,7 @@ def even(start: float, end: float, steps: int) -> Tensor:
     return torch.linspace(start, end, steps, dtype=torch.double)
 
 
-@dataclass(frozen=True)
+@record
 class UniformGrid(Grid):
     r"""Evenly spaced times: :math:`k / N` if there is no noise at time 0, else from 1 to 0.
 
@@ -87,7 +87,7 @@ class UniformGrid(Grid):
         return even(last, last / steps if schedule.clean else 0.0, steps)
 
 
-@dataclass(frozen=True)
+@record
 class AngleGrid(Grid):
     r"""Times at which the angle :math:`\arctan(\sigma / \alpha)` is evenly spaced.
 
@@ -120,7 +120,7 @@ class AngleGrid(Grid):
         return torch.cat([ends[:1], inner, ends[1:]])[:steps]
 
 
-@dataclass(frozen=True)
+@record
 class InformationGrid(Grid):
     r"""Times at which the information on normal data of variance 1 is evenly spaced.
 
@@ -145,7 +145,7 @@ class InformationGrid(Grid):
         return torch.cat([inner.new_tensor(ends[:1]), inner, inner.new_tensor(ends[1:])])[:steps]
 
 
-@dataclass(frozen=True)
+@record
 class RatioGrid(Grid):
     r"""Times at which the log of the ratio of signal to noise is evenly spaced.
 
@@ -163,7 +163,7 @@ class RatioGrid(Grid):
         return schedule.time(even(float(ends[0]), float(ends[1]), steps))
 
 
-@dataclass(frozen=True)
+@record
 class RhoGrid(Grid):
     r"""Times at which the root :math:`(\sigma / \alpha)^{1 / \rho}` is evenly spaced.
 

@@ -18,6 +18,7 @@ from pyro.infer.autoguide import AutoContinuous, init_to_median
 from torch import Tensor
 
 from ..core import Density, LazyDistribution
+from ..core.arguments import checked
 from ..core.pyro_sites import register, unique_name
 from ..core.validation import check_whole
 from ..distributions import DiagonalNormal, Flow, FullNormal, StandardNormal
@@ -42,6 +43,7 @@ class ContinuousGuide(AutoContinuous):
 
     normal: ClassVar[bool] = False  #: whether its distribution is normal
 
+    @checked
     def __init__(
         self, model: Callable[..., Any], init_loc_fn: Callable[..., Any], scale: float
     ) -> None:
@@ -215,6 +217,7 @@ class MeanField(ContinuousGuide):
 
     normal = True
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],
@@ -252,6 +255,7 @@ class FullCovariance(ContinuousGuide):
 
     normal = True
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],
@@ -297,6 +301,7 @@ class FlowGuide(ContinuousGuide):
         torch.Size([2])
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.arguments import checked
 from ..core.contracts import HasLatents
 from ..core.validation import check_whole
 from ..objectives import IWAE
@@ -40,6 +41,7 @@ class Smoothed(NamedTuple):
     khat: Tensor
 
 
+@checked
 def psis(log_weights: Tensor, dim: int = 0) -> Smoothed:
     r"""Replaces the largest weights by quantiles of the Pareto law fitted to them.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.arguments import checked
 from ..core.contracts import Encodes, HasLatents
 from ..core.validation import check_whole
 
@@ -130,6 +131,7 @@ def spread_of(module: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
         return None
 
 
+@checked
 def interpolate(a: Tensor, b: Tensor, count: int, spherical: bool = False) -> Tensor:
     r"""Points between two latents, the ends included.
 

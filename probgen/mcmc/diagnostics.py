@@ -24,9 +24,12 @@ import math
 import torch
 from torch import Tensor
 
+from ..core.arguments import checked
+
 __all__ = ["ess", "ess_tail", "mcse", "nested_rhat", "rhat"]
 
 
+@checked
 def ess(draws: Tensor) -> Tensor:
     """The bulk effective sample size.
 
@@ -47,6 +50,7 @@ def ess(draws: Tensor) -> Tensor:
     return effective(normal_scores(halves(draws)))
 
 
+@checked
 def ess_tail(draws: Tensor) -> Tensor:
     """The tail effective sample size: the lesser of those of the 5 % and the 95 % quantile.
 
@@ -58,6 +62,7 @@ def ess_tail(draws: Tensor) -> Tensor:
     return torch.minimum(*sizes)
 
 
+@checked
 def mcse(draws: Tensor) -> Tensor:
     """The Monte-Carlo standard error of the mean.
 
@@ -67,6 +72,7 @@ def mcse(draws: Tensor) -> Tensor:
     return draws.flatten(0, 1).std(0) / effective(halves(draws)).sqrt()
 
 
+@checked
 def rhat(draws: Tensor) -> Tensor:
     r"""The rank-normalised split :math:`\hat R`, of location or scale, whichever is greater.
 
@@ -102,6 +108,7 @@ def diagnose(draws: Tensor) -> tuple[Tensor, Tensor]:
     return worst, torch.fmin(effective(scores), ess_tail(draws))
 
 
+@checked
 def nested_rhat(draws: Tensor, superchains: int) -> Tensor:
     r"""The nested :math:`\hat R`, for many short chains.
 

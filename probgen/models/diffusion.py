@@ -96,7 +96,7 @@ class DDPM(Diffusion):
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
-        check_whole(1, steps=steps)
+        check_whole(1, steps=steps, solver_steps=solver_steps)
         part, shape, size = parts_of(network, features, context, hidden_features)
         schedule = Tabulated(linear_betas(steps, 0.1 / steps, min(20 / steps, 0.999)))
         super().__init__(
@@ -158,6 +158,7 @@ class NCSN(Diffusion):
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
+        check_whole(1, solver_steps=solver_steps)
         part, shape, size = parts_of(network, features, context, hidden_features)
         super().__init__(
             NetworkDenoiser(part, VE(low, high), shape, size, "eps"),
@@ -207,6 +208,7 @@ class ScoreSDE(Diffusion):
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
+        check_whole(1, solver_steps=solver_steps)
         part, shape, size = parts_of(network, features, context, hidden_features)
         super().__init__(
             NetworkDenoiser(part, VP(), shape, size, "eps"),
@@ -258,6 +260,7 @@ class EDM(Diffusion):
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
+        check_whole(1, solver_steps=solver_steps)
         part, shape, size = parts_of(network, features, context, hidden_features)
         super().__init__(
             NetworkDenoiser(part, Karras(), shape, size, "edm"),
@@ -310,6 +313,7 @@ class FlowMatching(Diffusion):
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
+        check_whole(1, solver_steps=solver_steps)
         part, shape, size = parts_of(network, features, context, hidden_features)
         super().__init__(
             NetworkDenoiser(part, Rectified(), shape, size, "flow"),

@@ -63,8 +63,8 @@ class EnergyNetwork(nn.Module):
         )
         if len(self.shape) not in (1, 3) or not hidden_features:
             raise ValueError(
-                f"Expected `features` of a vector or an image and a hidden layer, got "
-                f"{self.shape} and {tuple(hidden_features)}."
+                f"Expected `features` of a vector or an image, and `hidden_features` of a layer or "
+                f"more, got {self.shape} and {tuple(hidden_features)}."
             )
         self.activation = activation_named(activation)
         layers: list[nn.Module] = []

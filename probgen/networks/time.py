@@ -97,7 +97,7 @@ class TimeMLP(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(
-            features=features, outputs=embedding, context=context, hidden_features=hidden_features
+            features=features, embedding=embedding, context=context, hidden_features=hidden_features
         )
         if len(set(hidden_features)) != 1:
             raise ValueError(f"Expected equal `hidden_features`, got {tuple(hidden_features)}.")

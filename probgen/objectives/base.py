@@ -13,14 +13,14 @@ with all gradients of a step taken at the same parameters.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
-from ..core.arguments import Checked
+from ..core.arguments import record
 from ..core.contracts import Contract, HasDensity, MadeBy
 
 __all__ = [
@@ -49,7 +49,7 @@ class Player(NamedTuple):
     every: int = 1
 
 
-class Objective(metaclass=Checked):
+class Objective(ABC):
     """A training objective, an object to hand to :func:`probgen.fit`.
 
     A subclass states its `losses`, and which contracts of a module they need, as `requires`. Called
@@ -174,7 +174,7 @@ def is_partial(objective: Objective) -> bool:
     return objective.partial or inner
 
 
-@dataclass(frozen=True)
+@record
 class Function(Objective):
     """A function of a module, data and contexts as an objective.
 

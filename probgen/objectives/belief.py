@@ -9,12 +9,13 @@ of contrastive divergence, and what comes down from its chains teaches the way u
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..core.arguments import record
 from ..core.contracts import HasLayers
 from .base import Objective
 from .contrastive import ContrastiveDivergence
@@ -25,7 +26,7 @@ __all__ = ["Greedy", "UpDown"]
 PERSISTENT, FEW = ContrastiveDivergence(persistent=True), ContrastiveDivergence(steps=5)
 
 
-@dataclass(frozen=True)
+@record
 class Greedy(Objective):
     """One layer after the other: equal parts of the training go to each machine.
 
@@ -78,7 +79,7 @@ class Greedy(Objective):
         return self.objective(module.machines[layer], h)
 
 
-@dataclass(frozen=True)
+@record
 class UpDown(Objective):
     """The up-down algorithm, contrastive wake-sleep, which trains all layers together.
 

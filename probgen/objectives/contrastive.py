@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
 from ..core import Density, is_wrapped
+from ..core.arguments import record
 from ..core.contracts import HasEnergy, HasFlips, HasLabels, HasTilt
 from ..core.validation import check_whole, ends
 from ..mcmc import Metropolis, ParallelTempering
@@ -35,7 +35,7 @@ from .score import SlicedScoreMatching
 __all__ = ["ContrastiveDivergence", "JointEnergy", "NoiseContrastive"]
 
 
-@dataclass(frozen=True)
+@record
 class ContrastiveDivergence(Objective):
     r"""Contrastive divergence: the mean of :math:`f` at chains less that at the data.
 
@@ -198,7 +198,7 @@ class ContrastiveDivergence(Objective):
             )
 
 
-@dataclass(frozen=True)
+@record
 class NoiseContrastive(Objective):
     r"""Noise-contrastive estimation: logistic regression of data against noise.
 
@@ -262,7 +262,7 @@ class NoiseContrastive(Objective):
         return softplus(-g[0]) + softplus(g[1:]).sum(0)
 
 
-@dataclass(frozen=True)
+@record
 class JointEnergy(Around):
     r"""The objective of a classifier that is an energy: of labels given data, and of data.
 

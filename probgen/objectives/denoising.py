@@ -13,13 +13,13 @@ evidence lower bound :math:`-\dot r_t / 2`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..core.arguments import record
 from ..core.bijector import name_of
 from ..core.contracts import HasDenoiser
 from ..core.registry import RECORDS
@@ -45,7 +45,7 @@ WEIGHTS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
+@record
 class Denoising(Objective):
     r"""The squared error of a denoiser, at one time for each datum.
 
@@ -140,7 +140,7 @@ class Denoising(Objective):
         return losses
 
 
-@dataclass(frozen=True)
+@record
 class EvidenceBound(Objective):
     r"""Minus the evidence lower bound of a diffusion's chain, whole.
 

@@ -8,11 +8,11 @@ over levels :math:`s = 1, \dots, S`, one for each datum, those of a batch evenly
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from ..core.arguments import record
 from ..core.bijector import name_of
 from ..core.contracts import HasDegradation
 from ..core.registry import RECORDS
@@ -22,7 +22,7 @@ from .denoising import spread
 __all__ = ["Restoration"]
 
 
-@dataclass(frozen=True)
+@record
 class Restoration(Objective):
     """The error of a restorer, at one level for each datum.
 

@@ -3,12 +3,12 @@ r"""Spectral regularisation: a price on the largest singular values of convoluti
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.arguments import record
 from ..core.validation import check_whole
 from ..networks.spectral import spectral_norm
 from .base import Around, as_objective
@@ -18,7 +18,7 @@ __all__ = ["SpectralRegularized"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-@dataclass(frozen=True)
+@record
 class SpectralRegularized(Around):
     r"""An objective plus :math:`\lambda \sum_i \sigma_i` over the convolutions of a module.
 

@@ -20,12 +20,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..core.arguments import record
 from ..core.contracts import HasLabels, HasLatents, HasPrior
 from ..core.distributed import mean_over
 from ..core.validation import check_whole
@@ -156,7 +157,7 @@ def with_scores(
     return value + term - term.detach()
 
 
-@dataclass(frozen=True)
+@record
 class ELBO(Variational):
     r"""The evidence lower bound,
     :math:`E_q[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z \mid x) \| p(z))`.
@@ -223,7 +224,7 @@ class ELBO(Variational):
         return self.beta * kl.sum(-1) - weights.log_likelihood.mean(0)
 
 
-@dataclass(frozen=True)
+@record
 class StickingTheLanding(Variational):
     r"""The evidence lower bound, with the path derivative of the posterior alone.
 
@@ -251,7 +252,7 @@ class StickingTheLanding(Variational):
         return -weights.log_weights.mean(0)
 
 
-@dataclass(frozen=True)
+@record
 class IWAE(Variational):
     r"""The importance-weighted bound, :math:`E \log \frac{1}{K} \sum_k w_k \le \log p(x)`.
 
@@ -276,7 +277,7 @@ class IWAE(Variational):
         return -with_scores(log_mean_exp, weights.log_weights, weights.score)
 
 
-@dataclass(frozen=True)
+@record
 class DReG(Variational):
     r"""The importance-weighted bound, with the doubly reparameterised gradient.
 
@@ -324,7 +325,7 @@ class DReG(Variational):
         return value.detach() - value - log_mean_exp(log_w.detach())
 
 
-@dataclass(frozen=True)
+@record
 class Supervised(Around):
     r"""An objective plus that of a classifier, :math:`-\alpha \log q(y \mid x)` at known labels.
 

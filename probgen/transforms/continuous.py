@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..core import Bijector, Density, LazyTransform
-from ..core.validation import check_whole
+from ..core.validation import check_number, check_whole
+from ..networks.dense import check_sizes
 
 __all__ = ["Continuous", "ContinuousTransform"]
 
@@ -44,8 +45,7 @@ def check_method(method: str, tolerance: float) -> None:
         raise ValueError(
             f"Expected `method` among {sorted((*METHODS, *ADAPTIVE))}, got {method!r:.80}."
         )
-    if not tolerance > 0:
-        raise ValueError(f"Expected a positive `tolerance`, got {tolerance}.")
+    check_number(0, tolerance=tolerance)
 
 
 class Continuous(Bijector):
@@ -254,6 +254,9 @@ class ContinuousTransform(LazyTransform):
     ) -> None:
         super().__init__()
         check_whole(1, steps=steps)
+        check_whole(0, probes=probes)
+        check_sizes(features=features)
+        check_number(0, tolerance=tolerance)
         self.event = (features,) if isinstance(features, int) else tuple(features)
         self.network, self.context, self.steps = network, context, steps
         self.method, self.probes, self.tolerance, self.adjoint = method, probes, tolerance, adjoint

@@ -113,6 +113,12 @@ class GaussianDenoiser(NormalDenoiser):
         self.register_buffer("location", mean.detach().clone())
         self.register_buffer("covariance", covariance.detach().clone())
         values, vectors = torch.linalg.eigh(self.covariance)
+        room = len(mean) * torch.finfo(values.dtype).eps * values.abs().max()
+        if values.device.type != "meta" and bool(values.min() < -room):
+            raise ValueError(
+                f"Expected a `covariance` without negative eigenvalues, got one of "
+                f"{float(values.min()):g}."
+            )
         self.register_buffer("values", values)
         self.register_buffer("vectors", vectors)
 

@@ -27,13 +27,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...core.arguments import record
 from ...core.validation import check_whole
 from ...mcmc import diagnostics
 from ..denoisers import Denoiser
@@ -70,7 +71,7 @@ class GibbsDraws(NamedTuple):
     renewal: Tensor
 
 
-@dataclass(frozen=True)
+@record
 class ParticleGibbs:
     r"""Particle Gibbs with ancestor sampling: Markov chains of whole paths of a sampler.
 

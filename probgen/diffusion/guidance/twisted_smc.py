@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...core.arguments import record
 from ...core.validation import check_whole
 from ...mcmc.annealing import Annealed, finish, resample
 from ..denoisers import Denoiser
@@ -36,7 +37,7 @@ __all__ = ["TwistedSMC"]
 PROBES = 256  # draws that tell how an operator spreads data
 
 
-@dataclass(frozen=True)
+@record
 class TwistedSMC:
     r"""Twisted sequential Monte Carlo, exact in the limit of many particles.
 

@@ -173,6 +173,7 @@ class Diffusion(LazyDistribution):
         if not isinstance(denoiser, Denoiser):
             raise TypeError(f"Expected a denoiser, got a {type(denoiser).__name__}.")
         check_whole(1, steps=steps)
+        check_whole(0, probes=probes)
         check_method(method, tolerance)
         self.denoiser = denoiser
         self.context = denoiser.context if context is None else context

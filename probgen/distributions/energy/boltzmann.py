@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ...core.contracts import HasFlips
+from ...core.validation import check_number
 from ...mcmc import Checkerboard, GraphGibbs, colours
 from ...mcmc.kernels.lattice import bonds, log_partition_torus
 from ..parametric.normal import weighted_mean
@@ -296,6 +297,9 @@ class Ising(BinaryEnergy):
         super().__init__(tuple(shape), -1, steps)
         self.periodic = periodic
         self.units = math.prod(self.event_shape)
+        for name, value in (("coupling", coupling), ("field", field)):
+            if not isinstance(value, Tensor):
+                check_number(**{name: value})
         pairs = torch.as_tensor(coupling, dtype=torch.get_default_dtype()).detach().clone()
         self.graph = pairs.ndim == 2
         if self.graph:

@@ -3,12 +3,14 @@ r"""The Pyro distribution of an energy, :math:`p(x) = e^{-E(x)} / Z`, with what 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core import LazyDistribution
+from ...core.arguments import checked
 from ...core.registry import MODULES
 from ..module_distribution import ModuleDistribution
 
@@ -45,6 +47,7 @@ class EnergyDistribution(ModuleDistribution):
         True
     """
 
+    @partial(checked, trusted=True)
     def __init__(
         self,
         energy: LazyDistribution | Callable[..., Tensor],

@@ -12,12 +12,12 @@ so that the ratio of step to noise is the same at all levels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...core.arguments import record
 from .base import Info, Kernel, check_positive, over
 
 __all__ = ["AnnealedLangevin", "AnnealedState"]
@@ -37,7 +37,7 @@ class AnnealedState(NamedTuple):
     taken: int
 
 
-@dataclass(frozen=True)
+@record
 class AnnealedLangevin(Kernel):
     r"""Annealed Langevin dynamics: unadjusted, with a score for each level of noise.
 

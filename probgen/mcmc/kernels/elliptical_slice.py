@@ -14,18 +14,18 @@ better.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ...core.arguments import record
 from .base import Info, Kernel, LogDensity, PositionState, over, shrink, start, stretch, total
 
 __all__ = ["EllipticalSlice"]
 
 
-@dataclass(frozen=True)
+@record
 class EllipticalSlice(Kernel):
     r"""Elliptical slice sampling, for normal priors. It has no step size and needs no gradient.
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...core.arguments import checked, record
 from .base import Info, Kernel, LogDensity, PositionState
 from .units import BinaryUnits, Units
 
@@ -54,7 +54,7 @@ class GibbsInfo(NamedTuple):
     blocks: dict[str, Info]
 
 
-@dataclass(frozen=True)
+@record
 class Gibbs(Kernel):
     """Gibbs sampling over named blocks; a position is a dictionary of tensors.
 
@@ -168,7 +168,7 @@ class Direct(Kernel):
         return PositionState(position, value), Info(ones, ones > 0, ones < 0)
 
 
-@dataclass(frozen=True)
+@record
 class BlockGibbs(Direct):
     r"""Block Gibbs sampling of units in two layers, without connections within a layer.
 
@@ -244,7 +244,7 @@ class BlockGibbs(Direct):
         return linear + hidden.log_normalizer(self.field(position))
 
 
-@dataclass(frozen=True)
+@record
 class GraphGibbs(Direct):
     r"""Gibbs sampling of binary units that are connected in any way.
 
@@ -312,6 +312,7 @@ class GraphGibbs(Direct):
         return (x @ (self.weights / 2) * x).sum(-1) + x @ self.bias
 
 
+@checked
 def colours(weights: Tensor) -> list[Tensor]:
     """Groups of units without connections between them, by colouring a graph greedily.
 

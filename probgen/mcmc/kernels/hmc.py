@@ -13,12 +13,12 @@ keeps volume and can be undone. After :math:`n` steps :math:`(x', r')` is taken 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...core.arguments import record
 from .base import (
     GradientState,
     Kernel,
@@ -115,7 +115,7 @@ def trajectory(
     return new, Trajectory(*info, x, r, step_size * steps, steps, outside)
 
 
-@dataclass(frozen=True)
+@record
 class HMC(Kernel):
     r"""Hamiltonian Monte Carlo with a fixed number of leapfrog steps.
 
@@ -160,7 +160,7 @@ class HMC(Kernel):
         return trajectory(state, log_density, self.step_size, self.scale, self.steps)
 
 
-@dataclass(frozen=True)
+@record
 class ChEES(Kernel):
     r"""Hamiltonian Monte Carlo whose trajectories have one length for all chains.
 

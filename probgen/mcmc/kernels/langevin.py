@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...core.arguments import record
 from .base import (
     GradientState,
     Info,
@@ -40,7 +40,7 @@ from .hmc import Trajectory, trajectory
 __all__ = ["MALA", "SGLD", "ULA", "SGLDState", "minibatch"]
 
 
-@dataclass(frozen=True)
+@record
 class ULA(Kernel):
     r"""Unadjusted Langevin algorithm: biased by :math:`O(\epsilon)`, and able to use a score alone.
 
@@ -79,7 +79,7 @@ class ULA(Kernel):
         return langevin(state, log_density, self.step_size, self.scale)
 
 
-@dataclass(frozen=True)
+@record
 class MALA(Kernel):
     r"""Metropolis-adjusted Langevin algorithm.
 
@@ -136,7 +136,7 @@ class SGLDState(NamedTuple):
     taken: int
 
 
-@dataclass(frozen=True)
+@record
 class SGLD(Kernel):
     r"""Langevin dynamics with estimated gradients, such as those of a mini-batch.
 

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ...core.arguments import record
 from .gibbs import Direct
 
 __all__ = ["Checkerboard"]
 
 
-@dataclass(frozen=True)
+@record
 class Checkerboard(Direct):
     r"""Gibbs sampling of spins on a lattice, all of one colour at a time.
 

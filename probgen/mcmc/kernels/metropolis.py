@@ -8,12 +8,12 @@ A normal step is proposed and taken with the probability that keeps :math:`\pi` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ...core.arguments import record
 from .base import (
     Info,
     Kernel,
@@ -32,7 +32,7 @@ from .base import (
 __all__ = ["Metropolis"]
 
 
-@dataclass(frozen=True)
+@record
 class Metropolis(Kernel):
     r"""Random-walk Metropolis with normal steps. It needs no gradient.
 

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...core.arguments import record
 from ..adaptation import WINDOWS, StepSize
 from .base import Info, Kernel, LogDensity, value_and_gradient
 from .hmc import HMC
@@ -88,7 +89,7 @@ class Tempered:
         return value + (1 - self.betas) * more, gradient + (1 - self.betas)[:, None] * slope
 
 
-@dataclass(frozen=True)
+@record
 class ParallelTempering(Kernel):
     r"""Parallel tempering: replicas at several temperatures, and exchanges of neighbours.
 

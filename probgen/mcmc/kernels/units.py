@@ -12,22 +12,21 @@ So one machine of two layers takes binary, real and categorical units.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ...core.arguments import Checked
+from ...core.arguments import record
 from ...core.derive import derive, derived
 from ...core.validation import check_whole
 
 __all__ = ["BinaryUnits", "CategoricalUnits", "GaussianUnits", "Units"]
 
 
-class Units(metaclass=Checked):
+class Units(ABC):
     """A law of units; every one is a frozen dataclass of it."""
 
     #: The number of sufficient statistics of a unit.
@@ -59,7 +58,7 @@ class Units(metaclass=Checked):
         return 0.0
 
 
-@dataclass(frozen=True)
+@record
 class BinaryUnits(Units):
     """Units of two values.
 
@@ -97,7 +96,7 @@ class BinaryUnits(Units):
         return torch.logaddexp(field, -field).sum(-1)
 
 
-@dataclass(frozen=True)
+@record
 class GaussianUnits(Units):
     r"""Real units, normal with mean :math:`a + \sigma \theta` and deviation :math:`\sigma`.
 
@@ -133,7 +132,7 @@ class GaussianUnits(Units):
         return -(y.square() / 2 + math.log(2 * math.pi) / 2 + log_scale).sum(-1)
 
 
-@dataclass(frozen=True)
+@record
 class CategoricalUnits(Units):
     """Units of one of several classes, whole numbers from 0.
 
