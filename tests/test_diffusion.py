@@ -391,7 +391,7 @@ def test_bad_input_is_named():
         (lambda: d.convert(x, "eps", "flow", x, t, t), "Expected `slopes`"),
         (lambda: d.convert(x, "eps", "mu", x, t, t), "Expected signal and noise `before`"),
         (lambda: d.Heun(5, low=3.0, high=1.0), "`low` <= `high`, got 3.0 and 1.0"),
-        (lambda: d.ODESolver(8, "dopri5", -1.0), "positive `tolerance`, got -1.0"),
+        (lambda: d.ODESolver(8, "dopri5", -1.0), "`tolerance` to be a positive number, got -1.0"),
         (lambda: d.ODESolver(8, "simpson"), "`method` among"),
         (lambda: pg.distributions.Diffusion(denoiser, method="simpson"), "`method` among"),
         (lambda: pg.models.DDPM(2, steps=0), "`steps` to be a whole number >= 1"),

@@ -210,6 +210,8 @@ def phrase(kind: Any, several: bool = False) -> str:
         return WORDS[kind].removeprefix("a ") + "s" if several else WORDS[kind]
     if kind is None or kind is types.NoneType:
         return "None"
+    if origin is type:
+        return "classes" if several else "a class"
     if origin is Callable or kind is Callable:
         return "functions" if several else "a function"
     if isinstance(origin, type) and issubclass(origin, Sequence) and inner:

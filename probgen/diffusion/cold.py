@@ -295,6 +295,7 @@ class ColdSampler(Record):
         | https://arxiv.org/abs/2208.09392
 
     Example:
+        >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
         ... class Halfway(ColdSampler):
         ...     def step(self, degradation, x, clean, s):

@@ -46,6 +46,7 @@ class Sampler(Record):
 
     Example:
         >>> from probgen.diffusion import VP, GaussianDenoiser
+        >>> from dataclasses import dataclass, field
         >>> @dataclass(frozen=True)
         ... class OneStep(Sampler):
         ...     steps: int = 1

@@ -42,6 +42,7 @@ class Grid(Record):
 
     Example:
         >>> from probgen.diffusion import VP
+        >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
         ... class SquareGrid(Grid):
         ...     def times(self, schedule, steps):

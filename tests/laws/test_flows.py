@@ -638,7 +638,7 @@ def test_bad_sizes_of_parts_are_refused():
 
 
 def test_bad_parts_are_refused():
-    with pytest.raises(TypeError, match="lazy distribution or one of Pyro"):
+    with pytest.raises(TypeError, match="`base` to be a LazyDistribution or a TorchDistribution"):
         pg.distributions.Flow([], torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="transform"):
         pg.distributions.Flow([torch.nn.Linear(2, 2)], pg.models.MAF(2))
