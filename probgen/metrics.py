@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
 @checked
 def bits_per_dimension(log_prob: Tensor, dimensions: int) -> Estimate:
-    r"""The mean negative log-likelihood, :math:`-\log_2 p(x) / D`, in bits per dimension.
+    r"""Return the mean negative log-likelihood, :math:`-\log_2 p(x) / D`, in bits per dimension.
 
     Arguments:
         log_prob: The log densities in nats, with shape :math:`(N)`; for levels, those of whole
@@ -53,7 +53,7 @@ def bits_per_dimension(log_prob: Tensor, dimensions: int) -> Estimate:
 
 @checked
 def coverage(draws: Tensor, truth: Tensor, level: float) -> float:
-    r"""The fraction of true values within the central interval of posterior draws.
+    r"""Return the fraction of true values within the central interval of posterior draws.
 
     Arguments:
         draws: The draws, with shape :math:`(S, *)`.
@@ -78,7 +78,7 @@ def coverage(draws: Tensor, truth: Tensor, level: float) -> float:
 
 @checked
 def ranks(draws: Tensor, truth: Tensor) -> Tensor:
-    r"""The number of draws below the true value.
+    r"""Return the number of draws below the true value.
 
     If draws and truth come from the same distribution, it is uniform over :math:`0, \ldots, S`.
 
@@ -106,7 +106,7 @@ def ranks(draws: Tensor, truth: Tensor) -> Tensor:
 
 @checked
 def rmse(estimate: Tensor, truth: Tensor) -> float:
-    """The root mean square error, in the units of the data.
+    """Return the root mean square error, in the units of the data.
 
     Example:
         >>> rmse(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
@@ -121,7 +121,7 @@ def rmse(estimate: Tensor, truth: Tensor) -> float:
 
 
 def check(draws: Tensor, truth: Tensor) -> None:
-    """Compares draws with true values.
+    """Compare draws with true values.
 
     Raises:
         ValueError: If the shapes do not match, or a draw is nan, which no rank counts.

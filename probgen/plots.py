@@ -37,7 +37,7 @@ __all__ = [
 
 
 def axes(ax: Any, rows: int = 1, columns: int = 1, **options: Any) -> Any:
-    """The given axes, or new ones.
+    """Return the given axes, or new ones.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -54,7 +54,7 @@ def axes(ax: Any, rows: int = 1, columns: int = 1, **options: Any) -> Any:
 
 
 def array(x: Tensor) -> Any:
-    """A tensor as matplotlib takes it."""
+    """Return a tensor as matplotlib takes it."""
     return x.detach().cpu().numpy()
 
 

@@ -28,8 +28,8 @@ pyro.set_rng_seed(0)
 # %%
 # Digits that were turned
 # -----------------------
-# Each of 1400 digits is turned by 15 angles; 397 others are for the test. Contexts keep the shape of
-# an image, with one channel.
+# Each of 1400 digits is turned by 15 angles; 397 others are for the test. Contexts keep the shape
+# of an image, with one channel.
 
 
 def turned(images, angle):

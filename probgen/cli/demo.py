@@ -84,7 +84,7 @@ class Row(NamedTuple):
 
 
 def run(folder: str | Path, settings: Settings | None = None, seed: int = 0) -> list[Row]:
-    """Runs the demonstration; writes the model and a picture to a folder, prints a table.
+    """Run the demonstration; write the model and a picture to a folder, print a table.
 
     Arguments:
         folder: Where to write `prior/`, `posterior.png` and `training.png`.
@@ -190,7 +190,7 @@ def learn(train: Tensor, levels: int, steps: int, seed: int, folder: Path) -> No
 
 
 def measurement(prior: LazyDistribution, y: Tensor) -> None:
-    """The Pyro model: digits from the prior, of which the first pixels are seen with noise."""
+    """Return Pyro model: digits from the prior, of which the first pixels are seen with noise."""
     with pyro.plate("cases", len(y)):
         x = sample("x", prior)
         seen = x[..., : y.shape[-1]]
@@ -219,14 +219,14 @@ def infer_by_guide(model: Callable, y: Tensor, features: int, steps: int) -> Cal
 
 
 def fitted_normal(train: Tensor, copies: int = 20) -> dist.MultivariateNormal:
-    """The normal distribution with the mean and covariance of dequantised data."""
+    """Return the normal distribution with the mean and covariance of dequantised data."""
     x = train.repeat(copies, 1)
     x = x + torch.rand_like(x)
     return dist.MultivariateNormal(x.mean(0), torch.cov(x.T))
 
 
 def conditioned(prior: dist.MultivariateNormal, y: Tensor) -> dist.MultivariateNormal:
-    """The exact posterior of a normal prior whose first pixels are seen with noise."""
+    """Return the exact posterior of a normal prior whose first pixels are seen with noise."""
     n = y.shape[1]
     m, c = prior.loc, prior.covariance_matrix
     gain = torch.linalg.solve(c[:n, :n] + NOISE**2 * torch.eye(n), c[:n]).T

@@ -52,7 +52,7 @@ OBJECTS = ("encoder", "network", "prior", "sampler", "steps")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
+    """Run the command line.
 
     Arguments:
         arguments: The arguments; by default the program's own.
@@ -148,7 +148,7 @@ def command(commands: Any, name: str, summary: str, example: str) -> argparse.Ar
 
 
 def add_fit(options: argparse.ArgumentParser, recipe: type[LazyDistribution]) -> None:
-    """Adds what `fit` needs, then the recipe's own arguments, read from its signature."""
+    """Add what `fit` needs, then the recipe's own arguments, read from its signature."""
     options.add_argument("data", help="a .npy, .npz or .csv file, a row per datum")
     options.add_argument("--out", required=True, help="the folder to write")
     options.add_argument("--columns", help="the columns to learn, with commas; all by default")
@@ -179,7 +179,7 @@ def add_fit(options: argparse.ArgumentParser, recipe: type[LazyDistribution]) ->
 
 
 def described(recipe: type) -> dict[str, str]:
-    """The meaning of each argument, from the docstring."""
+    """Return the meaning of each argument, from the docstring."""
     text = (inspect.getdoc(recipe) or "").partition("Arguments:\n")[2]
     block = text.partition("\n\n")[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", block, re.MULTILINE)
@@ -274,7 +274,7 @@ def run_fit(given: argparse.Namespace) -> None:
 
 
 def read(path: str) -> files.Table:
-    """Reads a table, and says what was understood of it."""
+    """Read a table, and report how it was understood."""
     table = files.read(path)
     for note in table.notes:
         print(note)
@@ -287,7 +287,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Write a file whole or not at all."""
     new = file.with_suffix(".new")
     new.write_text(text)
     os.replace(new, file)

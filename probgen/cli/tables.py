@@ -43,7 +43,7 @@ class Table(NamedTuple):
         return self.select(self.names)
 
     def select(self, names: Sequence[str]) -> Tensor:
-        """The columns of these names.
+        """Return the columns of these names.
 
         Raises:
             ValueError: If there is no column of some name, or it holds anything but finite
@@ -82,7 +82,7 @@ class Table(NamedTuple):
 
 
 def read(path: str | Path) -> Table:
-    """Reads a `.npy`, `.npz` or `.csv` file.
+    """Read a `.npy`, `.npz` or `.csv` file.
 
     A CSV file may have a header. `0,1,2` and so on is taken as one, the names that pandas gives to
     the columns of an array, and the index that pandas writes, a first column without a name, is
@@ -122,7 +122,7 @@ def numbered(count: int) -> tuple[str, ...]:
 
 
 def read_array(file: Path) -> np.ndarray:
-    """The array in a file, without running anything that the file may hold."""
+    """Return the array in a file, without running anything that the file may hold."""
     names: list[str] = []
     name, found = None, None
     try:
@@ -172,7 +172,7 @@ def read_csv(file: Path) -> Table:
 
 
 def header_of(rows: list[list[str]], file: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the columns, none if the first row holds numbers, and what to say of them."""
+    """Return names of the columns, none if the first row holds numbers, and what to say of them."""
     if not rows:
         return (), ()
     top = tuple(cell.strip() for cell in rows[0])
@@ -210,7 +210,7 @@ def is_number(cell: str) -> bool:
 
 
 def write(path: str | Path, values: Tensor, names: Sequence[str]) -> None:
-    """Writes a table to a `.npy` or `.csv` file.
+    """Write a table to a `.npy` or `.csv` file.
 
     Raises:
         ValueError: If the name ends otherwise.

@@ -92,7 +92,7 @@ def is_own(cls: type) -> bool:
 
 @functools.cache
 def annotations_of(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any]]:
-    """The signature of a function, and the types of its parameters as far as they are known."""
+    """Return signature of a function, and the types of its parameters as far as they are known."""
     signature = inspect.signature(function)
     names = inspect.unwrap(function).__globals__
     found = {}
@@ -109,7 +109,7 @@ def annotations_of(function: Callable[..., Any]) -> tuple[inspect.Signature, dic
 
 
 def compare(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> None:
-    """Raises a TypeError or ValueError that names the first argument of a wrong type, or nan."""
+    """Raise a TypeError or ValueError that names the first argument of a wrong type, or nan."""
     signature, kinds = annotations_of(function)
     try:
         given = signature.bind(*args, **kwargs).arguments
@@ -131,7 +131,7 @@ def compare(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> 
 def explain(
     function: Callable[..., Any], args: Any, kwargs: dict[str, Any], error: Exception
 ) -> None:
-    """Raises an error that names the argument at fault, unless this one does."""
+    """Raise an error that names the argument at fault, unless this one does."""
     signature, _ = annotations_of(function)
     try:
         given = dict(signature.bind(*args, **kwargs).arguments)
@@ -200,7 +200,7 @@ def admits(kind: Any, value: Any) -> bool:
 
 
 def phrase(kind: Any, several: bool = False) -> str:
-    """An annotated type in words."""
+    """Return an annotated type in words."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(phrase(k, several) for k in inner)

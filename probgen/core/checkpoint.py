@@ -166,7 +166,7 @@ def load(
 def rebuilt(
     tensors: dict[str, Tensor], content: dict[str, Any], modules: Mapping[str, Any] | None
 ) -> nn.Module:
-    """The module of a checkpoint; its state is compared before it is built."""
+    """Return the module of a checkpoint; its state is compared before it is built."""
     state = {k[6:]: v for k, v in tensors.items() if k.startswith("state.")}
     large = size_of(state) > SMALL
     module = sketch(content, tensors, state, modules)
@@ -203,7 +203,7 @@ def names_of(value: Any) -> set[str]:
 def migrated(
     state: dict[str, Tensor], module: nn.Module, fresh: Callable[[], nn.Module]
 ) -> dict[str, Tensor]:
-    """A state of an older schema with the names of this one, and what it lacks."""
+    """Return a state of an older schema with the names of this one, and what it lacks."""
     used = set()
     for name, like in module.state_dict().items():
         for old in () if name in state else former_names(name):
@@ -231,7 +231,7 @@ def migrated(
 
 
 def former_names(name: str) -> list[str]:
-    """What older schemas may call an entry of a state."""
+    """Return the names that older schemas may give an entry of a state."""
     found: list[str] = []
     for pattern, templates in FORMER_STATE:
         match = re.search(pattern, name)
@@ -243,7 +243,7 @@ def former_names(name: str) -> list[str]:
 def write(
     path: str | os.PathLike[str], tensors: dict[str, Tensor], content: dict[str, Any]
 ) -> None:
-    """Writes tensors and JSON to a folder, so that a reader sees the old pair or the new one."""
+    """Write tensors and JSON to a folder, so that a reader sees the old pair or the new one."""
     folder = Path(path)
     make_folder(folder)
     blob = safetensors.torch.save(
@@ -264,7 +264,7 @@ def write(
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what :func:`write` wrote, or says what is wrong with it."""
+    """Read what :func:`write` wrote, or report what is wrong with it."""
     file = Path(path) / "model.json"
     if Path(path).is_file():
         raise CheckpointError(f"Expected the folder that save wrote, got a file, {path}.")
@@ -293,7 +293,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def parsed(file: Path, text: bytes) -> dict[str, Any]:
-    """The JSON of a checkpoint, of the right form."""
+    """Return the JSON of a checkpoint, of the right form."""
     try:
         head = json.loads(text)
         schema, found = head["schema"], head.pop("checksum", None)
@@ -319,7 +319,7 @@ def checksum(head: dict[str, Any]) -> str:
 
 
 def replace(file: Path, blob: bytes) -> None:
-    """Writes a file in one step, as seen by other processes and after a crash."""
+    """Write a file in one step, as seen by other processes and after a crash."""
     part = file.with_name(file.name + ".part")
     try:
         with open(part, "wb") as stream:

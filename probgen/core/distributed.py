@@ -19,7 +19,7 @@ __all__ = ["agree", "average", "gather", "join", "mean_over", "mix", "seed_of", 
 
 
 def join(device: str | torch.device | None, own: torch.device) -> tuple[int, int, torch.device]:
-    """The rank, the number of processes and the device, joining the group under torchrun.
+    """Return the rank, the number of processes and the device, joining the group under torchrun.
 
     Arguments:
         device: The device asked for, if any.
@@ -38,7 +38,7 @@ def join(device: str | torch.device | None, own: torch.device) -> tuple[int, int
 
 
 def agree(number: int, world: int, device: torch.device) -> int:
-    """The first process's number."""
+    """Return the first process's number."""
     if world == 1:
         return number
     shared = torch.tensor([number], device=device)
@@ -57,21 +57,21 @@ def gather(number: int, world: int, device: torch.device) -> list[int]:
 
 
 def share(parameters: Iterable[Tensor], world: int) -> None:
-    """Gives every process the first one's parameters."""
+    """Give every process the first one's parameters."""
     if world > 1:
         for p in parameters:
             torch.distributed.broadcast(p.detach(), 0)
 
 
 def average(value: Tensor, world: int) -> Tensor:
-    """The mean over processes, of which only this one's part has a gradient."""
+    """Return the mean over processes, of which only this one's part has a gradient."""
     mean = value.detach().clone()
     torch.distributed.all_reduce(mean)
     return value + (mean / world - value.detach())
 
 
 def mean_over(value: Tensor) -> Tensor:
-    """The mean over processes of a tensor without gradient, if there are several."""
+    """Return the mean over processes of a tensor without gradient, if there are several."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value
     mean = value.clone()
@@ -96,7 +96,7 @@ def reseed(seed: int, device: torch.device) -> None:
 
 
 def seed_of(folder: str | os.PathLike[str] | None) -> int:
-    """The seed of the run in a folder, else a new one from torch's generator."""
+    """Return the seed of the run in a folder, else a new one from torch's generator."""
     if folder is not None and (Path(folder) / "model.json").is_file():
         return int(read(folder)[1]["seed"])
     return int(torch.randint(2**31, ()))

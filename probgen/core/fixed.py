@@ -115,7 +115,7 @@ class Constant(LazyTransform):
 
 
 def as_lazy(distribution: LazyDistribution | TorchDistribution) -> LazyDistribution:
-    """A lazy distribution as it is, a Pyro distribution wrapped in :class:`Fixed`."""
+    """Return a lazy distribution as it is, a Pyro distribution wrapped in :class:`Fixed`."""
     if isinstance(distribution, LazyDistribution):
         return distribution
     if isinstance(distribution, Distribution):
@@ -126,7 +126,7 @@ def as_lazy(distribution: LazyDistribution | TorchDistribution) -> LazyDistribut
 
 
 def as_lazy_transform(transform: LazyTransform | Transform) -> LazyTransform:
-    """A lazy transform as it is, any other wrapped in :class:`Constant`."""
+    """Return a lazy transform as it is, any other wrapped in :class:`Constant`."""
     if isinstance(transform, LazyTransform):
         return transform
     if isinstance(transform, Transform):

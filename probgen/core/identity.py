@@ -53,7 +53,7 @@ def outline(value: Any) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The entries that differ, each with the old value and the new one.
+    """Return the entries that differ, each with the old value and the new one.
 
     Example:
         >>> differences({"a": 1, "b": 2}, {"a": 1, "b": 3})
@@ -65,7 +65,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
 
 def title(value: Any) -> str:
-    """What a value is, without what it holds."""
+    """Describe the kind of a value, without its contents."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, np.ndarray):

@@ -60,7 +60,7 @@ class Density(Enum):
 
     @staticmethod
     def weakest(*parts: Density) -> Density:
-        """What a composition of parts has.
+        """Return the card of a composition of parts.
 
         Example:
             >>> Density.weakest(Density.EXACT, Density.BOUND)
@@ -117,7 +117,7 @@ class Probed:
 
 
 def get_context(self: Any) -> Any:
-    """The context as `context=` takes it: 0, a number of features, or a shape."""
+    """Return the context as `context=` takes it: 0, a number of features, or a shape."""
     shape = self.context_shape
     if shape is None:
         return 0
@@ -420,7 +420,7 @@ class LazyDistribution(nn.Module):
         return Card(training, self.density.value, *reorder(self.traits))
 
     def probe(self) -> Any:
-        """The distribution of a context of zeros, to be asked for shapes and supports."""
+        """Return the distribution of a context of zeros, to be asked for shapes and supports."""
         like = floating_like(self)
         with torch.no_grad():
             return self(contexts.zeros(self.context_shape, like))
@@ -436,7 +436,7 @@ class LazyDistribution(nn.Module):
 
     @derived
     def standardized_parts(self, x: Tensor, context: Any) -> list[tuple[Any, Any, str]]:
-        """The standardisers of data and contexts, each with what it takes and how that is named."""
+        """Return the standardisers of data and contexts, each with its input and a name."""
         return [(self.standardizer, x, "data"), (self.context_standardizer, context, "context")]
 
     def compare(self, x: Tensor, context: Any = None) -> None:

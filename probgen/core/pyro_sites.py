@@ -27,12 +27,12 @@ COUNTER = itertools.count()
 
 
 def unique_name(module: nn.Module) -> str:
-    """A name that no other instance has, in this process or another."""
+    """Return a name that no other instance has, in this process or another."""
     return f"{type(module).__name__}-{next(COUNTER)}-{uuid.uuid4().hex[:8]}"
 
 
 def register(module: Any) -> bool:
-    """Registers the trainable parameters of a module with Pyro, and says if there are any.
+    """Register the trainable parameters of a module with Pyro; return whether there are any.
 
     Raises:
         RuntimeError: If Pyro's store holds other tensors under the module's name, so that an
@@ -64,7 +64,7 @@ class Pair(nn.Module):
         self.options = options
 
     def plate(self, prefix: str, x: Tensor | None, context: Any, size: int | None) -> pyro.plate:
-        """The data plate, of the data set's size."""
+        """Return the data plate, of the data set's size."""
         part = self.distribution
         batch = batch_of(context, part.context_shape) if context is not None else None
         if (x is not None and x.ndim < 1 + len(part.event_shape)) or (

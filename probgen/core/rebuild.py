@@ -44,7 +44,7 @@ class CheckpointError(ValueError):
 
 
 def arguments(module: nn.Module) -> dict[str, Any]:
-    """The class and all arguments of a module, defaults included, as JSON to compare."""
+    """Return the class and all arguments of a module, defaults included, as JSON to compare."""
     cls = kind_of(module)
     if not is_registered(module):
         return {"class": name_of(cls)}
@@ -56,7 +56,7 @@ def arguments(module: nn.Module) -> dict[str, Any]:
 
 
 def outline(value: Any) -> Any:
-    """What is compared of an argument: not the values of tensors."""
+    """Reduce an argument to what is compared: shapes of tensors, not their values."""
     if isinstance(value, nn.Module):
         return arguments(value)
     if isinstance(value, (list, tuple)):
@@ -72,7 +72,7 @@ def outline(value: Any) -> Any:
 
 
 def part_at(root: nn.Module, path: str) -> nn.Module:
-    """The part at a path of names of parts."""
+    """Return the part at a path of names of parts."""
     for name in path.split(".") if path else ():
         found = root._modules.get(name)
         if found is None:
@@ -92,7 +92,7 @@ class Encoder:
         self.given: dict[str, nn.Module] = {}  # those whose class is not known
 
     def encode(self, value: Any, where: str) -> Any:
-        """The value, which an error says to be `where`."""
+        """Return the value, which an error says to be `where`."""
         if isinstance(value, float) and not math.isfinite(value):
             return {"float": repr(float(value))}
         if value is None or isinstance(value, (bool, str)):
@@ -244,7 +244,7 @@ class Decoder:
         return module
 
     def edit(self, root: nn.Module, path: str, value: Any) -> None:
-        """Sets what is at a path, such as `posterior.network`, or deletes it."""
+        """Set what is at a path, such as `posterior.network`, or deletes it."""
         self.root = root
         *owners, name = path.split(".")
         owner = part_at(root, ".".join(owners))

@@ -97,7 +97,7 @@ def register(thing: T, name: str | None = None) -> T:
 
 
 def add_methods(cls: Any) -> None:
-    """Gives a class what it and its subclasses need to be copied, pickled and registered."""
+    """Add methods by which a class and its subclasses are copied, pickled and registered."""
     own = vars(cls).get("__init_subclass__")
 
     def init_subclass(sub: type, **kwargs: Any) -> None:
@@ -156,7 +156,7 @@ def deep_copy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, without what Pyro has mixed into it."""
+    """Return the class of a module, without what Pyro has mixed into it."""
     cls = type(module)
     while cls.__module__ == PYRO and len(cls.__bases__) > 1:
         cls = cls.__bases__[0]
@@ -175,7 +175,7 @@ def is_torch(cls: type) -> bool:
 
 
 def fields_of(value: Any) -> tuple[str, ...]:
-    """The names of the fields of a dataclass or named tuple, or of its class."""
+    """Return the names of the fields of a dataclass or named tuple, or of its class."""
     if is_dataclass(value):
         return tuple(f.name for f in fields(value) if f.init)
     return tuple(getattr(value, "_fields", ())) if named_tuple(value) else ()
@@ -187,7 +187,7 @@ def named_tuple(value: Any) -> bool:
 
 
 def layer_arguments(module: nn.Module) -> dict[str, Any]:
-    """The constructor's arguments of a layer of torch, read from its attributes."""
+    """Return the constructor's arguments of a layer of torch, read from its attributes."""
     cls, found = kind_of(module), {}
     recurrent = issubclass(cls, nn.RNNBase)
     for name in inspect.signature(nn.RNNBase if recurrent else cls).parameters:
@@ -199,7 +199,7 @@ def layer_arguments(module: nn.Module) -> dict[str, Any]:
 
 
 def describe(thing: Distribution | Transform) -> tuple[str, dict[str, Any]]:
-    """The class and constructor arguments of a distribution or transform.
+    """Return the class and constructor arguments of a distribution or transform.
 
     Raises:
         TypeError: If the class does not keep its constructor's arguments where they can be read.
@@ -251,7 +251,7 @@ def find_name(cls: type) -> str:
 
 
 def find_class(name: str) -> type | None:
-    """A distribution or transform by name: ours, a user's, or one of Pyro and torch."""
+    """Return a distribution or transform by name: ours, a user's, or one of Pyro and torch."""
     if name in BIJECTORS:
         return BIJECTORS[name]
     for place in (

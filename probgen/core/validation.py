@@ -14,7 +14,7 @@ __all__ = ["check_event", "check_number", "check_precision", "check_whole", "end
 
 
 def check_whole(least: int, **values: Any) -> None:
-    """Raises a ValueError that names the first value that is no whole number, or too small."""
+    """Raise a ValueError that names the first value that is no whole number, or too small."""
     for name, value in values.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise ValueError(
@@ -41,7 +41,7 @@ def check_event(value: Tensor, event: tuple[int, ...]) -> None:
 
 
 def check_precision(x: Tensor, name: str, dtype: torch.dtype) -> None:
-    """Raises a ValueError if finite data, with shape `(N, *)`, lose what varies in another type."""
+    """Raise a ValueError if casting `x` to `dtype` would lose its variation."""
     limits = torch.finfo(dtype)
     if not x.is_floating_point() or torch.finfo(x.dtype).eps >= limits.eps:
         return
@@ -61,7 +61,7 @@ def check_precision(x: Tensor, name: str, dtype: torch.dtype) -> None:
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """A device by name; raises a ValueError if it is not there."""
+    """Return a device by name; raises a ValueError if it is not there."""
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -71,7 +71,7 @@ def find_device(device: str | torch.device) -> torch.device:
 
 
 def ends(support: Any) -> tuple[float, float] | None:
-    """The least and the greatest value of one feature, none where they are not known."""
+    """Return the least and the greatest value of one feature, none where they are not known."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     if support is constraints.real:

@@ -66,10 +66,10 @@ class Degradation(nn.Module):
 
     @abstractmethod
     def degrade(self, x: Tensor, s: Tensor) -> Tensor:
-        """Data at levels from 1 on, in the form that :meth:`forward` hands on."""
+        """Prepare data for levels from 1 on."""
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        r"""The degraded data :math:`D(x, s)`.
+        r"""Return the degraded data :math:`D(x, s)`.
 
         Arguments:
             x: The data, with shape :math:`(*, event)`.
@@ -319,7 +319,7 @@ class ColdSampler(Record):
     def walk(
         self, restorer: Restorer, degradation: Degradation, x: Tensor, event_dim: int = 1
     ) -> Iterator[Tensor]:
-        """The values after each step, as :meth:`sample` takes them."""
+        """Return the values after each step, as :meth:`sample` takes them."""
         for k in range(degradation.levels, 0, -1):
             s = torch.full(x.shape[: x.ndim - event_dim], k, device=x.device)
             x = self.step(degradation, x, restorer(x, s), s)
@@ -328,7 +328,7 @@ class ColdSampler(Record):
     def sample(
         self, restorer: Restorer, degradation: Degradation, x: Tensor, event_dim: int = 1
     ) -> Tensor:
-        r"""Takes all steps.
+        r"""Take all steps.
 
         Arguments:
             restorer: The restorer, a map from degraded data with shape :math:`(*, event)` and

@@ -178,7 +178,7 @@ class LinearSDE(Schedule):
             raise ValueError("Expected a positive diffusion, and a signal until time 1.")
 
     def integral(self, f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-        """That of a function from 0 to times with shape :math:`(*)`."""
+        """Integrate a function from 0 to times with shape :math:`(*)`."""
         points, weights = self.rule.to(t)
         return t * (f(t.unsqueeze(-1) * points) * weights).sum(-1)
 

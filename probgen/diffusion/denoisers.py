@@ -48,7 +48,7 @@ def convert(
     slopes: tuple[Tensor, Tensor] | None = None,
     before: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    r"""Turns one way to say what was denoised into another.
+    r"""Convert between network parameterizations (x_0, eps, v, score, velocity, mu).
 
     References:
         | Progressive Distillation for Fast Sampling of Diffusion Models (Salimans & Ho, 2022)
@@ -144,7 +144,7 @@ class Denoiser(nn.Module):
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> TorchDistribution:
-        r"""The distribution of the datum.
+        r"""Return the distribution of the datum.
 
         Arguments:
             x: Noisy values :math:`x_t`, with shape :math:`(*, event)`.
@@ -173,7 +173,7 @@ class Denoiser(nn.Module):
         return self(x, t, context).mean
 
     def say(self, kind: str, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """What a network of another kind would say, see :func:`convert`."""
+        """Return the prediction in another parameterization, see :func:`convert`."""
         alpha, sigma = self.signal(t)
         slopes = tuple(map(self.wide, self.schedule.slopes(t))) if kind == "flow" else None
         return convert(self.mean(x, t, context), "x_0", kind, x, alpha, sigma, slopes)  # type: ignore[arg-type]
@@ -268,7 +268,7 @@ class NetworkDenoiser(Denoiser):
             self.context_standardizer = Standardizer((context,))
 
     def output(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        """What the network says."""
+        """Return the output of the network."""
         check_event(x, self.shape)
         batch = x.shape[: x.ndim - len(self.shape)]
         if self.plain:

@@ -63,7 +63,7 @@ class Sampler(Record):
 
     @abstractmethod
     def walk(self, denoiser: Denoiser, x: Tensor, context: Tensor | None) -> Iterator[Tensor]:
-        """The values after each step, as :meth:`sample` takes them."""
+        """Return the values after each step, as :meth:`sample` takes them."""
 
     def sample(
         self,
@@ -74,7 +74,7 @@ class Sampler(Record):
         callback: Callable[[int, Tensor], Any] | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Takes all steps.
+        """Take all steps.
 
         Arguments:
             denoiser: The denoiser, with its schedule.
@@ -133,7 +133,7 @@ class Linear(Sampler):
 
     @abstractmethod
     def coefficients(self, schedule: Schedule, path: Path) -> tuple[Tensor, Tensor, Tensor]:
-        """The coefficients :math:`A`, :math:`B` and :math:`C` of all steps, with shape `(N)`."""
+        """Return coefficients :math:`A`, :math:`B` and :math:`C` of all steps, with shape `(N)`."""
 
     def walk(self, denoiser: Denoiser, x: Tensor, context: Tensor | None) -> Iterator[Tensor]:
         path = self.grid.path(denoiser.schedule, self.steps)
@@ -145,7 +145,7 @@ class Linear(Sampler):
             yield x
 
     def datum(self, denoiser: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        r"""What a step takes for :math:`\hat x_0`."""
+        r"""Return the estimate of :math:`\hat x_0` that a step uses."""
         if self.draws:
             return denoiser(x, t, context).sample()
         return denoiser.mean(x, t, context)
@@ -195,13 +195,13 @@ class DDIM(Linear):
 
 
 def added_variance(path: Path) -> Tensor:
-    r"""The variance between two times, :math:`\sigma_t^2 - (\alpha_t / \alpha_s)^2 \sigma_s^2`."""
+    r"""Return the variance :math:`\sigma_t^2 - (\alpha_t / \alpha_s)^2 \sigma_s^2`."""
     ratio = path.alpha[:-1] / path.alpha[1:]
     return path.sigma[:-1].square() - ratio.square() * path.sigma[1:].square()
 
 
 def posterior_variance(path: Path) -> Tensor:
-    r"""The variance of :math:`x_s` given :math:`x_t` and :math:`x_0`."""
+    r"""Return the variance of :math:`x_s` given :math:`x_t` and :math:`x_0`."""
     return added_variance(path) * (path.sigma[1:] / path.sigma[:-1]).square()
 
 

@@ -131,7 +131,7 @@ class Heun(Sampler):
             raise ValueError(f"Expected 0 <= `low` <= `high`, got {self.low} and {self.high}.")
 
     def raised(self, schedule: Schedule, path: Path) -> tuple[Path, Tensor]:
-        """The path with raised noise before each step, and what each step adds, in units of y."""
+        """Return the path with raised noise, and the increments of its steps in units of y."""
         level = path.sigma[:-1] / path.alpha[:-1]
         gamma = min(self.churn / self.steps, 2**0.5 - 1)
         chosen = (level >= self.low) & (level <= self.high)

@@ -62,7 +62,7 @@ class Grid(Record):
         """
 
     def path(self, schedule: Schedule, steps: int) -> Path:
-        """The times, and what the schedule says of them, in float64."""
+        """Return the times, and what the schedule says of them, in float64."""
         check_whole(1, steps=steps)
         t = self.times(schedule, steps)
         alpha, sigma = schedule(t)

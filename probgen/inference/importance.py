@@ -43,7 +43,7 @@ class Smoothed(NamedTuple):
 
 @checked
 def psis(log_weights: Tensor, dim: int = 0) -> Smoothed:
-    r"""Replaces the largest weights by quantiles of the Pareto law fitted to them.
+    r"""Replace the largest weights by quantiles of the Pareto law fitted to them.
 
     Weights whose largest do not differ beyond rounding have :math:`\hat k = -\infty`, and those of
     which four or fewer are not negligible :math:`\hat k = \infty`.
@@ -102,7 +102,7 @@ def psis(log_weights: Tensor, dim: int = 0) -> Smoothed:
 
 
 def fit_pareto(y: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The shape and scale of a generalised Pareto law, by an empirical Bayes estimate.
+    r"""Return the shape and scale of a generalised Pareto law, by an empirical Bayes estimate.
 
     Arguments:
         y: Excesses in falling order, with zeros after the first `n`, with shape :math:`(*, M)`.
@@ -123,7 +123,7 @@ def fit_pareto(y: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def khat(module: Any, *args: Any, guide: Any = None, samples: int = 1000, **kwargs: Any) -> Tensor:
-    r"""The shape :math:`\hat k` of the importance weights of an approximate posterior.
+    r"""Return the shape :math:`\hat k` of the importance weights of an approximate posterior.
 
     Up to 0.5 the approximation is good, up to 0.7 weights can mend it; beyond, there is a warning.
 
@@ -177,7 +177,7 @@ def khat(module: Any, *args: Any, guide: Any = None, samples: int = 1000, **kwar
 
 
 def warned(k: Tensor, stacklevel: int = 2) -> Tensor:
-    """The shapes as they are, after a warning if one is too large."""
+    """Return the shapes as they are, after a warning if one is too large."""
     bad = ~(k <= GOOD)
     if bool(bad.any()):
         part = f"{int(bad.sum())} of {k.numel()} items" if k.numel() > 1 else "the weights"

@@ -122,7 +122,7 @@ def diagnose(module: Any, x: Tensor, context: Tensor | None = None, samples: int
 
 
 def spread_of(module: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
-    """The variance over the data of the posterior mean of each latent, where there is one."""
+    """Return variance over the data of the posterior mean of each latent, where there is one."""
     if not isinstance(module, Encodes):
         return None
     try:
@@ -185,7 +185,7 @@ def attribute(
     without: Tensor,
     contexts: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Tensor:
-    r"""The direction of an attribute among the latents, from data with and data without it.
+    r"""Return the direction of an attribute among the latents, from data with and data without it.
 
     .. math:: a = \frac{1}{N} \sum_{x \text{ with}} E_q[z \mid x] -
         \frac{1}{M} \sum_{x \text{ without}} E_q[z \mid x].

@@ -164,7 +164,7 @@ def posterior(
 
 
 def model_of(prior: Any) -> Callable[..., None]:
-    """The Pyro model of a prior, called with a log likelihood and a context."""
+    """Return the Pyro model of a prior, called with a log likelihood and a context."""
     module = as_lazy(prior)
 
     def model(log_likelihood: Callable[[Tensor], Tensor], context: Tensor | None = None) -> None:
@@ -219,7 +219,7 @@ def guided(
 
 
 def left_out(found: Likelihood, parts: tuple[Any, Tensor | None, Tensor | None]) -> float:
-    """What masks and scales of a model add to the log likelihood of its rows, a constant."""
+    """Return the constant that masks and scales add to the log likelihood of the rows."""
     _, y, scale = parts
     if y is None or scale is None:
         return 0.0

@@ -111,7 +111,7 @@ class PyroKernel(MCMCKernel):
         return {name: found[name][0] for name in names}
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Takes one step from the chain's own state."""
+        """Take one step from the chain's own state."""
         if self.left:
             self.left -= 1
             self.adapted, self.state, _ = next(self.warm)
@@ -213,7 +213,7 @@ class BatchedMCMC(AbstractMCMC):
         self._kwargs: dict[str, Any] = {}
 
     def run(self, *args: Any, **kwargs: Any) -> None:
-        """Runs the chains, given the model's arguments."""
+        """Run the chains, given the model's arguments."""
         self._args, self._kwargs = args, kwargs
         options, kernel = dict(self.options), self.kernel.kernel
         target = potential(self.model, *args, base=self.kernel.base, **kwargs)
@@ -232,7 +232,7 @@ class BatchedMCMC(AbstractMCMC):
     def get_samples(
         self, num_samples: int | None = None, group_by_chain: bool = False
     ) -> dict[str, Tensor]:
-        """The draws of the latent sites.
+        """Return the draws of the latent sites.
 
         Arguments:
             num_samples: How many, drawn with replacement; all by default.
@@ -262,7 +262,7 @@ class BatchedMCMC(AbstractMCMC):
         return found
 
     def summary(self, prob: float = 0.9) -> None:
-        """Prints a table of the draws.
+        """Print a table of the draws.
 
         Arguments:
             prob: For Pyro's interface; the table shows the central 90 %.
@@ -271,7 +271,7 @@ class BatchedMCMC(AbstractMCMC):
 
 
 def constrained(target: Potential, params: dict[str, Tensor], chains: int) -> dict[str, Tensor]:
-    """Initial values of sites, of real numbers by site.
+    """Return initial values of sites from unconstrained values by site.
 
     Raises:
         ValueError: If a site is missing or unknown, or numbers have another shape.

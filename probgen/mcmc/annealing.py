@@ -67,7 +67,7 @@ class Path:
         return self.base(x) * (1 - self.beta) + self.target(x) * self.beta
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The log density and its gradient."""
+        """Return the log density and its gradient."""
         a, da = value_and_gradient(x, self.base)
         b, db = value_and_gradient(x, self.target)
         return torch.lerp(a, b, self.beta), torch.lerp(da, db, self.beta)
@@ -246,7 +246,7 @@ def ladder(temperatures: int | Tensor) -> Tensor:
 
 
 def move(kernel: Kernel, position: Any, path: LogDensity, steps: int) -> tuple[Any, Tensor]:
-    """Takes steps, and returns the positions and the mean acceptance of each chain."""
+    """Take steps, and return the positions and the mean acceptance of each chain."""
     state, acceptance = kernel.init(position, path), 0.0
     for _ in range(steps):
         state, info = kernel.step(state, path)
@@ -255,7 +255,7 @@ def move(kernel: Kernel, position: Any, path: LogDensity, steps: int) -> tuple[A
 
 
 def adapted(kernel: Any, position: Any, path: LogDensity) -> Any:
-    """The kernel with the scale of the particles, and a first step size."""
+    """Return the kernel with the scale of the particles, and a first step size."""
     if kernel.target is None or not isinstance(position, Tensor) or position.ndim != 2:
         return kernel
     first = kernel.scale is None
@@ -271,7 +271,7 @@ def adapted(kernel: Any, position: Any, path: LogDensity) -> Any:
 
 
 def harmonic(acceptance: Tensor) -> float:
-    """The harmonic mean over particles, in which one that is stuck counts as 0.01.
+    """Return the harmonic mean over particles, in which one that is stuck counts as 0.01.
 
     Particles have few steps at each temperature, so that none may stay behind.
     """
@@ -279,7 +279,7 @@ def harmonic(acceptance: Tensor) -> float:
 
 
 def living(position: Any, weights: Tensor) -> Any:
-    """The positions, in which chains without weight stand where one with weight does."""
+    """Return the positions, in which chains without weight stand where one with weight does."""
     alive = weights > -torch.inf
     if bool(alive.all()):
         return position
@@ -290,7 +290,7 @@ def living(position: Any, weights: Tensor) -> Any:
 
 
 def path_at(base: LogDensity, target: LogDensity, kernel: Kernel, beta: float) -> LogDensity:
-    """The log density at a temperature: the kernel's own if it has one, else that of the path."""
+    """Return the log density at a temperature: the kernel's own, else that of the path."""
     own = getattr(kernel, "log_density", None) if beta < 1 else target
     return own if own is not None else Path(base, target, beta)
 
@@ -298,7 +298,7 @@ def path_at(base: LogDensity, target: LogDensity, kernel: Kernel, beta: float) -
 def gains(
     base: LogDensity, target: LogDensity, at: KernelAt, last: float, position: Any
 ) -> Callable[[float], Tensor]:
-    """The log weights that positions gain on the way from one temperature to another."""
+    """Return the log weights that positions gain on the way from one temperature to another."""
     with torch.no_grad():
         if not hasattr(at(last), "log_density"):
             ratio = target(position) - base(position)
@@ -313,7 +313,7 @@ def gains(
 
 
 def next_beta(weigh: Callable[[float], Tensor], last: float, threshold: float) -> float:
-    """The temperature at which the effective sample size falls to a fraction, by bisection.
+    """Return the temperature at which the effective sample size falls to a fraction, by bisection.
 
     The fraction is of the particles at which the target is positive.
     """
@@ -362,7 +362,7 @@ def chosen(position: Any, index: Tensor) -> Any:
 
 
 def finish(position: Any, weights: Tensor, ess: float, betas: Tensor, groups: Tensor) -> Annealed:
-    """The evidence from independent groups of log weights, with shape :math:`(G, 1)`."""
+    """Return the evidence from independent groups of log weights, with shape :math:`(G, 1)`."""
     parts = groups[:, 0].double()
     log_z = float(parts.logsumexp(0)) - math.log(len(parts))
     se = float((parts - log_z).exp().std()) / math.sqrt(len(parts))

@@ -152,7 +152,7 @@ def check_options(where: str, options: dict[str, Any], known: frozenset[str] = f
 
 
 def own_of(model: Callable[..., Any] | None) -> frozenset[str]:
-    """The names of a model's parameters; a star if it takes any."""
+    """Return the names of a model's parameters; a star if it takes any."""
     if model is None:
         return frozenset()
     try:

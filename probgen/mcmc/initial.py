@@ -23,7 +23,7 @@ TRIES = 100  # of initial points for a chain
 def initial(
     potential: Evaluation, how: Initial | dict[str, Tensor], chains: int, gradient: bool
 ) -> Tensor:
-    """Finds initial points at which the log density, and its gradient, are finite.
+    """Find initial points at which the log density, and its gradient, are finite.
 
     Arguments:
         potential: The log density.
@@ -97,7 +97,7 @@ def draw(potential: Evaluation, chains: int, **options: Any) -> Tensor:
 
 
 def given(potential: Evaluation, values: dict[str, Tensor], chains: int) -> dict[str, Tensor]:
-    """The given values, with chains before their shape."""
+    """Return the given values, with chains before their shape."""
     place = potential.at(draw(potential, 1)[0])
     with unchecked(), torch.no_grad():
         potential.run(place)

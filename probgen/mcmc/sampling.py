@@ -201,7 +201,7 @@ def warn(draws: Draws, target: Any, max_rhat: float, min_ess: float) -> None:
 def resumed(
     folder: Path | None, settings: dict[str, str], seed: int | None, device: torch.device
 ) -> Saved | None:
-    """The interrupted run of a folder, if every process has one, and that is this one.
+    """Return the interrupted run of a folder, if every process has one, and that is this one.
 
     Raises:
         ValueError: If it holds another run.
@@ -215,7 +215,7 @@ def resumed(
 
 
 def seed_for(seed: int | None, saved: Saved | None) -> int:
-    """The seed that is given, that of an interrupted run, or a new one of torch's generator."""
+    """Return seed that is given, that of an interrupted run, or a new one of torch's generator."""
     if seed is not None:
         return seed
     return seed_of(None) if saved is None else saved.seed
@@ -227,7 +227,7 @@ def listed(names: Any) -> Any:
 
 
 def outside() -> int:
-    """The level of the first frame that is not of this package, for warnings."""
+    """Return the level of the first frame that is not of this package, for warnings."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("probgen."):
         frame, level = frame.f_back, level + 1
@@ -243,7 +243,7 @@ def saturates(target: Any, flat: Tensor) -> bool:
 
 
 def way_out(target: Any, standardized: list[str]) -> list[str]:
-    """What to do of funnels, if a model has any."""
+    """Return advice on funnels, if a model has any."""
     names = funnels(target.model) if isinstance(target, Potential) else []
     names = [name for name in names if name not in standardized]
     if not names:
@@ -262,7 +262,7 @@ def check_options(warmup: int | None, chains: int, superchains: int | None) -> N
 
 
 def metric_of(metric: Metric, dense: bool | None) -> Metric:
-    """The metric, which had another name once."""
+    """Return the metric, which had another name once."""
     if dense is not None:
         metric = "dense" if dense else "diagonal"
         message = f"`dense` is deprecated: use metric={metric!r}."
@@ -274,7 +274,7 @@ def metric_of(metric: Metric, dense: bool | None) -> Metric:
 def values_of(
     begun: Start, store: dict[str, Tensor], sites: Iterable[str] | None
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """The draws of sites, which of them are latent, and which were moved to the base of a flow."""
+    """Return draws of sites, the latent ones, and those moved to the base of a flow."""
     target = begun.target
     if not isinstance(target, Potential):
         return store, list(store), []
@@ -292,7 +292,7 @@ def check_numbers(**numbers: int) -> None:
 
 
 def share_of(chains: int, superchains: int | None, world: int) -> int:
-    """The number of chains of each process."""
+    """Return the number of chains of each process."""
     if chains % world:
         raise ValueError(f"Expected chains that divide into {world} processes, got {chains}.")
     if superchains is not None and superchains % world:
@@ -331,7 +331,7 @@ def remarks_of(modes: Modes | None, target: Any, store: dict[str, Tensor]) -> tu
 
 
 def check_initial(init: Any) -> int:
-    """The number of chains of positions that are given."""
+    """Return the number of chains of positions that are given."""
     values = list(init.values()) if isinstance(init, dict) else [init]
     sizes = {len(v) if isinstance(v, Tensor) and v.ndim else 0 for v in values}
     if len(sizes) != 1 or 0 in sizes:
@@ -349,7 +349,7 @@ def part(value: Any, chains: slice) -> Any:
 
 
 def gather(value: Tensor, world: int, device: torch.device) -> Tensor:
-    """The chains of all processes."""
+    """Return the chains of all processes."""
     own = value.contiguous().to(device)
     parts = [torch.empty_like(own) for _ in range(world)]
     torch.distributed.all_gather(parts, own)

@@ -143,7 +143,7 @@ def prior_draws(target: Potential, like: Tensor) -> Tensor | None:
 
 
 def kernel_of(kernel: Any) -> Any:
-    """The kernel that has a scale: of replicas, that of each."""
+    """Return the kernel that has a scale: of replicas, that of each."""
     return kernel.kernel if isinstance(kernel, ParallelTempering) else kernel
 
 

@@ -31,7 +31,7 @@ def likelihood_of(
     blocks: int,
     activation: Activation,
 ) -> LazyDistribution:
-    """A likelihood of images given vectors or features on a grid, with a convolutional decoder."""
+    """Build a likelihood of images, with a convolutional decoder of vectors or a grid."""
     if isinstance(likelihood, LazyDistribution):
         return likelihood
     head: Any = named("likelihood", likelihood, LIKELIHOODS)

@@ -76,7 +76,7 @@ class StateMLP(DataDependentNetwork):
         bias[:, : len(classes)] = (count / count.sum(-1, keepdim=True)).log()
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Maps states with shape :math:`(*, D)` at steps with shape :math:`(*)` to logits."""
+        r"""Map states with shape :math:`(*, D)` at steps with shape :math:`(*)` to logits."""
         like = self.body.last.bias
         seen = equal(x, self.corruption.states).to(like.dtype).flatten(-2)
         time = 20 * t.to(like.dtype) / self.corruption.steps - 10  # as wide as a log of ratios
@@ -87,7 +87,7 @@ class StateMLP(DataDependentNetwork):
 def corruption_of(
     corruption: Named | Corruption, features: int, classes: int, steps: int | None
 ) -> Corruption:
-    """The corruption that a recipe is given, by name or as one."""
+    """Return the corruption that a recipe is given, by name or as one."""
     check_whole(1, features=features)
     check_whole(2, classes=classes)
     if isinstance(corruption, Corruption):

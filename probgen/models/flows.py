@@ -41,7 +41,7 @@ __all__ = [
 
 
 def vector(features: int | Sequence[int]) -> int:
-    """The number of features of a vector, or of an array flattened."""
+    """Return the number of features of a vector, or of an array flattened."""
     return math.prod(shape_of(features))
 
 

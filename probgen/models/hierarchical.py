@@ -25,7 +25,7 @@ LEAST = 1e-3  # standard deviation to be made 1
 
 
 def level(layer: nn.Linear, x: Tensor, rows: int | None = None) -> None:
-    """Gives the (first) outputs of a layer mean 0 and variance 1 over inputs."""
+    """Give the (first) outputs of a layer mean 0 and variance 1 over inputs."""
     with torch.no_grad():
         out = layer(x)[:, :rows]
         shift, scale = out.mean(0), out.std(0, correction=0)
@@ -267,7 +267,7 @@ class HierarchicalVAE(Hierarchy):
 
 
 def pixelwise(head: Any, shape: Sequence[int], state: tuple[int, int, int]) -> LazyDistribution:
-    """A head of images whose network is convolutional, with as many rows as the head has."""
+    """Return a head of images whose network is convolutional, with as many rows as the head has."""
     blank = head(shape, math.prod(state), network=nn.Identity())
     rows = (len(blank.phi) - blank.free) // math.prod(shape)
     return head(shape, math.prod(state), network=Pixels(state, rows * shape[0]))

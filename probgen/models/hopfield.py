@@ -68,7 +68,7 @@ class HopfieldNetwork(nn.Module):
         self.register_buffer("bias", torch.zeros(units))
 
     def couple(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Sets weights and biases of one's own.
+        """Set the weights and biases.
 
         Arguments:
             weight: The symmetric weights, with shape :math:`(N, N)`, zero on the diagonal.
@@ -93,7 +93,7 @@ class HopfieldNetwork(nn.Module):
         self.bias.copy_(bias)
 
     def store(self, patterns: Tensor) -> None:
-        r"""Adds patterns by Hebb's rule, :math:`W \mathrel{+}= \frac{1}{N} \sum_p x_p x_p^\top`.
+        r"""Add patterns by Hebb's rule, :math:`W \mathrel{+}= \frac{1}{N} \sum_p x_p x_p^\top`.
 
         Arguments:
             patterns: The patterns, with shape :math:`(P, N)`, of values :math:`\pm 1`.
@@ -129,11 +129,11 @@ class HopfieldNetwork(nn.Module):
             self.bias += rate * error.mean(0)
 
     def field(self, x: Tensor) -> Tensor:
-        """What each unit hears, :math:`W x + b`."""
+        """Return the inputs of all units, :math:`W x + b`."""
         return x @ self.weight + self.bias
 
     def energy(self, x: Tensor) -> Tensor:
-        r"""The energy of states with shape :math:`(*, N)`, of continuous units with entropy."""
+        r"""Return energy of states with shape :math:`(*, N)`, of continuous units with entropy."""
         energy = -(x * (x @ self.weight)).sum(-1) / 2 - (x * self.bias).sum(-1)
         if math.isinf(self.beta):
             return energy
@@ -142,13 +142,13 @@ class HopfieldNetwork(nn.Module):
         return energy - entropy / self.beta
 
     def answer(self, heard: Tensor, x: Tensor) -> Tensor:
-        """What units say to what they hear; a binary one that hears nothing stays as it is."""
+        """Activate units; a binary unit with zero input keeps its state."""
         if math.isinf(self.beta):
             return torch.where(heard == 0, x, heard.sign())
         return torch.tanh(self.beta * heard)
 
     def sweep(self, x: Tensor) -> Tensor:
-        """Updates every unit once, one after another in a random order, of all states."""
+        """Update every unit once, one after another in a random order, of all states."""
         x, field = x.clone(), self.field(x)
         for i in torch.randperm(len(self.bias), device=x.device):
             new = self.answer(field[..., i], x[..., i])
@@ -157,7 +157,7 @@ class HopfieldNetwork(nn.Module):
         return x
 
     def together(self, x: Tensor) -> Tensor:
-        """Updates all units at once."""
+        """Update all units at once."""
         return self.answer(self.field(x), x)
 
     def recall(self, x: Tensor, steps: int = 20, synchronous: bool = False) -> Tensor:
@@ -174,7 +174,7 @@ class HopfieldNetwork(nn.Module):
         return self.trajectory(x, steps, synchronous)[-1]
 
     def trajectory(self, x: Tensor, steps: int = 20, synchronous: bool = False) -> Tensor:
-        r"""The states after each update of every unit, with shape :math:`(T, *, N)`.
+        r"""Return the states after each update of every unit, with shape :math:`(T, *, N)`.
 
         The first is `x`; it ends when none changes.
         """
@@ -244,7 +244,7 @@ class ModernHopfield(nn.Module):
         self.register_buffer("patterns", patterns.detach().clone())
 
     def energy(self, x: Tensor) -> Tensor:
-        r"""The energy of states with shape :math:`(*, D)`."""
+        r"""Return the energy of states with shape :math:`(*, D)`."""
         alike = torch.logsumexp(self.beta * (x @ self.patterns.mT), -1)
         return x.square().sum(-1) / 2 - alike / self.beta
 
@@ -257,7 +257,7 @@ class ModernHopfield(nn.Module):
         return self.trajectory(x, steps)[-1]
 
     def trajectory(self, x: Tensor, steps: int = 1) -> Tensor:
-        r"""The states after each step, with shape :math:`(T, *, D)`; the first is `x`."""
+        r"""Return the states after each step, with shape :math:`(T, *, D)`; the first is `x`."""
         check_whole(1, steps=steps)
         if x.shape[-1:] != self.patterns.shape[1:]:
             raise ValueError(

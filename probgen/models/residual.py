@@ -24,7 +24,7 @@ def residuals(
     hidden_features: Sequence[int],
     **options: Any,
 ) -> list[LazyTransform | Transform]:
-    """Transforms from noise to data, then the scale and shape of the data."""
+    """Return transforms from noise to data, then the scale and shape of the data."""
     check_whole(1, transforms=transforms)
     size = vector(features)
     parts: list[LazyTransform | Transform] = [

@@ -44,7 +44,7 @@ POSTERIORS: dict[str, Callable[..., LazyDistribution]] = {
 
 
 def named(kind: str, name: Any, among: dict[str, Any]) -> Any:
-    """A part by name.
+    """Return a part by name.
 
     Raises:
         ValueError: If there is none of that name.

@@ -26,7 +26,7 @@ __all__ = ["Decoder", "Encoder"]
 
 
 def check_image(shape: Sequence[int]) -> tuple[int, int, int]:
-    """The shape of an image, as a tuple; raises a ValueError if it is none."""
+    """Return the shape of an image, as a tuple; raises a ValueError if it is none."""
     if isinstance(shape, str) or not isinstance(shape, Sequence) or len(shape) != 3:
         raise ValueError(f"Expected a `shape` of channels, height and width, got {shape!r:.80}.")
     check_whole(1, **{f"shape[{i}]": n for i, n in enumerate(shape)})
@@ -34,7 +34,7 @@ def check_image(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def check_channels(channels: Sequence[int]) -> tuple[int, ...]:
-    """The width of each level, as a tuple; raises a ValueError if it is none."""
+    """Return the width of each level, as a tuple; raises a ValueError if it is none."""
     if isinstance(channels, str) or not isinstance(channels, Sequence) or not channels:
         raise ValueError(f"Expected `channels` as a tuple of widths, got {channels!r:.80}.")
     check_whole(1, **{f"channels[{i}]": n for i, n in enumerate(channels)})
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
         self.outputs = math.prod(self.grid)
 
     def forward(self, x: Tensor) -> Tensor:
-        r"""Maps images, :math:`(*, C, H, W)` or :math:`(*, C H W)`, to :math:`(*, F h w)`."""
+        r"""Map images, :math:`(*, C, H, W)` or :math:`(*, C H W)`, to :math:`(*, F h w)`."""
         if x.shape[-3:] == self.shape:
             batch = x.shape[:-3]
         elif x.shape[-1:] == (math.prod(self.shape),):
@@ -208,7 +208,7 @@ class Decoder(nn.Module):
         self.activation = activation_named(activation)
 
     def forward(self, z: Tensor) -> Tensor:
-        r"""Maps vectors with shape :math:`(*, n)` to images with shape :math:`(*, P C, H, W)`."""
+        r"""Map vectors with shape :math:`(*, n)` to images with shape :math:`(*, P C, H, W)`."""
         if z.shape[-1:] != (self.inputs,):
             raise ValueError(
                 f"Expected vectors with shape (*, {self.inputs}), got {tuple(z.shape)}."

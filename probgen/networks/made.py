@@ -90,12 +90,12 @@ class MADE(nn.Module):
         self.known = [[int((u <= d).sum()) for d in range(features + 1)] for u in degrees]
 
     def weights(self) -> list[Tensor]:
-        """The masked weights of every layer."""
+        """Return the masked weights of every layer."""
         masks: Iterable[Any] = self._buffers.values()
         return [w * mask.to(w.dtype) for w, mask in zip(entries(self.layers.weights), masks)]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Maps features, with shape :math:`(D E, *)`, to outputs with shape :math:`(P, D, *)`."""
+        r"""Map features, with shape :math:`(D E, *)`, to outputs with shape :math:`(P, D, *)`."""
         phi = feed(self.layers, self.weights(), self.activation, x, context)
         return phi.unflatten(0, (self.outputs, self.features))
 
@@ -105,7 +105,7 @@ class MADE(nn.Module):
         context: Tensor | None,
         like: Tensor,
     ) -> Tensor:
-        r"""Finds features one after the other, each from the outputs of those before it.
+        r"""Find features one after the other, each from the outputs of those before it.
 
         Arguments:
             invert: Maps the number :math:`i` of a feature and its outputs, with shape
@@ -173,7 +173,7 @@ class Rows:
             self.joined = torch.cat([self.joined, rows])
 
     def add(self, b: Tensor, w: Tensor, h: Tensor, activation: Callable[[Tensor], Tensor]) -> None:
-        """Appends the rows :math:`a(W h + b)`."""
+        """Append the rows :math:`a(W h + b)`."""
         if self.buffer is None or activation not in (torch.relu_, torch.tanh_):
             return self.append(activation(torch.addmm(b, w, h)))
         start, self.count = self.count, self.count + w.shape[0]

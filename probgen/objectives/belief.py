@@ -65,7 +65,7 @@ class Greedy(Objective):
         )
 
     def at(self, fraction: float) -> Greedy:
-        """The objective after a fraction of the training."""
+        """Return the objective after a fraction of the training."""
         return replace(self, fraction=fraction)
 
     def losses(self, module: HasLayers, x: Tensor, context: Any) -> Tensor:
@@ -104,7 +104,7 @@ class UpDown(Objective):
     requires = (HasLayers,)
 
     def held_out(self, module: Any) -> Objective:
-        """The evidence lower bound compares held-out data."""
+        """Return the evidence lower bound compares held-out data."""
         return ELBO()
 
     def losses(self, module: HasLayers, x: Tensor, context: Any) -> Tensor:

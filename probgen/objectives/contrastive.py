@@ -109,7 +109,7 @@ class ContrastiveDivergence(Objective):
                 raise ValueError("Expected `persistent` chains, since `betas` are given.")
 
     def held_out(self, module: Any) -> Objective:
-        """The objective that compares held-out data, since this one is no measure of fit.
+        """Return the objective that compares held-out data, since this one is no measure of fit.
 
         It is maximum likelihood for a model with an exact density, pseudo-likelihood for binary
         units, and sliced score matching for real numbers.
@@ -186,7 +186,7 @@ class ContrastiveDivergence(Objective):
         return module.push(state.position)
 
     def watch(self, losses: Tensor, x: Tensor) -> None:
-        """Stops a training that runs away, with advice."""
+        """Stop a training that runs away, with advice."""
         if not Distribution._validate_args or losses.device.type == "meta" or is_wrapped(losses):
             return
         gap = abs(float(losses.detach().mean()))

@@ -181,7 +181,7 @@ for objective in (Denoising, EvidenceBound):  # so that a diffusion that is give
 
 
 def by_angle(schedule: Schedule, part: Tensor, cut: float) -> Tensor:
-    """The times at which so large parts of the angle from the least time on have passed."""
+    """Return the times at which so large parts of the angle from the least time on have passed."""
     ends = part.new_tensor([cut if schedule.clean else 0.0, schedule.latest])
     first, last = (-schedule.log_snr(ends) / 2).exp().atan()
     t = schedule.time(-2 * (first + part * (last - first)).tan().log())
@@ -189,7 +189,7 @@ def by_angle(schedule: Schedule, part: Tensor, cut: float) -> Tensor:
 
 
 def paired(y: Tensor, eps: Tensor) -> Tensor:
-    """The noise in the order in which its squared distances from data are least."""
+    """Return the noise in the order in which its squared distances from data are least."""
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError:

@@ -55,7 +55,7 @@ class Renyi(Variational):
             raise ValueError(f"Expected a finite `alpha`, got {self.alpha}.")
 
     def bound(self, log_w: Tensor, dim: int = 0) -> Tensor:
-        """The bound of log weights, along their axis of draws."""
+        """Return the bound of log weights, along their axis of draws."""
         rest = 1 - self.alpha
         if rest == 0:
             return log_w.mean(dim)

@@ -65,7 +65,7 @@ class TraceObjective(ELBO):
             return list(super()._get_traces(model, guide, args, kwargs))
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss as a tensor with a gradient."""
+        """Return the loss as a tensor with a gradient."""
         if isinstance(model, Pair):
             self.objective.check_frozen(model.distribution)
         runs = [self.weights(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
@@ -88,7 +88,7 @@ class TraceObjective(ELBO):
         return scale * self.objective.bound_losses(weights).sum()
 
     def weights(self, model_trace: Trace, guide_trace: Trace) -> tuple[Weights, float]:
-        """The weights of items, with shape (draws, items), and what each item stands for."""
+        """Return the weights of items, with shape (draws, items), and what each item stands for."""
         q = {n: s for n, s in guide_trace.nodes.items() if stated(s)}
         p = {n: s for n, s in model_trace.nodes.items() if stated(s)}
         stacks = [
@@ -153,14 +153,14 @@ class TraceObjective(ELBO):
     def reduced(
         self, site: Any, sizes: dict[int, int], scale: float, first: list[int], stop: bool
     ) -> Tensor:
-        """The log density of a site, of each draw and item."""
+        """Return the log density of a site, of each draw and item."""
         fn = detach(site["fn"]) if stop else site["fn"]
         value = fn.log_prob(site["value"])
         value = scale_and_mask(value, site["scale"] / scale, site["mask"])
         return self.placed(value, sizes, first)
 
     def placed(self, value: Tensor, sizes: dict[int, int], first: list[int]) -> Tensor:
-        """A log density summed over what is no draw or item, with shape (draws, items)."""
+        """Return a log density summed over what is no draw or item, with shape (draws, items)."""
         depth = max(value.ndim, *(-dim for dim in sizes), 1) if sizes else max(value.ndim, 1)
         value = value.reshape((1,) * (depth - value.ndim) + value.shape)
         for dim in range(-depth, 0):
@@ -179,12 +179,12 @@ class TraceObjective(ELBO):
         )
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number."""
+        """Return the loss as a number."""
         with torch.no_grad():
             return torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, its gradients added to the parameters'."""
+        """Return the loss as a number, its gradients added to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)

@@ -134,7 +134,7 @@ class ExplicitScoreMatching(Objective):
 
 @checked
 def parzen_score(data: Tensor, sigma: float) -> Score:
-    r"""The score of a kernel density estimate, :math:`\frac{1}{N} \sum_i N(x; x_i, \sigma^2 I)`.
+    r"""Return score of a kernel density estimate, :math:`\frac{1}{N} \sum_i N(x; x_i, \sigma^2 I)`.
 
     Arguments:
         data: The data, with shape :math:`(N, *)`.

@@ -63,7 +63,7 @@ class SpectralRegularized(Around):
         return self.objective(module, x, context) + self.weight * self.penalty(module)
 
     def penalty(self, module: nn.Module) -> Tensor:
-        r"""The sum :math:`\sum_i \sigma_i` over the convolutions of a module."""
+        r"""Return the sum :math:`\sum_i \sigma_i` over the convolutions of a module."""
         alike: dict[torch.Size, list[Tensor]] = {}
         for part in module.modules():
             if isinstance(part, CONVOLUTIONS):

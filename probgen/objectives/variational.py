@@ -97,7 +97,7 @@ class Variational(Objective):
                 )
 
     def elbo(self, max_plate_nesting: float = math.inf, vectorize_particles: bool = False) -> Any:
-        """The objective for Pyro's `SVI`, and any model and guide.
+        """Return the objective for Pyro's `SVI`, and any model and guide.
 
         Plates in which all sites lie hold independent items; without one the whole model is one
         item. Mini-batches are scaled as their plate says, and all draws see one of them. All
@@ -134,7 +134,7 @@ def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:
 def with_scores(
     bound: Callable[[Tensor, int], Tensor], log_w: Tensor, score: Tensor | None
 ) -> Tensor:
-    r"""A bound with the gradients of draws that have no derivative, each less its baseline.
+    r"""Return a bound with the gradients of draws that have no derivative, each less its baseline.
 
     The baseline of draw :math:`k` is the bound with :math:`\log w_k` replaced by the mean of the
     others.
@@ -201,7 +201,7 @@ class ELBO(Variational):
             raise ValueError(f"Expected `warm_up` in [0, 1], got {self.warm_up}.")
 
     def at(self, fraction: float) -> ELBO:
-        """The objective after a fraction of the training."""
+        """Return the objective after a fraction of the training."""
         if fraction >= self.warm_up:
             return self if self.warm_up == 0 else replace(self, warm_up=0.0)
         return replace(self, beta=self.beta * fraction / self.warm_up, warm_up=0.0)

@@ -56,11 +56,11 @@ class Batches(ABC):
 
     @abstractmethod
     def initial(self) -> Batch | None:
-        """The data that the initialisation sees, none if there are none."""
+        """Return the data that the initialisation sees, none if there are none."""
 
     @abstractmethod
     def batches(self, step: int, total: int) -> Iterator[Batch]:
-        """The batches from a step on."""
+        """Return the batches from a step on."""
 
     @abstractmethod
     def parts(self, size: int) -> Iterator[Batch]:
@@ -85,7 +85,7 @@ class Batches(ABC):
         """
 
     def scaled(self, batch: Batch) -> Batch:
-        """A batch whose weights have mean 1 over all data, as far as they were seen."""
+        """Return a batch whose weights have mean 1 over all data, as far as they were seen."""
         if self.mean == 1.0 or batch.weights is None:
             return batch
         return batch._replace(weights=batch.weights / self.mean)
@@ -211,7 +211,7 @@ class RowBatches(Batches):
 
 
 def split_rows(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """The numbers of the rows that a fraction holds out, and of those it leaves."""
+    """Return the numbers of the rows that a fraction holds out, and of those it leaves."""
     if not 0 < fraction < 1:
         raise ValueError(f"Expected a fraction `validation` in (0, 1), got {fraction}.")
     held = round(fraction * count)
@@ -225,7 +225,7 @@ def split_rows(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def mean_weight(batch: Batch) -> float:
-    """The mean of the weights that items bring, 1 if they bring none."""
+    """Return the mean of the weights that items bring, 1 if they bring none."""
     if batch.weights is None:
         return 1.0
     if not batch.weights.sum() > 0:

@@ -70,7 +70,7 @@ def batches_of(
 
 
 def once(batch: Batch, context: Any, weights: Any, word: str) -> tuple[Any, Any, Any]:
-    """Data, contexts and weights, which are given with the data or besides, but not twice."""
+    """Return data, contexts and weights, each given with the data or apart, not twice."""
     for name, within, besides in zip(("context", "weights"), batch[1:], (context, weights)):
         if within is not None and besides is not None:
             raise ValueError(

@@ -295,7 +295,7 @@ def check_numbers(
     lr: float | dict[str, float],
     ema: float | None,
 ) -> None:
-    """Raises a ValueError that names a number that is impossible."""
+    """Raise a ValueError that names a number that is impossible."""
     check_whole(0, patience=patience)
     check_whole(1, **{n: v for n, v in (("steps", steps), ("epochs", epochs)) if v is not None})
     rates = lr.values() if isinstance(lr, dict) else (lr,)
@@ -379,7 +379,7 @@ def take(run: Run, loss: Loss, engine: nn.Module, batch: tuple[Any, ...], task: 
 
 
 def distributed(loss: Loss) -> nn.Module:
-    """The engine of several processes, each of which keeps Markov chains of its own."""
+    """Return the engine of several processes, each of which keeps Markov chains of its own."""
     chains = [n for n, _ in loss.named_buffers() if n.split(".")[-1] == "chains"]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, chains)
     return DistributedDataParallel(loss, find_unused_parameters=is_partial(loss.current))
@@ -394,7 +394,7 @@ def explain(value: float, step: int, x: Tensor | None, lr: float) -> str:
 
 
 def rate(schedule: str | Callable[[float], float] | None, step: int, total: int) -> float:
-    """The factor of the learning rate."""
+    """Return the factor of the learning rate."""
     if schedule is None:
         return 1.0
     if callable(schedule):

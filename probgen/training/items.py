@@ -79,7 +79,7 @@ def is_pandas(value: Any) -> bool:
 
 
 def column_names(value: Any) -> tuple[str, ...]:
-    """The names of the columns of a table of pandas, none of anything else."""
+    """Return the names of the columns of a table of pandas, none of anything else."""
     if not is_pandas(value):
         return ()
     return tuple(map(str, value.columns if hasattr(value, "columns") else [value.name or 0]))
@@ -145,7 +145,7 @@ def check_one_variable(value: Any, name: str) -> None:
 
 
 def from_table(value: Any, name: str) -> Tensor:
-    """The numbers of a DataFrame, with shape `(N, D)`, or of a Series, with shape `(N)`."""
+    """Return the numbers of a DataFrame, with shape `(N, D)`, or of a Series, with shape `(N)`."""
     if type(value).__name__ not in ("DataFrame", "Series"):
         raise TypeError(
             f"Expected `{name}` to be a tensor or array, got a {type(value).__name__} of pandas. "
@@ -181,7 +181,7 @@ def item(row: int) -> str:
 
 
 def first(where: Callable[[int], str]) -> str:
-    """The first of the items that were read, unless they are all data."""
+    """Return the first of the items that were read, unless they are all data."""
     return "" if where is item else f", first in {where(0)}"
 
 
@@ -266,7 +266,7 @@ class Reader:
         return found
 
     def tensors(self, value: Any) -> Any:
-        """A context as tensors of any dtype, in the structure of the module's contexts."""
+        """Return a context as tensors of any dtype, in the structure of the module's contexts."""
         shape = self.shape
         if isinstance(shape, dict) and isinstance(value, Mapping):
             return {k: as_tensor(v, f"context[{k!r}]") for k, v in value.items()}

@@ -48,7 +48,7 @@ class Rows(ABC):
 
     @abstractmethod
     def digest(self) -> dict[str, str]:
-        """A digest of data, contexts and weights, each by its name."""
+        """Return a digest of data, contexts and weights, each by its name."""
 
 
 class Arrays(Rows):
@@ -178,7 +178,7 @@ class Items(Rows):
 
 
 def scaled(weights: Tensor | None) -> Tensor | None:
-    """The weights of all data, with mean 1."""
+    """Return the weights of all data, with mean 1."""
     if weights is None:
         return None
     if not weights.sum() > 0:
@@ -294,7 +294,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def digest_of(value: Any, count: int | None = None) -> str:
-    """The digest of a tensor, or of a tuple or dict of tensors: dtype, shape and bytes.
+    """Return the digest of a tensor, or of a tuple or dict of tensors: dtype, shape and bytes.
 
     Of more than a million numbers, 1000 rows go into it.
 

@@ -187,7 +187,7 @@ class Run:
             self.aside = {}
 
     def state(self) -> dict[str, Tensor]:
-        """What a step may change: the trained parameters, and the buffers that are saved."""
+        """Return what a step may change: the trained parameters and the saved buffers."""
         saved = self.module.state_dict()
         buffers = {n: b for n, b in self.module.named_buffers() if n in saved}
         return {**buffers, **self.parameters}

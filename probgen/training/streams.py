@@ -173,7 +173,7 @@ class StreamBatches(Batches):
             )
 
     def locate(self, step: int) -> tuple[int, int]:
-        """The pass to begin with, and how many batches of it to leave."""
+        """Return the pass to begin with, and how many batches of it to leave."""
         if self.sampler is None or self.length is None or step < self.length:
             return 0, step
         if self.count_batches(0) == self.length:

@@ -80,6 +80,6 @@ class Learned(LazyTransform):
 
 
 def check_class(value: Any, kind: type) -> None:
-    """Raises a TypeError unless `value` is a class of that kind."""
+    """Raise a TypeError unless `value` is a class of that kind."""
     if not (isinstance(value, type) and issubclass(value, kind)):
         raise TypeError(f"Expected a subclass of {kind.__name__}, got {value!r:.80}.")

@@ -242,5 +242,5 @@ def rows(y: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 def affine(unit: Standardizer, inverse: bool) -> tuple[Tensor, Tensor]:
-    """The shift and scale from standard values to data, or of the inverse of that."""
+    """Return the shift and scale from standard values to data, or of the inverse of that."""
     return (-unit.shift / unit.scale, 1 / unit.scale) if inverse else (unit.shift, unit.scale)

@@ -82,7 +82,7 @@ class Jumps(Corruption):
         return (before + self.log_back(noisy, s, t, logits)).log_softmax(-1)
 
     def excess(self, logits: Tensor, x: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-        r"""The integrand of the bound: the divergence per unit of time of the jumps back.
+        r"""Return the integrand of the bound: the divergence per unit of time of the jumps back.
 
         Arguments:
             logits: The logits of :math:`p(x_0 \mid x_t)`, with shape :math:`(*, event, K)`.
@@ -103,7 +103,7 @@ class Jumps(Corruption):
         return ((log_rates + log_p).exp() - true + true * (log_q - log_p)).sum(-1)
 
     def check_times(self, t: Tensor, inner: bool = False) -> None:
-        """Raises an error unless times are real, from 0 to :math:`T`, or strictly within."""
+        """Raise an error unless times are real, from 0 to :math:`T`, or strictly within."""
         if not t.is_floating_point():
             raise TypeError(f"Expected times `t` as real numbers, got {t.dtype}.")
         if Distribution._validate_args and t.device.type != "meta" and not is_wrapped(t):
@@ -129,7 +129,7 @@ class Resampling(Jumps):
 
     @abstractmethod
     def hazard(self, t: Tensor) -> Tensor:
-        """The rate of draws at times with shape :math:`(*)`."""
+        """Return the rate of draws at times with shape :math:`(*)`."""
 
     def logs(self, s: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         kept, lost = self.stay(s.to(like.dtype), t.to(like.dtype))
@@ -146,13 +146,13 @@ class Resampling(Jumps):
         return self.matrix(0, t)
 
     def onward(self, x: Tensor, s: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        """The log of a row of the matrix, that of a state, with shape `(*, S)`."""
+        """Return the log of a row of the matrix, that of a state, with shape `(*, S)`."""
         (kept, lost), end = self.logs(s, t, like), self.log_end(like)
         own = torch.logaddexp(along(kept, x), along(lost, x) + end[x]).unsqueeze(-1)
         return torch.where(equal(x, self.states), own, along(lost, x).unsqueeze(-1) + end)
 
     def back(self, x: Tensor, s: Tensor, t: Tensor, count: int, like: Tensor) -> Tensor:
-        """The log of a column of the matrix, that of a state, with shape `(*, count)`."""
+        """Return the log of a column of the matrix, that of a state, with shape `(*, count)`."""
         kept, lost = self.logs(s, t, like)
         drawn = along(lost, x) + self.log_end(like)[x]
         own = torch.logaddexp(along(kept, x), drawn).unsqueeze(-1)
@@ -328,7 +328,7 @@ class RateMatrix(Jumps):
         self.end = Table(last.log().clamp_min(FLOOR))
 
     def between(self, s: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        """The matrices from one time to another, with shape `(*, S, S)`."""
+        """Return the matrices from one time to another, with shape `(*, S, S)`."""
         s, t = s.to(like.dtype) / self.steps, t.to(like.dtype) / self.steps
         clock = self.horizon * (t - s) * (0.1 + 9.95 * (t + s)) / 10.05
         powers = self.powers(like)
@@ -356,7 +356,7 @@ class RateMatrix(Jumps):
         return self.end(like)
 
     def seen(self, t: Tensor, like: Tensor) -> Tensor:
-        r"""The rows of :math:`P_{0 t}` of the states that data have, with shape `(*, K, S)`."""
+        r"""Return rows of :math:`P_{0 t}` of the states that data have, with shape `(*, K, S)`."""
         plain = not (is_wrapped(t) or t.is_inference())
         if plain and self.latest is not None:  # several ask for those of the same times
             times, version, matrix = self.latest

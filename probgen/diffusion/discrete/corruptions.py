@@ -54,11 +54,11 @@ class Corruption(nn.Module):
 
     @abstractmethod
     def step(self, t: int) -> Tensor:
-        """The matrix :math:`Q_t`, with shape :math:`(S, S)`."""
+        """Return the matrix :math:`Q_t`, with shape :math:`(S, S)`."""
 
     @abstractmethod
     def cumulative(self, t: int) -> Tensor:
-        r"""The matrix :math:`\bar Q_t`, with shape :math:`(S, S)`; at 0 the identity."""
+        r"""Return the matrix :math:`\bar Q_t`, with shape :math:`(S, S)`; at 0 the identity."""
 
     @abstractmethod
     def log_end(self, like: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class Corruption(nn.Module):
         return (before + self.log_step(noisy.long(), t, logits)).log_softmax(-1)
 
     def log_before(self, logits: Tensor, noisy: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        r"""The log of the sum over :math:`x_0`, in :math:`p(x_s \mid x_t)`, for all :math:`x_s`."""
+        r"""Return the log of the sum over :math:`x_0` in :math:`p(x_s \mid x_t)`."""
         log_p, seen = self.log_data(logits, noisy, t)
         return self.carry(torch.where(log_p > FLOOR / 2, log_p - seen, FLOOR), s)
 
@@ -146,7 +146,7 @@ class Corruption(nn.Module):
         return torch.where(reached, log_p, FLOOR).log_softmax(-1), seen
 
     def divergence(self, logits: Tensor, x: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-        r"""The divergence of :math:`p(x_{t-1} \mid x_t)` from :math:`q(x_{t-1} \mid x_t, x_0)`.
+        r"""Return divergence of :math:`p(x_{t-1} \mid x_t)` from :math:`q(x_{t-1} \mid x_t, x_0)`.
 
         At the first step it is :math:`-\log p(x_0 \mid x_1)`.
 
@@ -167,7 +167,7 @@ class Corruption(nn.Module):
         return (log_q.exp() * (log_q - log_p)).sum(-1)
 
     def end_divergence(self, x: Tensor, like: Tensor) -> Tensor:
-        r"""The divergence of :math:`p(x_T)` from :math:`q(x_T \mid x_0)`, one for each site."""
+        r"""Return divergence of :math:`p(x_T)` from :math:`q(x_T \mid x_0)`, one for each site."""
         last = torch.full((), self.steps, device=x.device)
         log_q = self.log_noisy(x.long(), last, like)
         return (log_q.exp() * (log_q - self.log_end(like))).sum(-1)
@@ -199,7 +199,7 @@ def draw(log_p: Tensor) -> Tensor:
 
 
 def one_hot(x: Tensor, count: int, like: Tensor) -> Tensor:
-    """The log of a one at each number and zeros elsewhere, with shape `(*, count)`."""
+    """Return the log of a one at each number and zeros elsewhere, with shape `(*, count)`."""
     return torch.where(equal(x, count), like.new_zeros(()), like.new_full((), FLOOR))
 
 
@@ -214,12 +214,12 @@ def along(t: Tensor, x: Tensor) -> Tensor:
 
 
 def at(table: Tensor, t: Tensor) -> Tensor:
-    """The matrices of a table at steps with shape `(*)`, with shape `(*, S, S)`."""
+    """Return the matrices of a table at steps with shape `(*)`, with shape `(*, S, S)`."""
     return table.index_select(0, t.reshape(-1)).reshape(*t.shape, *table.shape[1:])
 
 
 def log_rows(matrix: Tensor, x: Tensor) -> Tensor:
-    """The logs of rows of matrices with shape `(*, S, K)`, those of states `(*, event)`."""
+    """Return the logs of rows of matrices with shape `(*, S, K)`, those of states `(*, event)`."""
     flat = matrix.flatten(0, -3) if matrix.ndim > 2 else matrix.unsqueeze(0)
     datum = torch.arange(len(flat), device=x.device).unsqueeze(-1)
     rows = flat[datum, x.reshape(len(flat), -1)].log().clamp_min(FLOOR)
@@ -227,7 +227,7 @@ def log_rows(matrix: Tensor, x: Tensor) -> Tensor:
 
 
 def log_product(log_w: Tensor, matrix: Tensor) -> Tensor:
-    """The log of weights with shape `(*, event, K)` times matrices with shape `(*, K, S)`."""
+    """Return log of weights with shape `(*, event, K)` times matrices with shape `(*, K, S)`."""
     most = log_w.detach().amax(-1, keepdim=True)
     w = (log_w - most).exp().reshape(*matrix.shape[:-2], -1, log_w.shape[-1])
     total = (w @ matrix).clamp_min(torch.finfo(w.dtype).tiny).log()

@@ -50,7 +50,7 @@ class NormalDenoiser(Denoiser):
 
     @abstractmethod
     def posterior(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        r"""The log weights of the components, up to a constant, and their means.
+        r"""Return the log weights of the components, up to a constant, and their means.
 
         With shapes :math:`(*, K)` and :math:`(*, K, D)`.
         """
@@ -132,7 +132,7 @@ class GaussianDenoiser(NormalDenoiser):
         return means[..., 0] * 0, means
 
     def marginal(self, t: Tensor) -> TorchDistribution:
-        r"""The law of :math:`x_t`."""
+        r"""Return the law of :math:`x_t`."""
         alpha, sigma = self.signal(t)
         root = self.vectors * (alpha.square() * self.values + sigma.square()).sqrt()
         return dist.MultivariateNormal(alpha * self.location, scale_tril=triangle(root))
@@ -145,7 +145,7 @@ class GaussianDenoiser(NormalDenoiser):
 
 
 def triangle(root: Tensor) -> Tensor:
-    """The Cholesky factor of :math:`R R^T`, by an orthogonal transformation."""
+    """Return the Cholesky factor of :math:`R R^T`, by an orthogonal transformation."""
     r = torch.linalg.qr(root.mT).R.mT
     sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r)
     return r * sign.unsqueeze(-2)
@@ -307,7 +307,7 @@ class ExactMoment(NormalDenoiser):
         self.register_buffer("precision", s**-2)
 
     def seen(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What the operator makes of the factors, and the Cholesky factor of what it sees."""
+        """Return the operator's images of the factors, and their Cholesky factor."""
         b = self.matrix @ self.denoiser.roots(t)
         noise = self.precision.reciprocal().diag_embed()
         return b, torch.linalg.cholesky(b @ b.mT + noise)

@@ -56,7 +56,7 @@ class Guided(Denoiser):
 
     @abstractmethod
     def mean(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""The guided :math:`\hat x_0`, with the shape of `x`."""
+        r"""Return the guided :math:`\hat x_0`, with the shape of `x`."""
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> TorchDistribution:
         alpha, sigma = self.signal(t)
@@ -67,7 +67,7 @@ class Guided(Denoiser):
     def pulled(
         self, x: Tensor, t: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor], Tensor]:
-        r"""The mean, :math:`x_t` with a graph, products with the covariance, and its factor.
+        r"""Return the mean, :math:`x_t` with a graph, products with the covariance, and its factor.
 
         Since :math:`\operatorname{cov}(x_0 \mid x_t) = \frac{\sigma^2}{\alpha} \,
         \partial \hat x_0 / \partial x_t`, such a product is one backward pass.
@@ -272,7 +272,7 @@ class Linear(Guided):
         check_adjoint(operator, adjoint, self.shape, like)
 
     def gain(self, mean: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-        r"""What the mean gains, :math:`V A^\top (A V A^\top + \Gamma)^{-1} (y - A \hat x_0)`.
+        r"""Return the shift :math:`V A^\top (A V A^\top + \Gamma)^{-1} (y - A \hat x_0)`.
 
         The inverse is that of conjugate gradients, for each draw by itself, which end where the
         matrix of a network is not positive.

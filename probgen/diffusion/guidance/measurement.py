@@ -36,7 +36,7 @@ class Likelihood(nn.Module):
         self.register_buffer("scale", None if scale is None else positive(scale, y))  # type: ignore[arg-type]
 
     def widen(self, x: Tensor) -> None:
-        """Notes how an operator spreads standard normal draws, with shape :math:`(N, event)`."""
+        """Record how an operator spreads standard normal draws, with shape :math:`(N, event)`."""
         if self.scale is not None:
             with torch.no_grad():
                 seen = self.operator(x) - self.operator(torch.zeros_like(x))
@@ -99,13 +99,13 @@ def positive(scale: float | Tensor | None, y: Tensor) -> Tensor:
 
 
 def like_of(denoiser: Denoiser, y: Tensor | None) -> Tensor:
-    """A tensor of the dtype and on the device of data."""
+    """Return a tensor of the dtype and on the device of data."""
     tensors = (*denoiser.parameters(), *denoiser.buffers(), *(() if y is None else (y.real,)))
     return next((v for v in tensors if v.is_floating_point()), torch.zeros(()))
 
 
 def check_shape(y: Tensor, event: tuple[int, ...], dims: int | None = None) -> None:
-    """Raises a ValueError unless `y` is one for all of a batch of so many dimensions, or each."""
+    """Raise a ValueError unless `y` is one for all of a batch of so many dimensions, or each."""
     extra = y.ndim - len(event)
     if extra < 0 or y.shape[extra:] != event or (dims is not None and extra > dims):
         raise ValueError(
@@ -133,7 +133,7 @@ def called(operator: Callable[[Tensor], Any], x: Tensor) -> Any:
 
 
 def check_gradient(likelihood: Likelihood, shape: tuple[int, ...], like: Tensor) -> None:
-    """Raises a ValueError if a likelihood changes but its gradient does not say so."""
+    """Raise a ValueError if a likelihood changes but its gradient does not say so."""
     if like.device.type == "meta":
         return
     x = points(shape, like).requires_grad_()
@@ -151,7 +151,7 @@ def check_gradient(likelihood: Likelihood, shape: tuple[int, ...], like: Tensor)
 def check_linear(
     operator: Callable[[Tensor], Tensor], shape: tuple[int, ...], y: Tensor, like: Tensor
 ) -> None:
-    """Raises a ValueError unless an operator is linear or affine and gives what was measured."""
+    """Raise a ValueError unless an operator is linear or affine and gives what was measured."""
     if like.device.type == "meta":
         return
     seen = called(operator, points(shape, like)).detach()
@@ -170,7 +170,7 @@ def check_adjoint(
     shape: tuple[int, ...],
     like: Tensor,
 ) -> None:
-    """Raises a ValueError unless an operator has an adjoint, its own one."""
+    """Raise a ValueError unless an operator has an adjoint, its own one."""
     if like.device.type == "meta":
         return
     x = points(shape, like)

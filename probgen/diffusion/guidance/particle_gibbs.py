@@ -256,21 +256,21 @@ class Swept(NamedTuple):
     log_z: Tensor
 
     def overall(self) -> Tensor:
-        """The log weights of all particles as one population."""
+        """Return the log weights of all particles as one population."""
         weights = (self.weights + self.log_z[:, None]).flatten().double()
         if not bool((weights > -torch.inf).any()):
             raise ValueError("Expected a likelihood that does not vanish at all particles.")
         return weights
 
     def evidence(self) -> tuple[float, float]:
-        """The log evidence and its standard error, from chains that never met."""
+        """Return the log evidence and its standard error, from chains that never met."""
         chains, n = self.weights.shape
         parts = self.overall().reshape(chains, n).logsumexp(1) - math.log(n)
         log_z = float(parts.logsumexp(0)) - math.log(chains)
         return log_z, float((parts - log_z).exp().std()) / math.sqrt(chains)
 
     def starts(self) -> tuple[Tensor, Tensor]:
-        """A path and a datum for each chain, drawn systematically from all particles."""
+        """Return a path and a datum for each chain, drawn systematically from all particles."""
         chains, n = self.weights.shape
         total = self.overall().softmax(0).cumsum(0)
         points = torch.arange(chains, dtype=total.dtype, device=total.device)
@@ -280,7 +280,7 @@ class Swept(NamedTuple):
         return path, self.x.flatten(0, 1)[chosen]
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The path and the datum that each chain moves to, and the fraction renewed by level.
+        """Return path and the datum that each chain moves to, and the fraction renewed by level.
 
         Another particle than the kept one is proposed by weight, and accepted by Metropolis' rule.
         """
@@ -297,7 +297,7 @@ class Swept(NamedTuple):
         return path, self.x[rows, chosen], (places != 0).double().mean(1)
 
     def traced(self, rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """The whole paths of particles, and their places at each level."""
+        """Return the whole paths of particles, and their places at each level."""
         path, places = [self.path[-1][rows, chosen]], [chosen]
         for value, ancestors in zip(self.path[-2::-1], self.ancestors[::-1]):
             chosen = ancestors[rows, chosen]

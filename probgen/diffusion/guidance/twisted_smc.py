@@ -170,7 +170,7 @@ class TwistedSMC:
         return finish(x, weights, ess, times, groups[:, None])
 
     def drawn(self, weights: Tensor, log_z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The weights, the evidence so far and who goes on, anew if weights are uneven."""
+        """Resample if the ESS is low; return weights, log evidence and ancestors."""
         w = weights.double()
         size = (2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp()
         anew = size <= self.threshold * len(weights)
@@ -212,6 +212,6 @@ class TwistedSMC:
 
 
 def grouped(weights: Tensor, islands: int) -> Tensor:
-    """The log of the mean weight of each island."""
+    """Return the log of the mean weight of each island."""
     rows = weights.reshape(islands, -1)
     return rows.logsumexp(1) - math.log(rows.shape[1])

@@ -116,7 +116,7 @@ class Twist:
             self.roots.append(self.root(torch.lerp(spreads[lower], spreads[upper], part)))
 
     def spread(self, x: Tensor, mean: Tensor) -> Tensor:
-        """The second moments of what is measured, or else of data, about what was denoised.
+        """Return the second moments of what is measured, or else of data, about what was denoised.
 
         A matrix if there are four times as many data as numbers in `y`, else its diagonal.
         """
@@ -129,7 +129,7 @@ class Twist:
         return gap.mT @ gap / len(x) if full else gap.square().mean(0)
 
     def root(self, spread: Tensor) -> tuple[Tensor, Tensor]:
-        r"""What turns a gap into white noise, and the log determinant of its covariance's root.
+        r"""Return the whitening matrix of a residual, and its log determinant.
 
         If the likelihood is not normal, the standard deviations of guesses, and 0.
         """
@@ -177,7 +177,7 @@ class Twist:
         )
 
     def value(self, mean: Tensor, k: int) -> Tensor:
-        """The log twist of what was denoised, up to a constant if the likelihood is normal."""
+        """Return log twist of what was denoised, up to a constant if the likelihood is normal."""
         likelihood, (root, size) = self.likelihood, self.roots[k]
         if likelihood.scale is None:
             guesses = mean + (root * self.guesses).unsqueeze(1)

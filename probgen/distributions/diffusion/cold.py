@@ -82,7 +82,7 @@ class RestorerMLP(DataDependentNetwork):
             self.scale[k] = torch.where(scale > 1e-6 * self.scale[0] if k else scale > 0, scale, 1)
 
     def forward(self, x: Tensor, s: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Maps values with shape :math:`(*, event)` at levels with shape :math:`(*)` to data."""
+        r"""Map values with shape :math:`(*, event)` at levels with shape :math:`(*)` to data."""
         y = x.flatten(s.ndim) - self.shift[s]
         time = 20 * s.to(y.dtype) / self.levels - 10  # as wide as a log of ratios
         said = self.network(y / self.scale[s].unsqueeze(-1), time, context)
@@ -209,7 +209,7 @@ class ColdDiffusion(LazyDistribution):
         self.factor.copy_(root[:, : self.factor.shape[1]])
 
     def restore(self, x: Tensor, s: Tensor, context: Any = None) -> Tensor:
-        r"""What is restored of degraded data.
+        r"""Restore degraded data.
 
         Arguments:
             x: The degraded data, with shape :math:`(*, event)`.
@@ -255,7 +255,7 @@ class ColdDiffusion(LazyDistribution):
         yield from self.sampler.walk(restorer, self.degradation, x, dims)
 
     def push(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Maps values of the base, with shape :math:`(*, base)`, and contexts to data."""
+        """Map values of the base, with shape :math:`(*, base)`, and contexts to data."""
         for x in self.walk(z, context):
             last = x
         return last

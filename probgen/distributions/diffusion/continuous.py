@@ -92,7 +92,7 @@ class DiffusionDistribution(FlowDistribution):
         return module.shift + module.scale * module.sampler.sample(module.denoiser, start, given)
 
     def elbo(self, value: Tensor, steps: int = 1000) -> Tensor:
-        r"""An unbiased estimate of the evidence lower bound, see :meth:`Diffusion.elbo`.
+        r"""Return an unbiased estimate of the evidence lower bound, see :meth:`Diffusion.elbo`.
 
         Arguments:
             value: The data, with shape :math:`(*, event)`.
@@ -205,7 +205,7 @@ class Diffusion(LazyDistribution):
         return self.standardizer.scale
 
     def under(self, schedule: Schedule, sampler: Sampler | None = None) -> Diffusion:
-        """The same diffusion under another schedule, with nothing trained anew.
+        """Return the same diffusion under another schedule, with nothing trained anew.
 
         Arguments:
             schedule: The schedule.
@@ -246,7 +246,7 @@ class Diffusion(LazyDistribution):
         times: int | None = 4,
         variance: Literal["law", "posterior"] = "posterior",
     ) -> tuple[nn.Module, nn.Module]:
-        """A model and its guide, which Pyro's `SVI` trains under its ELBOs.
+        """Return a model and its guide, which Pyro's `SVI` trains under its ELBOs.
 
         Arguments:
             steps: The number of steps of the chain.
@@ -316,7 +316,7 @@ class Diffusion(LazyDistribution):
                 part.fit(flat, weights, "context", "one" if single else "feature")
 
     def context_standardizers(self) -> list[Standardizer]:
-        """What standardises contexts: parts of the denoiser."""
+        """Return the standardisers of contexts: parts of the denoiser."""
         parts = (p for p in self.denoiser.modules() if isinstance(p, NetworkDenoiser))
         return [p.context_standardizer for p in parts if p.context_standardizer is not None]
 
@@ -326,18 +326,18 @@ class Diffusion(LazyDistribution):
         return [(self.standardizer, x, "data"), *contexts]
 
     def standardized(self, x: Tensor) -> Tensor:
-        """Data with mean 0 and variance 1, as the denoiser takes them."""
+        """Standardise data to mean 0 and variance 1, as the denoiser takes them."""
         check_event(x, self.event_shape)
         return self.standardizer(x)
 
     def noise(self, context: Tensor | None = None) -> TorchDistribution:
-        """The base, standard normal."""
+        """Return the base, standard normal."""
         batch = torch.Size() if context is None else context.shape[:-1]
         base = dist.Normal(torch.zeros_like(self.scale), torch.ones_like(self.scale))
         return base.expand(batch + self.event_shape).to_event(len(self.event_shape))
 
     def flow(self, context: Tensor | None = None) -> list[Transform]:
-        """The transforms from noise to data."""
+        """Return the transforms from noise to data."""
         if self.denoiser.schedule is not self.tabled[0]:
             raise ValueError(
                 "Expected the schedule that the diffusion was made with, got another one. `under` "
@@ -358,7 +358,7 @@ class Diffusion(LazyDistribution):
         return DiffusionDistribution(self, context)
 
     def score(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
-        r"""The score of data with the noise of a time, in units of the data.
+        r"""Return the score of data with the noise of a time, in units of the data.
 
         Arguments:
             x: Data times :math:`\alpha_t`, plus noise, with shape :math:`(*, event)`.
@@ -370,13 +370,13 @@ class Diffusion(LazyDistribution):
         return self.denoiser.score(y, t, self.flat_context(context)) / self.scale
 
     def levels(self, steps: int, like: Tensor) -> Tensor:
-        """The times of a chain of so many steps, rising."""
+        """Return the times of a chain of so many steps, rising."""
         if steps not in self.chains:
             self.chains[steps] = Table(self.chain.times(self.denoiser.schedule, steps).flip(0))
         return self.chains[steps](like)
 
     def elbo(self, x: Tensor, context: Any = None, steps: int = 1000) -> Tensor:
-        r"""An unbiased estimate of the evidence lower bound, from one step for each datum.
+        r"""Return an unbiased estimate of the evidence lower bound, from one step for each datum.
 
         Nine in ten steps are drawn as often as they would weigh for data of variance 1, the tenth
         uniformly, and all evenly over the batch.

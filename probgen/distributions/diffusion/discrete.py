@@ -81,15 +81,15 @@ class StateDiffusion(LazyDistribution):
 
     @abstractmethod
     def check_times(self, times: int) -> None:
-        """Raises a ValueError unless so many times can stand for all."""
+        """Raise a ValueError unless so many times can stand for all."""
 
     @abstractmethod
     def estimate(self, x: Tensor, context: Any, u: Tensor, times: int) -> Tensor:
-        """An estimate of the negative bound for each site, from numbers in [0, 1)."""
+        """Return an estimate of the negative bound for each site, from numbers in [0, 1)."""
 
     @abstractmethod
     def back(self, x: Tensor, context: Any, steps: int) -> Iterator[Tensor]:
-        """Takes values back from the end in so many steps; yields them after each."""
+        """Take values back from the end in `steps` steps; yield them after each."""
 
     @property
     def support(self) -> constraints.Constraint:
@@ -108,11 +108,11 @@ class StateDiffusion(LazyDistribution):
             self.network.initialize(x, weights)
 
     def log_prob(self, x: Tensor, context: Any = None) -> Tensor:
-        """A random lower bound of the log probabilities, see :meth:`elbo`."""
+        """Return a random lower bound of the log probabilities, see :meth:`elbo`."""
         return self.elbo(x, context, self.times)
 
     def denoise(self, noisy: Tensor, t: Tensor, context: Any = None) -> Tensor:
-        r"""The logits of :math:`p(x_0 \mid x_t)`.
+        r"""Return the logits of :math:`p(x_0 \mid x_t)`.
 
         Arguments:
             noisy: The noisy values :math:`x_t`, with shape :math:`(*, event)`.
@@ -135,7 +135,7 @@ class StateDiffusion(LazyDistribution):
         return logits
 
     def elbo(self, x: Tensor, context: Any = None, times: int | None = None) -> Tensor:
-        r"""An unbiased estimate of the evidence lower bound.
+        r"""Return an unbiased estimate of the evidence lower bound.
 
         The times are cut into as many stretches as there are `times`, and one of each is drawn,
         with one noisy value.

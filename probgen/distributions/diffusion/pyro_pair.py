@@ -64,7 +64,7 @@ class Chain:
         return self.normal(alpha * y, sigma)
 
     def step(self, k: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r"""What :math:`q(z_{k-1} \mid z_k, x)` takes of both, and its standard deviation."""
+        r"""Return the coefficients of :math:`q(z_{k-1} \mid z_k, x)` and its standard deviation."""
         signal = self.module.denoiser.signal
         (a, s), (b, r) = signal(self.time(k)), signal(self.time(k - 1))
         added = s.square() - (a / b * r).square()

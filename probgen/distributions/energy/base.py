@@ -134,7 +134,7 @@ class EnergyBased(LazyDistribution):
 
     @abstractmethod
     def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""The log density up to a constant, :math:`-E(x)`.
+        r"""Return the log density up to a constant, :math:`-E(x)`.
 
         Arguments:
             x: Values, with shape :math:`(*, event)`.
@@ -146,7 +146,7 @@ class EnergyBased(LazyDistribution):
 
     @abstractmethod
     def base(self, context: Tensor | None = None) -> TorchDistribution:
-        """A normalised distribution from which chains start and annealing goes out."""
+        """Return a normalised distribution from which chains start and annealing goes out."""
 
     @derived
     def exact_log_partition(self) -> Tensor:
@@ -157,7 +157,7 @@ class EnergyBased(LazyDistribution):
         )
 
     def scale(self) -> Tensor | None:
-        """The standard deviations of features, in units of which the kernel steps."""
+        """Return the standard deviations of features, in units of which the kernel steps."""
         return None if self.standardizer is None else self.standardizer.scale
 
     def set_from_data(self, x: Tensor, context: Any = None, weights: Tensor | None = None) -> None:
@@ -179,7 +179,7 @@ class EnergyBased(LazyDistribution):
 
     @derived
     def transition(self, beta: float = 1.0) -> Any:
-        r"""The kernel that draws, or that of the path from the base at :math:`\beta`.
+        r"""Return the kernel that draws, or that of the path from the base at :math:`\beta`.
 
         Kernels without a log density of their own take that of the geometric path.
         """
@@ -204,11 +204,11 @@ class EnergyBased(LazyDistribution):
         return EnergyDistribution(self, context)
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The energy of values with shape :math:`(*, event)`, with shape :math:`(*)`."""
+        """Return the energy of values with shape :math:`(*, event)`, with shape :math:`(*)`."""
         return -self.log_density(x, context)
 
     def score(self, x: Tensor, context: Tensor | None = None, create_graph: bool = False) -> Tensor:
-        """The gradient of the log density in :math:`x`, with its shape."""
+        """Return the gradient of the log density in :math:`x`, with its shape."""
         with torch.enable_grad():
             if not (create_graph and x.requires_grad):
                 x = x.detach().requires_grad_()
@@ -234,7 +234,7 @@ class EnergyBased(LazyDistribution):
         return self.estimated()
 
     def normalizer(self) -> Tensor:
-        """The exact log Z, kept while the model is frozen and nothing of it changes."""
+        """Return the exact log Z, kept while the model is frozen and nothing of it changes."""
         if any(p.requires_grad for p in self.parameters()):
             self._kept = None
             return self.exact_log_partition()
@@ -254,7 +254,7 @@ class EnergyBased(LazyDistribution):
         return super().__deepcopy__(memo)  # type: ignore[misc]  # which `register` gives
 
     def estimated(self) -> Tensor:
-        """The estimate of log Z; nan, or an error, if the parameters changed since."""
+        """Return the estimate of log Z; nan, or an error, if the parameters changed since."""
         fits = self.mark() == self.log_z_mark[0]
         if Distribution._validate_args and readable(fits) and not bool(fits):
             raise ValueError(
@@ -265,16 +265,16 @@ class EnergyBased(LazyDistribution):
         return torch.where(fits, self.log_z[0], torch.nan)
 
     def forget(self) -> None:
-        """Drops the estimate of the partition function."""
+        """Drop the estimate of the partition function."""
         self.log_z, self.log_z_mark = self.log_z[:0], self.log_z_mark[:0]
 
     def keep(self, log_z: float, se: float) -> None:
-        r"""Notes :math:`\log Z` of the parameters as they are, with its standard error."""
+        r"""Note :math:`\log Z` of the parameters as they are, with its standard error."""
         self.log_z = self.log_z.new_tensor([log_z, se])
         self.log_z_mark = self.mark()[None]
 
     def mark(self) -> Tensor:
-        """A whole number that changes with any bit of what shapes the energy."""
+        """Return a whole number that changes with any bit of what shapes the energy."""
         own = {id(getattr(self, name)) for name in OWN}
         total = torch.zeros((), dtype=torch.long, device=self.log_z.device)
         for t in (*self.parameters(), *self.buffers()):
@@ -335,11 +335,11 @@ class EnergyBased(LazyDistribution):
         return Partition(there.log_z, there.se, there.ess, -back.log_z, back.se, back.ess)
 
     def unnormalized(self, x: Tensor, context: Any = None) -> Tensor:
-        """The log density up to a constant, without gradients that would be wrong."""
+        """Return the log density up to a constant, without gradients that would be wrong."""
         return self.log_density(x, context) if self.tractable else fenced(self, x, context)
 
     def log_prob(self, x: Tensor, context: Any = None) -> Tensor:
-        """The log density, less the log of the partition function if it is known."""
+        """Return the log density, less the log of the partition function if it is known."""
         f = self.unnormalized(x, context)
         if self.tractable:
             return f - self.normalizer().to(f.dtype)
@@ -381,7 +381,7 @@ class EnergyBased(LazyDistribution):
         steps: int = 1,
         kernel: Any = None,
     ) -> Tensor:
-        """Moves chains by so many steps of a kernel, whose step size is adapted in training.
+        """Move chains by so many steps of a kernel, whose step size is adapted in training.
 
         Arguments:
             x: Where they are, with shape :math:`(M, *event)`.
@@ -397,7 +397,7 @@ class EnergyBased(LazyDistribution):
     def run(
         self, x: Tensor, context: Tensor | None, steps: int, kernel: Any, adapt: bool
     ) -> tuple[Tensor, Any]:
-        """Moves chains, and gives the kernel, adapted in the first half of the steps if asked."""
+        """Move chains; return the kernel, adapted in the first half of the steps if asked."""
         kernel = self.transition() if kernel is None else kernel
         adapts = self.adapts(kernel)
         with torch.no_grad():
@@ -422,7 +422,7 @@ class EnergyBased(LazyDistribution):
             return self.push(state.position), kernel
 
     def target(self, context: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """The log density of the chains' coordinates, real numbers in the support's place."""
+        """Return log density of the chains' coordinates, real numbers in the support's place."""
         return self.lift(lambda x: self.log_density(x, context))
 
     def lift(self, log_density: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

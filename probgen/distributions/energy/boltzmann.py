@@ -124,7 +124,7 @@ class BinaryEnergy(EnergyBased):
 
     @abstractmethod
     def flip_gains(self, x: Tensor) -> Tensor:
-        """What the log density gains if one unit is turned over, for each unit, of that shape."""
+        """Return the change of the log density if a unit is flipped, for each unit."""
 
     def turn(self, x: Tensor) -> Tensor:
         """By how much each unit changes when it is turned over."""
@@ -189,7 +189,7 @@ class BoltzmannMachine(BinaryEnergy):
         return upper + upper.mT
 
     def couple(self, weight: Tensor, bias: Tensor | None = None) -> BoltzmannMachine:
-        """Sets weights and biases of one's own, and returns the machine.
+        """Set the weights and biases, and return the machine.
 
         Arguments:
             weight: The symmetric weights, with shape :math:`(N, N)`, zero on the diagonal.
@@ -434,7 +434,7 @@ class Ising(BinaryEnergy):
         return torch.stack(parts).logsumexp(0)
 
     def mean_energy(self) -> Tensor:
-        r"""The mean of :meth:`energy`, of all spins together, exactly.
+        r"""Return the mean of :meth:`energy`, of all spins together, exactly.
 
         It is :math:`-\partial \log Z / \partial s` where :math:`s = 1` multiplies couplings and
         fields.
@@ -455,7 +455,7 @@ class Ising(BinaryEnergy):
 
 
 def symmetric(weight: Tensor) -> Tensor:
-    """The symmetric part of a matrix, without its diagonal."""
+    """Return the symmetric part of a matrix, without its diagonal."""
     even = (weight + weight.mT) / 2
     return even - torch.diag_embed(even.diagonal())
 

@@ -32,7 +32,7 @@ DENSITIES = (Density.EXACT, Density.ODE, Density.UNNORMALIZED)
 
 
 def scalar(network: Callable[..., Tensor], x: Tensor, context: Tensor | None, dims: int) -> Tensor:
-    """What a network says of values, one number each."""
+    """Return the output of a network, one number for each value."""
     out = network(x) if context is None else network(x, context)
     shape = x.shape[: x.ndim - dims]
     if out.shape == (*shape, 1):
@@ -102,7 +102,7 @@ class Energy(EnergyBased):
         return -scalar(self.network, x, self.network_context(context), len(self.event_shape))
 
     def base(self, context: Tensor | None = None) -> TorchDistribution:
-        """A normal law of the data's mean and width, mapped into the bounds."""
+        """Return a normal law of the data's mean and width, mapped into the bounds."""
         batch, dims = batch_of(context, self.context_shape), len(self.event_shape)
         unit: Any = self.standardizer
         normal = dist.Normal(unit.shift, unit.scale).expand((*batch, *self.event_shape))
@@ -187,7 +187,7 @@ class Tilted(EnergyBased):
         initialize_part(self.law, x, context, weights)
 
     def tilt(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The tilt :math:`f` of values with shape :math:`(*, event)`, with shape :math:`(*)`."""
+        """Return tilt :math:`f` of values with shape :math:`(*, event)`, with shape :math:`(*)`."""
         return scalar(self.network, x, self.network_context(context), len(self.event_shape))
 
     def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -102,12 +102,12 @@ class DeepBeliefNetwork(LatentVariable):
         initialize_part(self.machines[0], x, None, weights)
 
     def upward(self, layer: int, v: Tensor) -> Spins:
-        r"""The law of layer :math:`l \ge 1` given the one below, on the way up."""
+        r"""Return the law of layer :math:`l \ge 1` given the one below, on the way up."""
         weight, bias = self.up[layer - 1], self.machines[layer - 1].hidden_bias
         return Spins(v @ weight + bias).to_event(1)
 
     def downward(self, layer: int, h: Tensor) -> Spins:
-        r"""The law of layer :math:`l - 1` given layer :math:`l`, on the way down."""
+        r"""Return the law of layer :math:`l - 1` given layer :math:`l`, on the way down."""
         return self.machines[layer - 1].visible(h)
 
     def infer(self, x: Tensor) -> list[Tensor]:
@@ -118,7 +118,7 @@ class DeepBeliefNetwork(LatentVariable):
         return layers
 
     def features(self, x: Tensor) -> Tensor:
-        r"""The means of the last layer, from means of those below, with shape :math:`(*, H_L)`."""
+        r"""Return the means of the last layer by a mean-field pass, with shape :math:`(*, H_L)`."""
         check_event(x, self.event_shape)
         for layer in range(1, len(self.machines)):
             x = self.upward(layer, x).base_dist.logits.sigmoid()
@@ -171,7 +171,7 @@ class DeepBeliefNetwork(LatentVariable):
         return h
 
     def exact_log_prob(self, x: Tensor) -> Tensor:
-        r"""The log density itself, by a sum over all states of the hidden layers.
+        r"""Return the log density itself, by a sum over all states of the hidden layers.
 
         Arguments:
             x: The data, with shape :math:`(*, V)`.
@@ -192,7 +192,7 @@ class DeepBeliefNetwork(LatentVariable):
         return flat.reshape(x.shape[:-1])
 
     def sum_over(self, layer: int, values: Tensor) -> Tensor:
-        """The log probabilities of values of a layer, with shape :math:`(M, H)`."""
+        """Return the log probabilities of values of a layer, with shape :math:`(M, H)`."""
         if layer == len(self.machines) - 1:
             return self.top().log_prob(values).double()
         total = values.new_full((len(values),), -torch.inf, dtype=torch.double)

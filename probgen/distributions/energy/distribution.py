@@ -69,7 +69,7 @@ class EnergyDistribution(ModuleDistribution):
         super().__init__(module, context, batch_shape, validate_args)
 
     def unnormalized_log_prob(self, value: Tensor) -> Tensor:
-        """The log density without the normaliser; minus infinity outside the support."""
+        """Return the log density without the normaliser; minus infinity outside the support."""
         x, context, inside = self.inside(value)
         log_prob = self.module.unnormalized(x, context)
         return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
@@ -79,7 +79,7 @@ class EnergyDistribution(ModuleDistribution):
         return self.module.log_partition()
 
     def energy(self, value: Tensor) -> Tensor:
-        """The energy of values with shape :math:`(*, event)`."""
+        """Return the energy of values with shape :math:`(*, event)`."""
         return -self.unnormalized_log_prob(value)
 
     def log_ratio(self, x: Tensor, y: Tensor) -> Tensor:
@@ -87,5 +87,5 @@ class EnergyDistribution(ModuleDistribution):
         return self.unnormalized_log_prob(x) - self.unnormalized_log_prob(y)
 
     def score(self, value: Tensor) -> Tensor:
-        r"""The gradient of the log density in :math:`x`, with the shape of `value`."""
+        r"""Return the gradient of the log density in :math:`x`, with the shape of `value`."""
         return self.module.score(*self.widened(value))

@@ -63,7 +63,7 @@ class Evaluation(nn.Module):
 
 
 def fenced(module: Any, x: Tensor, context: Any) -> Tensor:
-    """The log density, through which no gradient reaches parameters or contexts."""
+    """Return the log density, through which no gradient reaches parameters or contexts."""
     if not torch.is_grad_enabled():
         return module.log_density(x, context)
     name = type(module).__name__

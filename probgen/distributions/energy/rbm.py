@@ -143,19 +143,19 @@ class RBM(EnergyBased):
         return Spins(self.rates * (1 - self.lower), self.lower).to_event(1)
 
     def field(self, v: Tensor) -> Tensor:
-        """What hidden units hear of visible ones with shape :math:`(*, V)`, the log odds of one."""
+        """Return the inputs of hidden units from visible ones, the log odds of one."""
         return self.statistics(v) @ self.weight + self.hidden_bias
 
     def features(self, v: Tensor) -> Tensor:
-        r"""The means of the hidden units given visible ones, with shape :math:`(*, H)`."""
+        r"""Return the means of the hidden units given visible ones, with shape :math:`(*, H)`."""
         return BinaryUnits(self.lower).mean(self.field(v))
 
     def hidden(self, v: Tensor) -> TorchDistribution:
-        r"""The law of the hidden units given visible ones with shape :math:`(*, V)`."""
+        r"""Return the law of the hidden units given visible ones with shape :math:`(*, V)`."""
         return Spins(self.field(v) * (1 - self.lower), self.lower).to_event(1)
 
     def visible(self, h: Tensor) -> TorchDistribution:
-        r"""The law of the visible units given hidden ones with shape :math:`(*, H)`."""
+        r"""Return the law of the visible units given hidden ones with shape :math:`(*, H)`."""
         field = h @ self.weight.mT + self.visible_bias
         if self.units == "gaussian":
             unit: Any = self.standardizer
@@ -165,7 +165,7 @@ class RBM(EnergyBased):
         return Spins(field * (1 - self.lower), self.lower).to_event(1)
 
     def free_energy(self, v: Tensor) -> Tensor:
-        r"""The free energy :math:`F(v)` of visible units with shape :math:`(*, V)`."""
+        r"""Return the free energy :math:`F(v)` of visible units with shape :math:`(*, V)`."""
         return -self.log_density(v)
 
     def log_density(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -176,7 +176,7 @@ class RBM(EnergyBased):
         return s @ self.visible_bias + law.log_measure(x) + hidden
 
     def reconstruct(self, v: Tensor, steps: int = 1) -> Tensor:
-        """The means of the visible units after so many steps up and down without noise.
+        """Return the means of the visible units after so many steps up and down without noise.
 
         Those of categorical units are the probabilities of their classes, along a last axis.
         """
@@ -200,7 +200,7 @@ class RBM(EnergyBased):
         return BlockGibbs(w, b, c, law)
 
     def flip_gains(self, x: Tensor) -> Tensor:
-        """What the log density gains if one visible unit is turned over, with shape `(*, V)`."""
+        """Return the changes of the log density if a visible unit is flipped, as `(*, V)`."""
         if not isinstance(self.law, BinaryUnits):
             raise ValueError(f"Expected binary visible units, got {self.units!r}.")
         x = x.to(self.weight.dtype)

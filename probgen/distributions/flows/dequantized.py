@@ -133,7 +133,7 @@ class Dequantized(LazyDistribution):
         return y.floor().clamp(0, self.levels - 1)  # the last level includes its upper edge
 
     def log_prob(self, x: Tensor, context: Any = None) -> Tensor:
-        """A random lower bound of the log probabilities, from so many draws of the noise."""
+        """Return a random lower bound of the log probabilities, from so many draws of the noise."""
         x = self.real(x)
         if self.noise is None:
             u = torch.rand(self.particles, *x.shape, dtype=x.dtype, device=x.device)

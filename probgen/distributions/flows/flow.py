@@ -115,7 +115,7 @@ class FlowDistribution(TransformedDistribution):
         return shown(self, of.__self__ if ismethod(of) else self.base_dist)
 
     def over(self, base: TorchDistribution, transforms: Sequence[Transform]) -> FlowDistribution:
-        """The same flow of other parts."""
+        """Return the same flow of other parts."""
         new = copy.copy(self)
         FlowDistribution.__init__(
             new, base, transforms, self._tensors, self.density, False, self.sampler
@@ -123,7 +123,7 @@ class FlowDistribution(TransformedDistribution):
         return new
 
     def tempered(self, temperature: float) -> FlowDistribution:
-        r"""The flow with its base narrowed about its mean, :math:`z \to m + T (z - m)`.
+        r"""Return the flow with its base narrowed about its mean, :math:`z \to m + T (z - m)`.
 
         References:
             | Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma & Dhariwal, 2018)
@@ -211,7 +211,7 @@ class FlowDistribution(TransformedDistribution):
         return log_prob
 
     def push(self, z: Tensor) -> Tensor:
-        """Moves values of the base, as `TransformReparam` draws them, to the data."""
+        """Move values of the base, as `TransformReparam` draws them, to the data."""
         for t in self.transforms:
             z = t(z)
         return z
@@ -238,7 +238,7 @@ class FlowDistribution(TransformedDistribution):
         return (found[0] - found[1]).abs()
 
     def score(self, value: Tensor) -> Tensor:
-        r"""The gradient of the log density in :math:`x`, with the shape of `value`."""
+        r"""Return the gradient of the log density in :math:`x`, with the shape of `value`."""
         with torch.enable_grad():
             x = value.detach().requires_grad_()
             return torch.autograd.grad(self.log_prob(x).sum(), x)[0]
@@ -282,7 +282,7 @@ class FlowDistribution(TransformedDistribution):
 
 
 def coarser(t: Transform) -> Transform:
-    """A transform that solves its equation more coarsely, if it solves any."""
+    """Return a transform that solves its equation more coarsely, if it solves any."""
     if isinstance(t, Inverse):
         part = coarser(t.transform)
         return t if part is t.transform else part.inv
@@ -291,7 +291,7 @@ def coarser(t: Transform) -> Transform:
 
 
 def unchecked(distribution: TorchDistribution) -> TorchDistribution:
-    """A base that does not check what a flow hands it, which costs and fails on empty batches."""
+    """Switch off the validation of a base, which costs and fails on empty batches."""
     new = object.__new__(type(distribution))  # a copy that keeps the graph
     new.__dict__.update(vars(distribution), _validate_args=False)
     for name, part in vars(new).items():

@@ -73,7 +73,7 @@ class Pushforward(LazyDistribution):
         self.reparameterized = self.base().has_rsample
 
     def find_event_shape(self) -> torch.Size:
-        """The shape of what the map makes of one value."""
+        """Return the shape of what the map makes of one value."""
         like = next(self.parameters(), torch.zeros(()))
         with torch.no_grad():
             z = self.base().sample(torch.Size([1]))

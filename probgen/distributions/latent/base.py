@@ -93,7 +93,7 @@ class LatentVariable(LazyDistribution):
         """Draw data, with shape :math:`(*shape, *event)`."""
 
     def log_prob(self, x: Tensor, context: Any = None) -> Tensor:
-        """A random lower bound of the log density, from `samples` draws."""
+        """Return a random lower bound of the log density, from `samples` draws."""
         w = self.weigh(x, context, self.samples)
         return with_scores(log_mean_exp, w.log_weights, w.score)
 
@@ -127,7 +127,7 @@ class LatentVariable(LazyDistribution):
 
 
 def check_given(x: Tensor | None) -> Tensor:
-    """The data that a guide is given; raises a ValueError if there are none."""
+    """Return the data that a guide is given; raises a ValueError if there are none."""
     if x is None:
         raise ValueError("Expected data `x`, since the guide is a posterior given them.")
     return x

@@ -118,7 +118,7 @@ class Codebook(nn.Module):
             self.initialized_flag.fill_(True)
 
     def nearest(self, z: Tensor) -> Tensor:
-        r"""The nearest codes, with shape :math:`(*)`, of vectors with shape :math:`(*, F)`."""
+        r"""Return nearest codes, with shape :math:`(*)`, of vectors with shape :math:`(*, F)`."""
         self.check(z)
         with torch.no_grad():
             k, features = self.vectors.shape
@@ -130,7 +130,7 @@ class Codebook(nn.Module):
             return torch.cat(codes).reshape(z.shape[:-1])
 
     def look_up(self, codes: Tensor) -> Tensor:
-        r"""The vectors, with shape :math:`(*, F)`, of codes with shape :math:`(*)`."""
+        r"""Return the vectors, with shape :math:`(*, F)`, of codes with shape :math:`(*)`."""
         return nn.functional.embedding(codes, self.vectors)
 
     def forward(self, z: Tensor) -> Quantization:
@@ -147,7 +147,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, z: Tensor, codes: Tensor) -> None:
-        """Moves usage and codes by the nearest codes of vectors, with shape :math:`(N, F)`."""
+        """Move usage and codes by the nearest codes of vectors, with shape :math:`(N, F)`."""
         decay = DECAY if self.ema is None else self.ema
         count = torch.zeros_like(self.usage).index_add_(0, codes, torch.ones_like(z[:, 0]))
         total = torch.zeros_like(self.vectors).index_add_(0, codes, z)
@@ -182,6 +182,6 @@ class Codebook(nn.Module):
 
 
 def over_processes(collective: Callable[..., Any], value: Tensor, *arguments: Any) -> None:
-    """Applies a collective operation in place, if there are several processes."""
+    """Apply a collective operation in place, if there are several processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         collective(value, *arguments)

@@ -110,7 +110,7 @@ class Hierarchy(LatentVariable):
         self.fit_parts()
 
     def fit_parts(self) -> None:
-        """Checks that the parts fit."""
+        """Check that the parts fit."""
         with torch.no_grad():
             features = self.rise(self.unit.new_zeros(1, *self.event_shape))
             h: Any = None
@@ -151,7 +151,7 @@ class Hierarchy(LatentVariable):
         self.start_rungs(x[:: 1 + len(x) // STARTING])
 
     def start_rungs(self, x: Tensor) -> None:
-        """Sets the starting values of layers, on the way up and on the way down, once."""
+        """Set the starting values of layers, on the way up and on the way down, once."""
         d, features, h = self.standard(x), [], None
         for rung in self.rungs:
             rung.start_rise(d)
@@ -163,13 +163,13 @@ class Hierarchy(LatentVariable):
             h = rung.descend(h, self.laws(i, h, features[i])[1].sample())
 
     def run(self, function: Callable[..., Tensor], *parts: Tensor | None) -> Tensor:
-        """The output of a network, whose activations are kept or not."""
+        """Return the output of a network, whose activations are kept or not."""
         if self.checkpoint and torch.is_grad_enabled():
             return recomputed(function, *parts, use_reentrant=False, preserve_rng_state=False)
         return function(*parts)
 
     def apply_flat(self, function: Callable[..., Tensor], *parts: Tensor | None) -> Tensor:
-        """The output of a network for tensors with any batch dimensions, which broadcast."""
+        """Return the output of a network for tensors with any batch dimensions, which broadcast."""
         n = self.rank
         batch = torch.broadcast_shapes(*(t.shape[:-n] for t in parts if t is not None))
         flat = [
@@ -180,7 +180,7 @@ class Hierarchy(LatentVariable):
         return out.reshape(*batch, *out.shape[1:])
 
     def rise(self, x: Tensor) -> list[Tensor]:
-        r"""The features :math:`d_1, \dots, d_L` of data with shape :math:`(*, event)`."""
+        r"""Return the features :math:`d_1, \dots, d_L` of data with shape :math:`(*, event)`."""
         check_event(x, self.event_shape)
         batch = x.shape[: x.ndim - len(self.event_shape)]
         d, features = self.standard(x), []
@@ -190,11 +190,11 @@ class Hierarchy(LatentVariable):
         return features
 
     def standard(self, x: Tensor) -> Tensor:
-        """Data standardised, with shape :math:`(B, event)`."""
+        """Standardise data, with shape :math:`(B, event)`."""
         return self.standardizer(x.reshape(-1, *self.event_shape).to(self.unit.dtype))
 
     def laws(self, i: int, h: Tensor | None, d: Tensor | None) -> tuple[Any, Any]:
-        """The prior of a layer and, given features, its posterior."""
+        """Return the prior of a layer and, given features, its posterior."""
         rung = self.rungs[i]
         prior = (self.unit, self.unit) if h is None else self.split(self.apply_flat(rung.prior, h))
         if d is None:
@@ -211,7 +211,7 @@ class Hierarchy(LatentVariable):
         return dist.Normal(mean, log_scale.exp()).to_event(self.rank)
 
     def walk(self, features: Sequence[Tensor] | None, choose: Choice) -> Any:
-        """The likelihood at the end of the way down, on which latents are chosen."""
+        """Return the likelihood at the end of the way down, on which latents are chosen."""
         h = None
         for i in reversed(range(len(self.rungs))):
             p, q = self.laws(i, h, None if features is None else features[i])
@@ -235,7 +235,7 @@ class Hierarchy(LatentVariable):
         return [latents[i] for i in range(len(self.rungs))]
 
     def decode(self, latents: Sequence[Tensor], context: Tensor | None = None) -> Any:
-        r"""The likelihood :math:`p(x \mid z)` of latents :math:`z_1, \dots, z_L`."""
+        r"""Return the likelihood :math:`p(x \mid z)` of latents :math:`z_1, \dots, z_L`."""
         self.check_context(context)
         if len(latents) != len(self.rungs):
             raise ValueError(
@@ -248,7 +248,7 @@ class Hierarchy(LatentVariable):
         return self.given(h)
 
     def reconstruct(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The mean of the likelihood at the means of the posterior, layer by layer."""
+        """Return the mean of the likelihood at the means of the posterior, layer by layer."""
         self.check_context(context)
         return self.walk(self.rise(x), lambda i, p, q: q.mean).mean
 

@@ -31,7 +31,7 @@ class Rung(nn.Module):
 
     @abstractmethod
     def rise(self, d: Tensor) -> Tensor:
-        r"""The features :math:`d_l` from :math:`d_{l-1}`."""
+        r"""Return the features :math:`d_l` from :math:`d_{l-1}`."""
 
     @abstractmethod
     def prior(self, h: Tensor) -> Tensor:
@@ -40,19 +40,19 @@ class Rung(nn.Module):
 
     @abstractmethod
     def evidence(self, h: Tensor | None, d: Tensor) -> Tensor:
-        r"""The evidence :math:`a` and :math:`b`, along the first axis of the event."""
+        r"""Return the evidence :math:`a` and :math:`b`, along the first axis of the event."""
 
     @abstractmethod
     def descend(self, h: Tensor | None, z: Tensor) -> Tensor:
-        r"""The state :math:`h_l` from :math:`h_{l+1}` and :math:`z_l`."""
+        r"""Return the state :math:`h_l` from :math:`h_{l+1}` and :math:`z_l`."""
 
     @derived
     def start_rise(self, d: Tensor) -> None:
-        r"""Sets data-dependent starting values of the way up from :math:`d_{l-1}`."""
+        r"""Set data-dependent starting values of the way up from :math:`d_{l-1}`."""
 
     @derived
     def start_prior(self, h: Tensor) -> None:
-        r"""Sets data-dependent starting values of the prior from :math:`h_{l+1}`."""
+        r"""Set data-dependent starting values of the prior from :math:`h_{l+1}`."""
 
 
 @register
@@ -61,7 +61,7 @@ class Merge(nn.Module):
 
     @abstractmethod
     def forward(self, prior: Moments, evidence: Moments) -> Moments:
-        """The means and log scales of the posterior, from those of the prior and the evidence."""
+        """Return means and log scales of the posterior from the prior's and the statistics."""
 
 
 class PrecisionWeighted(Merge):

@@ -95,7 +95,7 @@ class Quantized(LatentVariable):
         self.standardizer = Standardizer(self.event_shape, "shared")
 
     def fit_parts(self) -> tuple[tuple[int, ...], torch.Size]:
-        """Checks that the parts fit, and gives the shapes of the codes and of the data."""
+        """Check that the parts fit, and return the shapes of the codes and of the data."""
         k, features = self.codebook.vectors.shape
         if self.prior.context or self.prior.density not in (Density.EXACT, Density.BOUND):
             raise ValueError(
@@ -133,7 +133,7 @@ class Quantized(LatentVariable):
         return self.likelihood.support
 
     def with_prior(self, prior: LazyDistribution | TorchDistribution) -> Quantized:
-        """The model with another prior, and the same encoder, codebook and likelihood."""
+        """Return the model with another prior, and the same encoder, codebook and likelihood."""
         other = Quantized(self.encoder, self.codebook, self.likelihood, prior)
         other.to(self.standardizer.shift).train(self.training)
         other.standardizer.copy(self.standardizer)
@@ -150,7 +150,7 @@ class Quantized(LatentVariable):
             self.codebook.initialize(self.vectors(x[: max(images, 256)]))
 
     def vectors(self, x: Tensor) -> Tensor:
-        """The encoder's vectors, one for each place, with shape :math:`(*, grid, F)`."""
+        """Return the encoder's vectors, one for each place, with shape :math:`(*, grid, F)`."""
         check_event(x, self.event_shape)
         y, dims = self.standardizer(x.to(self.standardizer.shift.dtype)), len(self.event_shape)
         z = along_last(self.encoder, y.flatten(y.ndim - dims) if dims != 1 else y)
@@ -163,18 +163,18 @@ class Quantized(LatentVariable):
         return Quantization(values, codes, loss.flatten(x.ndim - len(self.event_shape)).sum(-1))
 
     def likelihood_of(self, vectors: Tensor) -> Any:
-        """The likelihood of vectors with shape :math:`(*, grid, F)`."""
+        """Return the likelihood of vectors with shape :math:`(*, grid, F)`."""
         first = -1 - len(self.latent_shape)
         return self.likelihood(vectors.movedim(-1, first).flatten(first))
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""The codes :math:`k(x)`, with shape :math:`(*, grid)`, of data."""
+        r"""Return the codes :math:`k(x)`, with shape :math:`(*, grid)`, of data."""
         self.check_context(context)
         with torch.no_grad():
             return self.codebook.nearest(self.vectors(x))
 
     def decode(self, codes: Tensor) -> Any:
-        r"""The likelihood :math:`p(x \mid e_k)` of codes with shape :math:`(*, grid)`."""
+        r"""Return the likelihood :math:`p(x \mid e_k)` of codes with shape :math:`(*, grid)`."""
         check_event(codes, self.latent_shape)
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise TypeError(f"Expected `codes` as whole numbers, got {codes.dtype}.")
@@ -188,7 +188,7 @@ class Quantized(LatentVariable):
         return self.likelihood_of(self.codebook.look_up(codes))
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean of the likelihood at the codes of data."""
+        """Return the mean of the likelihood at the codes of data."""
         return self.decode(self.encode(x)).mean
 
     def perplexity(self, x: Tensor) -> Tensor:
@@ -252,5 +252,5 @@ class Quantized(LatentVariable):
 
 
 def carried(value: Tensor, event_dim: int) -> TorchDistribution:
-    """A value as a site without a density."""
+    """Return a value as a site without a density."""
     return dist.Delta(value, event_dim=event_dim).mask(False)

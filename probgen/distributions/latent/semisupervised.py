@@ -105,7 +105,7 @@ class SemiSupervised(LatentVariable):
             self.conditional.initialize(x, None, weights)
 
     def labels(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """The classes, and which are known."""
+        """Return the classes, and which are known."""
         self.check_context(context)
         y = context[..., 0]
         if Distribution._validate_args and y.device.type != "meta" and not is_wrapped(y):
@@ -121,13 +121,13 @@ class SemiSupervised(LatentVariable):
         return one_hot(y, self.classes).to(self.log_prior.dtype)
 
     def every(self, batch: torch.Size) -> Tensor:
-        """The codes of all labels, with shape :math:`(K, *, K)`."""
+        """Return the codes of all labels, with shape :math:`(K, *, K)`."""
         k = self.classes
         eye = torch.eye(k, dtype=self.log_prior.dtype, device=self.log_prior.device)
         return eye.reshape(k, *[1] * len(batch), k).expand(k, *batch, k)
 
     def classify(self, x: Tensor) -> Any:
-        r"""The classifier's :math:`q(y \mid x)`, a categorical distribution."""
+        r"""Return the classifier's :math:`q(y \mid x)`, a categorical distribution."""
         check_event(x, self.event_shape)
         return dist.Categorical(
             logits=self.classifier(self.conditional.code(x, None)).base_dist.logits[..., 0, :]
@@ -206,7 +206,7 @@ class SemiSupervised(LatentVariable):
         return Weights(fitted, unknown, unknown, divergence)
 
     def label_loss(self, x: Tensor, context: Tensor | None) -> Tensor:
-        r"""The classifier's :math:`-\log q(y \mid x)`, 0 where the label is unknown."""
+        r"""Return the classifier's :math:`-\log q(y \mid x)`, 0 where the label is unknown."""
         if context is None:
             raise ValueError("Expected labels as the `context`, got none.")
         y, known = self.labels(context)
@@ -243,7 +243,7 @@ class SemiSupervised(LatentVariable):
         return self.conditional.pyro_guide(prefix, x, self.code(y.expand(wide)), infer)
 
     def observed(self, context: Tensor | None) -> Tensor | None:
-        """The labels, all known or none."""
+        """Return the labels, all known or none."""
         if context is None:
             return None
         y, known = self.labels(context)

@@ -112,7 +112,7 @@ class Latent(LatentVariable):
             self.context_standardizer = ContextStandardizer(self.context_shape)
 
     def fit_parts(self) -> tuple[tuple[int, ...], torch.Size]:
-        """Checks that the parts fit, and gives the shapes of the latents and of the data."""
+        """Check that the parts fit, and return the shapes of the latents and of the data."""
         like = next(self.likelihood.parameters(), torch.zeros(()))
         count = size_of(self.context_shape)
         given = zeros(self.context_shape, like)
@@ -194,16 +194,16 @@ class Latent(LatentVariable):
         return "feature" if is_real(self.support) and len(self.event_shape) == 1 else "shared"
 
     def standard(self, context: Any) -> Any:
-        """The context, checked and standardised."""
+        """Return the context, checked and standardised."""
         self.check_context(context)
         return None if context is None else self.context_standardizer(context)
 
     def flat(self, given: Any) -> Tensor | None:
-        """A standardised context as vectors."""
+        """Return a standardised context as vectors."""
         return None if given is None else flatten(given, self.context_shape)  # type: ignore[arg-type]
 
     def code(self, x: Tensor, given: Any) -> Tensor:
-        """What the posterior or its encoder reads, of data and a standardised context."""
+        """Return the inputs of the posterior or its encoder: data and a standardised context."""
         dims, given = len(self.event_shape), self.flat(given)
         flat = self.standardizer(x.to(self.standardizer.shift.dtype))
         flat = flat.flatten(flat.ndim - dims) if dims != 1 else flat
@@ -213,13 +213,13 @@ class Latent(LatentVariable):
         return torch.cat([flat.expand(*shape, -1), given.expand(*shape, -1)], -1)
 
     def encode(self, x: Tensor, context: Any = None) -> Any:
-        r"""The posterior :math:`q(z \mid x)` of data with shape :math:`(*, event)`."""
+        r"""Return the posterior :math:`q(z \mid x)` of data with shape :math:`(*, event)`."""
         check_event(x, self.event_shape)
         code = self.code(x, self.standard(context))
         return self.posterior(code if self.encoder is None else along_last(self.encoder, code))
 
     def decode(self, z: Tensor, context: Any = None) -> Any:
-        r"""The likelihood :math:`p(x \mid z)` of latents with shape :math:`(*, latent)`."""
+        r"""Return the likelihood :math:`p(x \mid z)` of latents with shape :math:`(*, latent)`."""
         check_event(z, self.latent_shape)
         flat = z.flatten(z.ndim - len(self.latent_shape)) if len(self.latent_shape) != 1 else z
         flat = flat.to(self.standardizer.shift.dtype)
@@ -230,7 +230,7 @@ class Latent(LatentVariable):
         return self.likelihood(flat)
 
     def reconstruct(self, x: Tensor, context: Any = None) -> Tensor:
-        """The mean of the likelihood at the mean of the posterior (at a draw, if it has none)."""
+        """Return the likelihood's mean at the posterior's mean (at a draw, if it has none)."""
         q = self.encode(x, context)
         try:
             z = q.mean
@@ -239,7 +239,7 @@ class Latent(LatentVariable):
         return self.decode(z, context).mean
 
     def prior_of(self, context: Any) -> Any:
-        """The prior given a context."""
+        """Return the prior given a context."""
         return self.prior(self.standard(context) if self.prior.context_shape is not None else None)
 
     def weigh(
@@ -327,7 +327,7 @@ def draw(q: Any, samples: int, held: bool) -> tuple[Tensor, Tensor | None]:
 
 
 def divergence(q: Distribution, p: Distribution) -> Tensor | None:
-    """The divergence of a normal law from another by feature, or as one number; else none."""
+    """Return divergence of a normal law from another by feature, or as one number; else none."""
     first = normal_of(q)
     if first is not None and isinstance(p, UnitNormal) and not p.batch_shape:
         m, s = first
@@ -350,7 +350,7 @@ def divergence(q: Distribution, p: Distribution) -> Tensor | None:
 
 
 def normal_of(p: Distribution) -> tuple[Tensor, Tensor] | None:
-    """The means and scales of independent normal features."""
+    """Return the means and scales of independent normal features."""
     if isinstance(p, UnitNormal):
         return p.centre, torch.ones_like(p.centre)
     if isinstance(p, Independent) and isinstance(p.base_dist, Normal):

@@ -64,7 +64,7 @@ class Head(Parametric):
         self.phi[: mean.numel()] = self.link(mean).flatten()
 
     def link(self, mean: Tensor) -> Tensor:
-        """The parameter of a mean: its logit, or its log."""
+        """Return the parameter of a mean: its logit, or its log."""
         if self.counts:
             return mean.clamp_min(MARGIN).log()
         return mean.clamp(MARGIN, 1 - MARGIN).logit()
@@ -94,7 +94,7 @@ class Bernoulli(Head):
 
 
 class Bits(dist.Independent):
-    r"""A vector of independent binary features, with a density of fewer operations than Pyro's,
+    r"""A vector of independent binary features, with a density of fewer operations than Pyro's.
 
     .. math:: \log p(x) = x^\top \ell - \sum_i \log(1 + e^{\ell_i}).
     """

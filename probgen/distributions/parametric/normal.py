@@ -123,17 +123,17 @@ class Parametric(LazyDistribution):
 
     @abstractmethod
     def build(self, phi: Tensor) -> TorchDistribution:
-        r"""The distribution with parameters of shape :math:`(*, P)`."""
+        r"""Return the distribution with parameters of shape :math:`(*, P)`."""
 
     def split(self, phi: Tensor) -> tuple[Tensor, ...]:
-        """The parameters of features, a tensor for each row."""
+        """Return the parameters of features, a tensor for each row."""
         size = self.rows * math.prod(self.shape)
         phi = phi if phi.shape[-1] == size else phi[..., :size]
         return phi.unflatten(-1, (self.rows, *self.shape)).unbind(-1 - len(self.shape))
 
 
 def shape_of(features: int | Sequence[int]) -> torch.Size:
-    """The shape of an event of so many features, or of that shape."""
+    """Return the shape of an event of so many features, or of that shape."""
     shape = tuple(features) if isinstance(features, Sequence) else (features,)
     for n in shape or (0,):
         check_whole(1, features=n)
@@ -141,7 +141,7 @@ def shape_of(features: int | Sequence[int]) -> torch.Size:
 
 
 def weighted_mean(x: Tensor, weights: Tensor | None) -> Tensor:
-    """The mean over the first axis, with weights of shape :math:`(N)` if there are any."""
+    """Return the mean over the first axis, with weights of shape :math:`(N)` if there are any."""
     if weights is None:
         return x.mean(0)
     return torch.tensordot(weights.to(x.dtype) / weights.sum(), x, 1)
@@ -394,7 +394,7 @@ class Standard(LazyDistribution):
 
     @abstractmethod
     def build(self) -> TorchDistribution:
-        """The distribution with the shape, dtype and device of the buffer."""
+        """Return the distribution with the shape, dtype and device of the buffer."""
 
 
 class StandardNormal(Standard):

@@ -84,7 +84,7 @@ class AnnealedLangevin(Kernel):
     def step(  # type: ignore[override]
         self, state: AnnealedState, score: NoisyScore
     ) -> tuple[AnnealedState, Info]:
-        """Takes one step at the level that is due; after the last level it stays there."""
+        """Take one step at the level that is due; after the last level it stays there."""
         x, taken = state
         sigma = self.sigmas[min(taken // self.steps, len(self.sigmas) - 1)]
         size = self.step_size * sigma**2
@@ -94,7 +94,7 @@ class AnnealedLangevin(Kernel):
         return AnnealedState(new, taken + 1), Info(kept.to(x.dtype), kept, ~kept)
 
     def sample(self, position: Tensor, score: NoisyScore) -> Tensor:
-        """Takes the steps of all levels.
+        """Take the steps of all levels.
 
         Arguments:
             position: The first positions, of the width of the first noise, with shape

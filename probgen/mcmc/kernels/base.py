@@ -48,7 +48,7 @@ class LowRank(NamedTuple):
     values: Tensor
 
     def to(self, *args: Any) -> LowRank:
-        """The factor on another device or of another type, as of :meth:`torch.Tensor.to`."""
+        """Return the factor on another device or of another type, as of :meth:`torch.Tensor.to`."""
         return LowRank(*(part.to(*args) for part in self))
 
     def along(self, v: Tensor, values: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class Kernel(Record):
 
     @abstractmethod
     def init(self, position: Any, log_density: LogDensity) -> Any:
-        """Starts chains at a position, with shape :math:`(C, *)`.
+        """Start chains at a position, with shape :math:`(C, *)`.
 
         Raises:
             TypeError: If the kernel needs a density and is given a score.
@@ -174,7 +174,7 @@ class Kernel(Record):
 
 
 def short(value: Any) -> str:
-    """A value in one line: of large tensors the shape alone."""
+    """Return a value in one line: of large tensors the shape alone."""
     if isinstance(value, LowRank):
         return f"LowRank({len(value.diagonal)} numbers, {len(value.values)} directions)"
     if isinstance(value, Mapping):
@@ -187,7 +187,7 @@ def short(value: Any) -> str:
 
 
 def value_and_gradient(x: Tensor, log_density: LogDensity) -> tuple[Tensor, Tensor]:
-    """A log density and its gradient, in one pass for all chains.
+    """Return a log density and its gradient, in one pass for all chains.
 
     A log density may bring its own `value_and_gradient`, and a `gradient` for the steps of a
     trajectory whose value nobody reads: :class:`~probgen.mcmc.Potential` does.
@@ -212,7 +212,7 @@ def check_value(value: Tensor, x: Tensor) -> None:
 
 
 def start(kernel: Kernel, position: Tensor, log_density: LogDensity) -> Any:
-    """The first state, of a kernel with or without gradients.
+    """Return the first state, of a kernel with or without gradients.
 
     Raises:
         ValueError: If the log density is not finite at some position.
@@ -255,7 +255,7 @@ def decide(
 
 
 def choose(accepted: Tensor, new: State, old: State) -> State:
-    """The new state of the chains that accepted, the old one of the others."""
+    """Return the new state of the chains that accepted, the old one of the others."""
     pairs = zip(new, old, strict=True)
     return type(old)(*(torch.where(over(accepted, a), a, b) for a, b in pairs))
 
@@ -266,7 +266,7 @@ def over(value: Tensor, like: Tensor) -> Tensor:
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum of all but the chains' axis."""
+    """Return the sum of all but the chains' axis."""
     return value.sum(-1) if value.ndim == 2 else value.flatten(1).sum(-1)
 
 
@@ -365,7 +365,7 @@ class Guarded:
         return torch.cat(rows)
 
     def one(self, row: Tensor) -> Tensor:
-        """The log density of one chain."""
+        """Return the log density of one chain."""
         try:
             return self.function(row)
         except ValueError as error:

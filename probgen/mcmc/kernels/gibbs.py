@@ -133,7 +133,7 @@ class Gibbs(Kernel):
 
 
 def conditional(name: str, position: Position, log_density: LogDensity) -> LogDensity:
-    """The log density of one block, the others being fixed."""
+    """Return the log density of one block, the others being fixed."""
     others = dict(position)
     return lambda x: log_density({**others, name: x})
 
@@ -145,15 +145,15 @@ class Direct(Kernel):
 
     @abstractmethod
     def move(self, position: Tensor, steps: int = 1) -> Tensor:
-        """Takes so many steps from positions with shape :math:`(C, *)`."""
+        """Take so many steps from positions with shape :math:`(C, *)`."""
 
     @abstractmethod
     def log_density(self, position: Tensor) -> Tensor:
-        """The log density, up to a constant, with shape :math:`(C)`."""
+        """Return the log density, up to a constant, with shape :math:`(C)`."""
 
     @abstractmethod
     def check_position(self, position: Tensor) -> None:
-        """Raises a ValueError if positions do not fit."""
+        """Raise a ValueError if positions do not fit."""
 
     def init(self, position: Tensor, log_density: LogDensity | None = None) -> PositionState:
         self.check_position(position)
@@ -225,7 +225,7 @@ class BlockGibbs(Direct):
             )
 
     def field(self, v: Tensor) -> Tensor:
-        """What the hidden units hear, with shape :math:`(C, H)`."""
+        """Return the inputs of the hidden units, with shape :math:`(C, H)`."""
         s = self.layers[0].statistics(v, self.weights)
         return torch.addmm(self.hidden, s, self.weights)
 
@@ -237,7 +237,7 @@ class BlockGibbs(Direct):
         return position
 
     def log_density(self, position: Tensor) -> Tensor:
-        r"""The log density of the visible units, up to a constant, with shape :math:`(C)`."""
+        r"""Return log density of the visible units, up to a constant, with shape :math:`(C)`."""
         visible, hidden = self.layers
         linear = visible.statistics(position, self.weights) @ self.visible
         linear = linear + visible.log_measure(position)
@@ -314,7 +314,7 @@ class GraphGibbs(Direct):
 
 @checked
 def colours(weights: Tensor) -> list[Tensor]:
-    """Groups of units without connections between them, by colouring a graph greedily.
+    """Group units without connections between them, by colouring a graph greedily.
 
     Arguments:
         weights: The weights, with shape :math:`(N, N)`; zero means no connection.

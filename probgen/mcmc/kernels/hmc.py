@@ -217,7 +217,7 @@ class ChEES(Kernel):
 
 
 def halton(k: int) -> float:
-    """The :math:`k`-th number of Halton's sequence in base 2: the bits of :math:`k` mirrored."""
+    """Return :math:`k`-th number of Halton's sequence in base 2: the bits of :math:`k` mirrored."""
     u, part = 0.0, 0.5
     while k:
         u, k, part = u + part * (k & 1), k >> 1, part / 2

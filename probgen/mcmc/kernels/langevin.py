@@ -210,7 +210,7 @@ def minibatch(
     data: Tensor,
     batch_size: int,
 ) -> LogDensity:
-    r"""An unbiased estimate of a log density, from other data at each call.
+    r"""Return an unbiased estimate of a log density, from other data at each call.
 
     .. math:: \log p(\theta) + \frac{N}{n} \sum_{i \in B} \log p(x_i \mid \theta)
 

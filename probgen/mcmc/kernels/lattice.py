@@ -75,7 +75,7 @@ class Checkerboard(Direct):
         return (parity % 2 == 1)[..., None]
 
     def split(self, x: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
-        """The black and the white sites, along half of the last axis."""
+        """Return the black and the white sites, along half of the last axis."""
         even, other = x[..., 0::2], x[..., 1::2]
         return torch.where(odd, other, even), torch.where(odd, even, other)
 
@@ -84,7 +84,7 @@ class Checkerboard(Direct):
         return torch.stack(pairs, -1).flatten(-2)
 
     def heard(self, other: Tensor, back: Tensor) -> Tensor:
-        """The sum of each site's neighbours, all of the other colour."""
+        """Return the sum of each site's neighbours, all of the other colour."""
         before, after = self.shifted(other, 1, -1), self.shifted(other, -1, -1)
         total = other + torch.where(back, after, before)
         for axis in range(1, other.ndim - 1):
@@ -125,7 +125,7 @@ def spins(twice: Tensor, heard: Tensor, field: Tensor | float) -> Tensor:
 
 
 def bonds(x: Tensor, dims: int, periodic: bool) -> Tensor:
-    r"""The sum :math:`\sum x_i x_j` over neighbours in the last axes, for each of the rest."""
+    r"""Return sum :math:`\sum x_i x_j` over neighbours in the last axes, for each of the rest."""
     total = x.new_zeros(x.shape[: x.ndim - dims])
     for axis in range(-dims, 0):
         n = x.shape[axis]
@@ -138,7 +138,7 @@ def bonds(x: Tensor, dims: int, periodic: bool) -> Tensor:
 
 
 def log_partition_torus(rows: int, columns: int, coupling: Tensor) -> Tensor:
-    r"""The log partition function of a periodic lattice without field, exactly.
+    r"""Return the log partition function of a periodic lattice without field, exactly.
 
     With :math:`\cosh \gamma_k = \cosh 2K \coth 2K - \cos(\pi k / n)` for :math:`k \ge 1` and
     :math:`\gamma_0 = 2K + \log \tanh K`, on :math:`m \times n` sites

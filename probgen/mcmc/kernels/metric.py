@@ -106,7 +106,7 @@ class Moments:
             self.kept = [*self.kept[:: 2 if full else 1], (x.double(), slope)]
 
     def covariance(self, total: Tensor, second: Tensor, within: bool) -> Tensor:
-        """The covariance of all positions, or the mean of those of each chain."""
+        """Return the covariance of all positions, or the mean of those of each chain."""
         n, c = self.steps, self.chains
         if within and n > 1:
             means = total / n
@@ -116,7 +116,7 @@ class Moments:
         return (second / (n * c) - outer) * (n * c / max(n * c - 1, 1))
 
     def scale(self) -> Scale | None:
-        """The factor :math:`L`; None for fewer than ten positions, or chains that stand still."""
+        """Return the factor :math:`L`; None for less than ten positions, or still chains."""
         if self.steps * self.chains < 10:
             return None
         total, second, *slopes = self.sums
@@ -164,7 +164,7 @@ class Moments:
         return triangle.to(self.shift) if usable else None
 
     def low_rank(self, diagonal: Tensor) -> Scale:
-        """A diagonal, corrected along the directions in which scales differ most from it."""
+        """Return a diagonal, corrected along the directions in which scales differ most from it."""
         d = diagonal.double()
         x = torch.cat([pair[0] for pair in self.kept]) / d
         x = x - x.mean(0)

@@ -80,7 +80,7 @@ class Tempered:
         return value if self.base is None else value + (1 - self.betas) * self.base(x)
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The log densities and their gradients."""
+        """Return the log densities and their gradients."""
         value, gradient = value_and_gradient(x, self.target)
         value, gradient = self.betas * value, self.betas[:, None] * gradient
         if self.base is None:
@@ -148,7 +148,7 @@ class ParallelTempering(Kernel):
             raise ValueError(f"Expected `betas` that rise from 0 or more to 1, got {b}.")
 
     def ladder(self) -> list[float]:
-        """The inverse temperatures."""
+        """Return the inverse temperatures."""
         if self.betas is not None:
             return [float(b) for b in self.betas]
         return [HOTTEST ** (1 - k / (LEVELS - 1)) for k in range(LEVELS)]

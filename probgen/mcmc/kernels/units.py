@@ -46,7 +46,7 @@ class Units(ABC):
 
     @abstractmethod
     def mean(self, field: Tensor) -> Tensor:
-        r"""The means of the statistics given fields, with the same shape."""
+        r"""Return the means of the statistics given fields, with the same shape."""
 
     @abstractmethod
     def log_normalizer(self, field: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Evaluation(ABC):
             )
 
     def evaluate(self, kind: str, function: Batched, x: Tensor, *names: str) -> dict[str, Tensor]:
-        """Some of what a function gives for all chains, recorded once it is asked for again."""
+        """Return some values of a function for all chains, recorded at the second call."""
         key = (kind, x.shape, x.dtype, x.device)
         with torch.no_grad():
             if key not in self.recorded:
@@ -107,7 +107,7 @@ class Evaluation(ABC):
                 return function(x)
 
     def prepare(self, function: Batched, x: Tensor) -> Recording | None:
-        """The operations of a function, if replayed they give its numbers."""
+        """Return the operations of a function, if replayed they give its numbers."""
         if not self.compile or not self.batched or x.device.type == "meta":
             return None
         first = self.point.to(x).expand_as(x)
@@ -128,7 +128,7 @@ class Evaluation(ABC):
         return recording if all(close(found[name], replayed[name]) for name in found) else None
 
     def map(self, function: Callable[[Tensor], Any], x: Tensor, chunk: int | None = None) -> Any:
-        """A function of one chain, of each chain."""
+        """Return a function of one chain, of each chain."""
         if self.batched:
             randomness = "different" if self.random else "error"
             one = tracked(function) if self.inner else function
@@ -139,7 +139,7 @@ class Evaluation(ABC):
         return {name: torch.stack([r[name] for r in results]) for name in results[0]}
 
     def slopes(self, function: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor]:
-        """The values of a function of one chain, of each chain, and their gradients."""
+        """Return the values of a function of one chain, of each chain, and their gradients."""
         if self.slopeless:
             raise ValueError(
                 f"Expected a model with a gradient, which this kernel uses, got one without: "
@@ -160,7 +160,7 @@ class Evaluation(ABC):
 
 
 def tracked(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """A function whose argument requires a gradient, which it may ask for itself."""
+    """Return a function whose argument requires a gradient, which it may ask for itself."""
 
     def seen(u: Tensor) -> tuple[Tensor, Any]:
         return u.sum(), function(u)

@@ -70,7 +70,7 @@ class Tape(TorchDispatchMode):
         return result
 
     def note(self, value: Any, found: list[int]) -> Any:
-        """An argument, with references in place of tensors, whose numbers are put on a list."""
+        """Return argument, with references in place of tensors, whose numbers are put on a list."""
         if isinstance(value, Tensor):
             number = self.numbers.get(id(value))
             number = self.constant(value) if number is None else number
@@ -87,7 +87,7 @@ class Tape(TorchDispatchMode):
         return self.keep(value)
 
     def add(self, value: Any) -> int | None:
-        """The number of a result; none of what is no tensor."""
+        """Return the number of a result; none of what is no tensor."""
         if not isinstance(value, Tensor):
             return None
         if id(value) in self.numbers:  # of an operation in place
@@ -103,12 +103,12 @@ class Tape(TorchDispatchMode):
 
 
 def storage(value: Tensor) -> int:
-    """A number of the memory of a tensor, which its views share."""
+    """Return a number of the memory of a tensor, which its views share."""
     return value.untyped_storage().data_ptr() or -id(value)
 
 
 def written(function: Any) -> list[str | int]:
-    """The arguments that an operation changes in place, by position or name."""
+    """Return the arguments that an operation changes in place, by position or name."""
     found = enumerate(function._schema.arguments)
     writes = [(k, a) for k, a in found if a.alias_info is not None and a.alias_info.is_write]
     WRITTEN[function] = [a.name if a.kwarg_only else k for k, a in writes]
@@ -116,14 +116,14 @@ def written(function: Any) -> list[str | int]:
 
 
 def chosen(places: list[str | int], args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors among some arguments."""
+    """Return the tensors among some arguments."""
     given = [kwargs.get(p) if isinstance(p, str) else args[p] for p in places]
     flat = [v for value in given for v in (value if isinstance(value, (list, tuple)) else [value])]
     return [value for value in flat if isinstance(value, Tensor)]
 
 
 def record(function: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> Recording:
-    """Records a function's operations at positions of one shape.
+    """Record a function's operations at positions of one shape.
 
     Arguments:
         function: A function of a tensor that returns tensors by name. Its operations must not

@@ -80,7 +80,7 @@ class Likelihood:
         return place.observed
 
     def __call__(self, x: Tensor) -> Tensor:
-        r"""The log likelihood of values with shape :math:`(*, event)`, with shape :math:`(*)`."""
+        r"""Return the log likelihood of values, :math:`(*, event)` to :math:`(*)`."""
 
         def one(x: Tensor) -> Tensor:
             total: Any = x.sum() * 0
@@ -102,7 +102,7 @@ class Likelihood:
         return self.each(lambda v: self.rows(v)[0], x)
 
     def normal(self) -> tuple[Tensor, Tensor]:
-        """The data and their scales as one row each, with shape :math:`(M)`.
+        """Return the data and their scales as one row each, with shape :math:`(M)`.
 
         Raises:
             ValueError: If a site is not normal, or its scale depends on the latent site.
@@ -118,14 +118,14 @@ class Likelihood:
         return y, scale
 
     def rows(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The means, data and scales of all observed sites at one value."""
+        """Return the means, data and scales of all observed sites at one value."""
         found = [normal_of(msg, x) for msg in self.observed(x)]
         means, data, scales = (torch.cat(parts) for parts in zip(*found))
         return means, data, scales
 
 
 def normal_of(msg: dict[str, Any], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean, value and scale of a normal site, as rows; a masked datum equals its mean, 0."""
+    """Return mean, value and scale of a normal site, as rows; a masked datum equals its mean, 0."""
     fn, masks = msg["fn"], [(msg["mask"], msg["fn"].event_dim)]
     while isinstance(fn, (Independent, MaskedDistribution)):
         masks.append((getattr(fn, "_mask", None), fn.event_dim))
@@ -148,7 +148,7 @@ def normal_of(msg: dict[str, Any], like: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def likelihood(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Likelihood:
-    """Finds the likelihood of a Pyro model with one latent site.
+    """Find the likelihood of a Pyro model with one latent site.
 
     Arguments:
         model: The Pyro model. `torch.func.vmap` must take it.

@@ -14,7 +14,7 @@ def transpose(a: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def einsum(equation: str, *operands: Tensor) -> Tensor:
-    """The log of a sum of products, of operands in logs.
+    """Return the log of a sum of products, of operands in logs.
 
     Example:
         >>> a, b = torch.rand(2, 3), torch.rand(3)

@@ -23,7 +23,7 @@ __all__ = ["Free", "free_of", "inside", "mask_of"]
 
 
 def mask_of(msg: dict[str, Any]) -> Any:
-    """What is kept of a site: a mask that broadcasts over its value, or True or False.
+    """Return the mask of a site, which broadcasts over its value, or True or False.
 
     Arguments:
         msg: The message of the site.
@@ -44,7 +44,7 @@ def mask_of(msg: dict[str, Any]) -> Any:
 
 
 def inside(value: Tensor, fn: Any, kept: Tensor) -> Tensor:
-    """Data whose masked values are inside the support.
+    """Replace the masked values of data by ones inside the support.
 
     Arguments:
         value: The data.
@@ -57,7 +57,7 @@ def inside(value: Tensor, fn: Any, kept: Tensor) -> Tensor:
 
 
 def interior(fn: Any, shape: torch.Size, like: Tensor) -> Tensor | None:
-    """A value inside a support, or none if there is no telling."""
+    """Return a value inside a support, or none if there is no telling."""
     support = fn.support
     base = support
     while hasattr(base, "base_constraint"):
@@ -104,11 +104,11 @@ class Free:
         return torch.cat([u, u.new_zeros((1, *self.shape[1:]))])[self.index]
 
     def take(self, u: Tensor) -> Tensor:
-        """The free elements of all."""
+        """Return the free elements of all."""
         return u[self.kept]
 
     def restrict(self, x: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
-        """The value with data where it is not free, and the Jacobian without these elements."""
+        """Return value with data where it is not free, and the Jacobian without these elements."""
         return torch.where(self.kept_events, x, self.data), torch.where(self.kept, ladj, 0)
 
 

@@ -144,7 +144,7 @@ class Place(Messenger):
         msg["infer"] = {**(msg["infer"] or {}), "_placed": True, "_free": free}
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
-        """Reads a parameter, without the store's own bookkeeping, which `vmap` does not take."""
+        """Read a parameter, without the store's own bookkeeping, which `vmap` does not take."""
         name, *rest = msg["args"]
         store = pyro.get_param_store()
         if name in store and rest and isinstance(rest[0], Tensor):
@@ -203,7 +203,7 @@ def plain(msg: dict[str, Any]) -> bool:
 
 
 def joint_of(fn: Any, transform: Transform, u: Tensor, x: Tensor) -> Tensor | None:
-    """The log density of a beta variable by its logit, which is exact where the value is 1."""
+    """Return log density of a beta variable by its logit, which is exact where the value is 1."""
     while isinstance(fn, Independent):
         fn = fn.base_dist
     while isinstance(transform, IndependentTransform):
@@ -248,7 +248,7 @@ def bounds_differ(support: Any) -> bool:
 
 
 def bijection(name: str, fn: Any) -> Transform:
-    """The bijection from real vectors onto a site's support."""
+    """Return the bijection from real vectors onto a site's support."""
     support = fn.support
     if isinstance(support, MIXTURES) and not bounds_differ(support.base_constraint):
         support = support.base_constraint
@@ -263,7 +263,7 @@ def bijection(name: str, fn: Any) -> Transform:
 
 
 def shape_before(transform: Transform, shape: torch.Size) -> torch.Size:
-    """The shape that a transform makes into a shape.
+    """Return the shape that a transform makes into a shape.
 
     Torch's own `inverse_shape` loads a library of symbols, which takes longer than a short run.
     """
@@ -309,7 +309,7 @@ class ToBase:
 
 
 def nesting_of(trace: Any) -> int:
-    """The greatest number of nested plates."""
+    """Return the greatest number of nested plates."""
     frames = [f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())]
     return max((-frame.dim for frame in frames if frame.dim is not None), default=0)
 
@@ -323,7 +323,7 @@ def unchecked() -> Iterator[None]:
 
 
 def structure(model: Callable[[], Any]) -> tuple[Place, Any]:
-    """A run at a random point, for its sites and shapes; some points may be out of bounds."""
+    """Return run at a random point, for its sites and shapes; some points may be out of bounds."""
     for k in range(TRIES):
         place = Place(marginal=True)
         try:

@@ -81,7 +81,7 @@ class Potential(Evaluation):
         check(self, like)
 
     def run(self, place: Place) -> Tensor:
-        """Runs the model, and returns its log density."""
+        """Run the model, and return its log density."""
         like = place.u[0] if self.room and place.u is not None else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(Batchable(like))
@@ -98,17 +98,17 @@ class Potential(Evaluation):
             return jacobian + Marginal(trace, True, self.nesting).log_prob(trace)
 
     def at(self, u: Tensor) -> Place:
-        """A run of the model at one point."""
+        """Return a run of the model at one point."""
         place = Place(u, layout=self.layout, marginal=bool(self.discrete))
         place.progress = self.progress
         return place
 
     def total(self, u: Tensor) -> Tensor:
-        """The log density of one chain."""
+        """Return the log density of one chain."""
         return self.run(self.at(u))
 
     def both(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The log density of the latent sites of one chain, and of the observed ones."""
+        """Return the log density of the latent sites of one chain, and of the observed ones."""
         place = self.at(u)
         self.run(place)
         if self.discrete:
@@ -121,19 +121,19 @@ class Potential(Evaluation):
         return prior, rest if isinstance(rest, Tensor) else prior * 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        r"""The log density :math:`\log \pi(u)` at positions with shape :math:`(C, D)`."""
+        r"""Return the log density :math:`\log \pi(u)` at positions with shape :math:`(C, D)`."""
         return self.whole(x)
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r"""The log density and its gradient at positions with shape :math:`(C, D)`."""
+        r"""Return the log density and its gradient at positions with shape :math:`(C, D)`."""
         return self.whole.value_and_gradient(x)
 
     def gradient(self, x: Tensor) -> Tensor:
-        r"""The gradient alone."""
+        r"""Return the gradient alone."""
         return self.whole.gradient(x)
 
     def values(self, u: Tensor, sites: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """The values of all sites of one chain, or of some."""
+        """Return the values of all sites of one chain, or of some."""
         place = Place(u, layout=self.layout, marginal=True)  # no log densities
         with poutine.block(), place, Batchable(u[0] if self.room else None):
             self.model()
@@ -149,7 +149,7 @@ class Potential(Evaluation):
         return {name: value for name, value in place.values.items() if name in kept}
 
     def unravel(self, x: Tensor, sites: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Gives the values of sites, constrained to their supports.
+        """Give the values of sites, constrained to their supports.
 
         A site that was moved to the base of a flow has its own values here, not those of the base.
 
@@ -171,7 +171,7 @@ class Potential(Evaluation):
         return {name: value.reshape(batch + value.shape[1:]) for name, value in found.items()}
 
     def saturated(self, x: Tensor, fraction: float = 0.01) -> list[str]:
-        r"""Finds sites whose values are at the edge of what their precision can hold.
+        r"""Find sites whose values are at the edge of what their precision can hold.
 
         A value such as :math:`1 - 10^{-12}` is 1 in single precision: what lies beyond is cut off,
         or piles up there. Such a value does not give back the real number :math:`u` it came from.
@@ -225,7 +225,7 @@ class Potential(Evaluation):
         *,
         gradient: bool = True,
     ) -> Tensor:
-        """Finds initial points at which the log density, and its gradient, are finite.
+        """Find initial points at which the log density, and its gradient, are finite.
 
         Arguments:
             how: `"uniform"`, in -2 to 2 in the real vector; `"prior"`, draws from it; `"median"`,
@@ -260,7 +260,7 @@ def potential(
     compile: bool = True,
     **kwargs: Any,
 ) -> Potential:
-    """Turns a Pyro model into a log density for many chains.
+    """Turn a Pyro model into a log density for many chains.
 
     The model stays as it is: plates, constrained sites of every support, deterministic sites,
     factors, masks and scales. Discrete sites that can be enumerated are summed out; in the model,

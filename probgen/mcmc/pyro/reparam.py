@@ -78,7 +78,7 @@ def search(model: Callable[[], Any]) -> Funnels:
 
 
 def named(model: Callable[[], Any], sites: Iterable[str] | bool) -> list[str]:
-    """The sites to standardise by their names.
+    """Return the sites to standardise by their names.
 
     Arguments:
         model: A Pyro model without arguments.

@@ -95,7 +95,7 @@ class Line:
         return f"{self.left()} = {self.text}"
 
     def in_arrays(self) -> str:
-        """The line where all values are arrays, of which torch makes tensors for its own part."""
+        """Return the line with all values as arrays, which torch wraps for its own part."""
         if self.array:
             return f"{self.left()} = {self.array}"
         own = REFERENCE.sub(r"T(\g<0>)", self.text)
@@ -124,7 +124,7 @@ class Recording:
         self.programs: dict[tuple[str, ...], Callable[[Tensor], Any]] = {}
 
     def __call__(self, x: Tensor, *names: str) -> dict[str, Tensor]:
-        """The tensors, or some by name, at another argument of the same shape."""
+        """Return the tensors, or some by name, at another argument of the same shape."""
         names = names or tuple(self.outputs)
         program = self.programs.get(names)
         if program is None:
@@ -132,11 +132,11 @@ class Recording:
         return dict(zip(names, program(x.contiguous())))
 
     def size(self, *names: str) -> int:
-        """The number of operations that give some of the tensors."""
+        """Return the number of operations that give some of the tensors."""
         return len(self.needed(names))
 
     def needed(self, names: tuple[str, ...]) -> list[Line]:
-        """The operations on which some of the tensors depend."""
+        """Return the operations on which some of the tensors depend."""
         live = {self.outputs[name] for name in names}
         touched = frozenset().union(*(self.memory[n] for n in live)) if live else frozenset()
         memory, kept = set(touched), []
@@ -150,7 +150,7 @@ class Recording:
         return kept[::-1]
 
     def compile(self, names: tuple[str, ...]) -> Callable[[Tensor], Any]:
-        """The operations as one Python function."""
+        """Return the operations as one Python function."""
         lines, wanted = self.needed(names), [self.outputs[name] for name in names]
         last: dict[int | None, int] = {}
         for k, line in enumerate(lines):
@@ -205,7 +205,7 @@ class Shortening:
             self.take(op)
 
     def real(self, number: int) -> int:
-        """The tensor whose value another one has, since operations that do nothing are left out."""
+        """Return the tensor of the same value, since operations that do nothing are left out."""
         return self.same.get(number, number)
 
     def touch(self, numbers: Any) -> frozenset[int]:
@@ -246,7 +246,7 @@ class Shortening:
         self.lines.append(Line(text, array, inputs, op.outputs, op.several, touched, changes))
 
     def array(self, number: int) -> str | None:
-        """The name of a constant as an array or a number, empty if it is neither, or None."""
+        """Return name of a constant as an array or a number, empty if it is neither, or None."""
         if not self.constant(number):
             return None
         value, name = self.values[number].detach(), f"a{number}"
@@ -264,7 +264,7 @@ class Shortening:
         return all(self.constant(n) or self.values[n].dtype == torch.long for n in choices)
 
     def unchanged(self, op: Operation) -> int | None:
-        """The input that an operation gives back as it is, or None."""
+        """Return the input that an operation gives back as it is, or None."""
         function, args = op.function, op.args
         if op.kwargs.get("alpha", 1) != 1 or op.kwargs.get("rounding_mode") is not None:
             return None
@@ -297,7 +297,7 @@ class Shortening:
         return bool(other == neutral)
 
     def text(self, op: Operation, touched: bool) -> str:
-        """An operation as Python calls it fastest."""
+        """Return an operation as Python calls it fastest."""
         function, args = op.function, op.args
         name = function._schema.name.removeprefix("aten::")
         if function is aten.linalg_solve_triangular.default and self.shared(op):
@@ -324,7 +324,7 @@ class Shortening:
         return f"{call}({', '.join([*map(self.source, args), *options])})"
 
     def operand(self, first: Any, value: Any) -> str:
-        """A number as a tensor of the first operand's type, which is read in half the time."""
+        """Return number as a tensor of the first operand's type, which is read in half the time."""
         if type(value) not in (int, float) or not isinstance(first, Ref):
             return self.source(value)
         like = self.values[first.number]
@@ -350,7 +350,7 @@ class Shortening:
         return one and self.constant(number) and {"upper"} == set(op.kwargs)
 
     def source(self, value: Any) -> str:
-        """A value as text, which may be the name of what holds it."""
+        """Return a value as text, which may be the name of what holds it."""
         if isinstance(value, Ref):
             number = self.real(value.number)
             if not self.constant(number):
@@ -378,7 +378,7 @@ def solve(triangle: Tensor, b: Tensor, upper: bool) -> Tensor:
 
 
 def smallest(value: Tensor) -> Tensor:
-    """A constant, kept once along each axis on which it repeats itself, so that strides are 0."""
+    """Store a constant once along each axis on which it repeats, with strides of 0."""
     kept = value
     for axis, size in enumerate(value.shape):
         first = kept.narrow(axis, 0, 1) if size else kept

@@ -17,7 +17,7 @@ __all__ = ["einsum", "tensordot", "transpose"]
 
 
 def einsum(equation: str, *operands: Tensor) -> Tensor:
-    """The log of a sum of products, of operands in logs, which knows how to draw its indices.
+    """Return log of a sum of products, of operands in logs, which knows how to draw its indices.
 
     Example:
         >>> import torch

@@ -25,7 +25,7 @@ class ChainByChainWarning(UserWarning):
 
 
 def check(potential: Evaluation, u: Tensor) -> None:
-    """Finds out how a model runs for many chains, and that it gives what one chain gives.
+    """Find how a model runs for many chains, and compare with single chains.
 
     Arguments:
         potential: The log density of the model, whose attributes are set.
@@ -80,7 +80,7 @@ def trial(potential: Evaluation, points: Tensor, single: Tensor, slopes: bool) -
 
 
 def attempt(potential: Evaluation, points: Tensor, slopes: bool) -> tuple[Tensor | None, str]:
-    """The values for many chains at once, or none and why."""
+    """Return the values for many chains at once, or none and why."""
     try:
         with unchecked():
             if slopes:

@@ -103,7 +103,7 @@ def verdict(value: Tensor) -> bool:
 
 
 def mvlgamma(x: Tensor, p: int) -> Tensor:
-    """The log of the multivariate gamma function, without a look at the values."""
+    """Return the log of the multivariate gamma function, without a look at the values."""
     steps = torch.arange(p, dtype=x.dtype, device=x.device) / 2
     return (x[..., None] - steps).lgamma().sum(-1) + p * (p - 1) / 4 * math.log(math.pi)
 
@@ -116,13 +116,13 @@ def isclose(
 
 
 def safe_log(x: Tensor) -> Tensor:
-    """The logarithm, with a gradient of at most one over the machine's precision, as Pyro's."""
+    """Return logarithm, with a gradient of at most one over the machine's precision, as Pyro's."""
     slope = x / x.detach().clamp(min=torch.finfo(x.dtype).eps)
     return x.detach().log() + (slope - slope.detach())
 
 
 def rebound(function: Any, **others: Any) -> Callable[..., Any]:
-    """A function whose module's functions call others instead."""
+    """Return a function whose module's functions call others instead."""
     scope = dict(function.__globals__)
     for name, value in scope.copy().items():
         if isinstance(value, FunctionType) and value.__globals__ is function.__globals__:
@@ -140,7 +140,7 @@ def again(function: FunctionType, scope: dict[str, Any]) -> FunctionType:
 
 
 def parts(fn: Any) -> Iterator[Any]:
-    """A distribution and those that it is made of."""
+    """Return a distribution and those that it is made of."""
     yield fn
     for name in PARTS:
         inner = vars(fn).get(name)
@@ -150,7 +150,7 @@ def parts(fn: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def batchable(fn: Any) -> Iterator[None]:
-    """Replaces what `vmap` does not take of a distribution or its parts."""
+    """Replace what `vmap` does not take of a distribution or its parts."""
     replaced = []
     for part, name in itertools.product(parts(fn), ("log_prob", "rsample")):
         other = OTHERS.get(getattr(type(part), name, None))
@@ -165,7 +165,7 @@ def batchable(fn: Any) -> Iterator[None]:
 
 
 def dirichlet_rsample(fn: Any, shape: Any = ()) -> Tensor:
-    """A draw from a Dirichlet distribution, by gamma variables."""
+    """Return a draw from a Dirichlet distribution, by gamma variables."""
     alpha = fn.concentration.expand(fn._extended_shape(torch.Size(shape)))
     draw = torch._standard_gamma(alpha).clamp(min=torch.finfo(alpha.dtype).tiny)
     return draw / draw.sum(-1, keepdim=True)
