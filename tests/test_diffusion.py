@@ -19,7 +19,7 @@ SCHEDULES = {
     "ve": lambda: d.VE(0.01, 50.0),
     "karras": lambda: d.Karras(),
     "rectified": lambda: d.Rectified(),
-    "table": lambda: d.Tabulated(),
+    "table": lambda: d.BetaSchedule(),
     "own equation": lambda: d.LinearSDE(lambda t: -0.1 - 3 * t, lambda t: 1 + t.square()),
     "custom": lambda: d.CustomSchedule(lambda t: (-t.square(), torch.log(t) + 1)),
 }
@@ -57,7 +57,7 @@ def test_schedules_are_consistent(schedule):
 
 
 def test_constants_are_those_of_the_papers(float64):
-    betas = d.Tabulated().betas(1000)
+    betas = d.BetaSchedule().betas(1000)
     torch.testing.assert_close(betas, torch.linspace(1e-4, 0.02, 1000))  # Ho et al.
     t = torch.rand(20)
     integral = 0.1 * t + (20 - 0.1) * t.square() / 2  # of Song et al.'s rate
@@ -69,12 +69,12 @@ def test_constants_are_those_of_the_papers(float64):
     f = ((t + 0.008) / 1.008 * math.pi / 2).cos().square()
     f0 = math.cos(0.008 / 1.008 * math.pi / 2) ** 2
     torch.testing.assert_close(d.Cosine()(t)[0].square(), f / f0)  # of Nichol & Dhariwal
-    table = d.Tabulated()
+    table = d.BetaSchedule()
     steps = torch.arange(1, 1001) / 1000
     torch.testing.assert_close(
         table(steps)[0].square(), torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
     )
-    levels = d.RhoGrid().path(d.Karras(), 18).sigma
+    levels = d.KarrasGrid().path(d.Karras(), 18).sigma
     i = torch.arange(18) / 17
     edm = (80 ** (1 / 7) + i * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     torch.testing.assert_close(levels, torch.cat([edm, torch.zeros(1)]))
@@ -215,8 +215,8 @@ SAMPLERS = {
 
 def recursion(name, n, schedule, lam):
     """Variance of the result, for data N(0, lam) started at variance 1, by its own formulas."""
-    grid = d.RhoGrid() if "heun" in name else d.UniformGrid()
-    grid = d.RatioGrid() if name == "dpm" else grid
+    grid = d.KarrasGrid() if "heun" in name else d.UniformGrid()
+    grid = d.LogSNRGrid() if name == "dpm" else grid
     t = grid.times(schedule, n)
     alpha, sigma = ([*v.tolist()] for v in schedule(t))
     alpha, sigma, t = [*alpha, 1.0], [*sigma, 0.0], [*t.tolist(), 0.0]
@@ -329,7 +329,7 @@ def test_annealed_langevin_draws_under_every_schedule(name, float64):
         callback=lambda k, y: seen.append(float(y.var())),
     )
     assert abs(float(x.var()) / 0.5 - 1) < 0.1
-    path = d.RatioGrid().path(schedule, 60)
+    path = d.LogSNRGrid().path(schedule, 60)
     levels = path.alpha[20:60] ** 2 * 0.5 + path.sigma[20:60] ** 2
     after = levels * (path.alpha[21:61] / path.alpha[20:60]) ** 2  # carried to the next level
     ratio = torch.tensor(seen[20:59]) / after[:-1]
@@ -370,7 +370,7 @@ def test_bad_input_is_named():
         (lambda: d.VE(3.0, 1.0), "0 < `low` < `high`"),
         (lambda: d.Karras(rho=0.0), "positive `rho`"),
         (lambda: d.Cosine(-1.0), "`offset` not to be negative"),
-        (lambda: d.Tabulated(torch.tensor([0.1, 1.2])), r"`betas` in \(0, 1\)"),
+        (lambda: d.BetaSchedule(torch.tensor([0.1, 1.2])), r"`betas` in \(0, 1\)"),
         (
             lambda: d.CustomSchedule(lambda t: (4 * t, torch.log(t))),
             "ratio of signal to noise falls",

@@ -647,7 +647,7 @@ def test_greedy_training_and_the_up_down_algorithm():
     train, test = digits()
     torch.manual_seed(0)
     network = pg.models.DeepBeliefNetwork([64, 12, 8])
-    assert isinstance(network.objective, objectives.Greedy)
+    assert isinstance(network.objective, objectives.GreedyLayerwise)
     pg.fit(network, train, epochs=60, batch_size=100, lr=0.01, seed=0, progress=False)
     assert torch.equal(network.up[0], network.machines[0].weight)
     with torch.no_grad():
@@ -908,7 +908,10 @@ def test_bad_input_is_named():
             lambda: objectives.PseudoLikelihood()(pg.models.EnergyModel(2), torch.ones(3, 2)),
             "a model of binary units",
         ),
-        (lambda: objectives.Greedy()(pg.models.RBM(2, 2), torch.ones(3, 2)), "stack of machines"),
+        (
+            lambda: objectives.GreedyLayerwise()(pg.models.RBM(2, 2), torch.ones(3, 2)),
+            "stack of machines",
+        ),
         (
             lambda: objectives.SlicedScoreMatching()(pg.models.VAE(2), torch.ones(3, 2)),
             "a model with a density",

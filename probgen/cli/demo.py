@@ -71,7 +71,7 @@ class Settings(NamedTuple):
     chains_draws: int = 25
 
 
-class Row(NamedTuple):
+class ResultRow(NamedTuple):
     """One line of the table."""
 
     name: str
@@ -83,7 +83,7 @@ class Row(NamedTuple):
     ess: float
 
 
-def run(folder: str | Path, settings: Settings | None = None, seed: int = 0) -> list[Row]:
+def run(folder: str | Path, settings: Settings | None = None, seed: int = 0) -> list[ResultRow]:
     """Run the demonstration; write the model and a picture to a folder, print a table.
 
     Arguments:
@@ -242,8 +242,8 @@ def score(
     truth: Tensor,
     seconds: float = math.nan,
     ess: float = math.nan,
-) -> Row:
-    return Row(
+) -> ResultRow:
+    return ResultRow(
         name,
         bits,
         rmse(draws.mean(0), truth),
@@ -267,7 +267,7 @@ def picture(
     axs[0, 0].figure.savefig(file, dpi=120)
 
 
-def report(rows: list[Row], settings: Settings, learning: float, folder: Path) -> None:
+def report(rows: list[ResultRow], settings: Settings, learning: float, folder: Path) -> None:
     print(f"\nPrior learned in {learning:.0f} s. {settings.cases} held-out digits, the lower half")
     print(f"missing, noise of {NOISE:g} grey levels on the rest.")
     print(f"NUTS: one chain of {settings.warmup} + {settings.draws} steps; ", end="")

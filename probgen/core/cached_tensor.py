@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Table:
+class CachedTensor:
     """Numbers in double precision, cast for use once for each dtype and device."""
 
     def __init__(self, value: Tensor) -> None:

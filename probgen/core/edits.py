@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.overrides import TorchFunctionMode
 
-from .cached_tensor import Table
-from .rebuild import CONTAINERS, DELETED, LARGEST, CheckpointError, Decoder, Encoder
+from .cached_tensor import CachedTensor
+from .rebuild import CONTAINERS, DELETED, LARGEST, CheckpointError, ModuleDecoder, ModuleEncoder
 from .registry import describe, fields_of, is_torch, kind_of, layer_arguments
 
 __all__ = [
@@ -106,7 +106,7 @@ def build(
     try:
         torch.set_default_dtype(torch.float32)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"), Budget(state, sketch):
-            decoder = Decoder(tensors, modules, largest)
+            decoder = ModuleDecoder(tensors, modules, largest)
             module = decoder.decode(content["module"])
             if not isinstance(module, nn.Module):
                 raise CheckpointError(f"Expected a module, got {content['module']!r:.80}.")
@@ -184,7 +184,7 @@ def plan(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         TypeError: If it cannot be rebuilt; the attribute is named.
         ValueError: If its parameters are not finite.
     """
-    encoder, state = Encoder(), module.state_dict()
+    encoder, state = ModuleEncoder(), module.state_dict()
     name = kind_of(module).__name__
     content: dict[str, Any] = {"module": encoder.encode(module, f"the {name}"), "edits": []}
 
@@ -315,9 +315,9 @@ class Comparison:
         if isinstance(a, (list, tuple)):
             return len(a) == len(b) and all(self.same(v, w, built) for v, w in zip(a, b))
         if isinstance(a, dict):
-            a, b = ({k: v for k, v in d.items() if not isinstance(v, Table)} for d in (a, b))
+            a, b = ({k: v for k, v in d.items() if not isinstance(v, CachedTensor)} for d in (a, b))
             return a.keys() == b.keys() and all(self.same(a[k], b[k], built) for k in a)
-        if isinstance(a, Table):  # a cache
+        if isinstance(a, CachedTensor):  # a cache
             return True
         if isinstance(a, (Distribution, Transform)):
             return self.same(described(a), described(b))

@@ -47,7 +47,7 @@ def outline(value: Any) -> str:
         return repr(value)
     if isinstance(value, Tensor) and value.device.type == "cpu" and value.numel() <= FEW:
         return repr(value.detach())
-    reader = Reader()
+    reader = DigestReader()
     reader.read(value, True)
     return f"{title(value)} [{reader.hash.hexdigest()[:10]}]"
 
@@ -78,7 +78,7 @@ def title(value: Any) -> str:
     return getattr(named, "__qualname__", type(value).__qualname__)
 
 
-class Reader:
+class DigestReader:
     """Reads values into a digest; a value that was read before is not read again."""
 
     def __init__(self) -> None:

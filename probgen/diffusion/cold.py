@@ -23,21 +23,21 @@ from torch.distributions import Distribution
 
 from ..core import is_wrapped, register
 from ..core.arguments import record
-from ..core.cached_tensor import Table
+from ..core.cached_tensor import CachedTensor
 from ..core.registry import Record
 from ..core.validation import check_whole
 from .discrete.corruptions import along
 
 __all__ = [
-    "Blur",
+    "BlurDegradation",
     "ColdSampler",
     "CustomDegradation",
     "Degradation",
-    "Fade",
-    "ImprovedCold",
-    "Mask",
+    "FadeDegradation",
+    "MaskDegradation",
     "NaiveCold",
-    "Pixelate",
+    "PixelateDegradation",
+    "TACoS",
 ]
 
 Restorer = Callable[..., Tensor]
@@ -130,7 +130,7 @@ class Separable(Degradation):
     ) -> None:
         super().__init__(levels, shape)
         height = self.shape[-2] if len(self.shape) > 1 else 1
-        self.rows, self.columns = Table(tables(height)), Table(tables(self.shape[-1]))
+        self.rows, self.columns = CachedTensor(tables(height)), CachedTensor(tables(self.shape[-1]))
 
     def degrade(self, x: Tensor, s: Tensor) -> Tensor:
         rows, columns = (table(x)[s] for table in (self.rows, self.columns))
@@ -145,7 +145,7 @@ def longest(shape: int | Sequence[int]) -> int:
     return max(shape[-2:]) if isinstance(shape, Sequence) and shape else shape  # type: ignore
 
 
-class Blur(Separable):
+class BlurDegradation(Separable):
     r"""A Gaussian blur of width :math:`\sigma_s = \sigma_S \, s / S`, no light leaving the picture.
 
     It is the heat equation with closed ends: the cosine :math:`k` of a side of :math:`n` pixels is
@@ -166,7 +166,7 @@ class Blur(Separable):
     Example:
         >>> x = torch.zeros(8, 8)
         >>> x[4, 4] = 1
-        >>> y = Blur((8, 8), levels=10)(x, torch.tensor(5))
+        >>> y = BlurDegradation((8, 8), levels=10)(x, torch.tensor(5))
         >>> round(float(y.sum()), 4), bool(y.max() < 0.1)
         (1.0, True)
     """
@@ -190,7 +190,7 @@ class Blur(Separable):
         super().__init__(shape, tables, levels)
 
 
-class Pixelate(Separable):
+class PixelateDegradation(Separable):
     r"""Pixels merge in blocks of :math:`2^s`, which have their mean.
 
     References:
@@ -205,7 +205,7 @@ class Pixelate(Separable):
         ValueError: If a number is not positive.
 
     Example:
-        >>> Pixelate(4)(torch.tensor([1.0, 3.0, 0.0, 8.0]), torch.tensor(1))
+        >>> PixelateDegradation(4)(torch.tensor([1.0, 3.0, 0.0, 8.0]), torch.tensor(1))
         tensor([2., 2., 4., 4.])
     """
 
@@ -222,7 +222,7 @@ class Pixelate(Separable):
         super().__init__(shape, tables, count)
 
 
-class Mask(Degradation):
+class MaskDegradation(Degradation):
     """Pixels get one colour, from the centre of the picture on.
 
     References:
@@ -239,7 +239,7 @@ class Mask(Degradation):
         ValueError: If a number is impossible.
 
     Example:
-        >>> Mask(4, levels=2, rest=0.5)(torch.arange(1.0, 5.0), torch.tensor(2))
+        >>> MaskDegradation(4, levels=2, rest=0.5)(torch.arange(1.0, 5.0), torch.tensor(2))
         tensor([1., 0., 0., 4.])
     """
 
@@ -262,7 +262,7 @@ class Mask(Degradation):
         return torch.where(self.order < along(hidden, x), self.colour, x)
 
 
-class Fade(Degradation):
+class FadeDegradation(Degradation):
     r"""Each picture fades to its own mean colour, :math:`x + (\bar x - x) s / S`.
 
     Arguments:
@@ -273,7 +273,7 @@ class Fade(Degradation):
         ValueError: If a number is not positive.
 
     Example:
-        >>> Fade(2, levels=4)(torch.tensor([0.0, 4.0]), torch.tensor(2))
+        >>> FadeDegradation(2, levels=4)(torch.tensor([0.0, 4.0]), torch.tensor(2))
         tensor([1., 3.])
     """
 
@@ -301,7 +301,7 @@ class ColdSampler(Record):
         ...     def step(self, degradation, x, clean, s):
         ...         return (x + degradation(clean, s - 1)) / 2
         >>> x = torch.tensor([4.0, 4.0])
-        >>> Halfway().sample(lambda x, s: torch.zeros_like(x), Fade(2, levels=2), x)
+        >>> Halfway().sample(lambda x, s: torch.zeros_like(x), FadeDegradation(2, levels=2), x)
         tensor([1., 1.])
     """
 
@@ -354,7 +354,7 @@ class NaiveCold(ColdSampler):
         | https://arxiv.org/abs/2208.09392
 
     Example:
-        >>> fade = Fade(2, levels=4)
+        >>> fade = FadeDegradation(2, levels=4)
         >>> NaiveCold().sample(lambda x, s: x, fade, torch.tensor([1.0, 3.0]))
         tensor([1.9062, 2.0938])
     """
@@ -364,7 +364,7 @@ class NaiveCold(ColdSampler):
 
 
 @record
-class ImprovedCold(ColdSampler):
+class TACoS(ColdSampler):
     r"""What a level takes is added back, :math:`x_{s-1} = x_s - D(\hat x, s) + D(\hat x, s - 1)`.
 
     References:
@@ -374,7 +374,7 @@ class ImprovedCold(ColdSampler):
     Example:
         >>> tilt = CustomDegradation(lambda x, s: x + s.unsqueeze(-1) * torch.arange(3.0), 4)
         >>> x = tilt(torch.ones(3), torch.tensor(4))
-        >>> ImprovedCold().sample(lambda x, s: torch.zeros_like(x), tilt, x)
+        >>> TACoS().sample(lambda x, s: torch.zeros_like(x), tilt, x)
         tensor([1., 1., 1.])
     """
 

@@ -17,10 +17,10 @@ from ..core.arguments import checked
 from ..core.validation import check_number, check_whole
 from .schedules import Schedule
 
-__all__ = ["CustomSchedule", "LinearSDE", "Tabulated", "linear_betas"]
+__all__ = ["BetaSchedule", "CustomSchedule", "LinearSDE", "linear_betas"]
 
 
-class Tabulated(Schedule):
+class BetaSchedule(Schedule):
     r"""The schedule of given steps, :math:`\alpha_{k/T}^2 = \prod_{i \le k} (1 - \beta_i)`.
 
     Between steps :math:`\log \alpha` is linear in time; :math:`\alpha_t^2 + \sigma_t^2 = 1`.
@@ -37,7 +37,7 @@ class Tabulated(Schedule):
         ValueError: If they are no such numbers.
 
     Example:
-        >>> schedule = Tabulated(torch.tensor([0.1, 0.2]))
+        >>> schedule = BetaSchedule(torch.tensor([0.1, 0.2]))
         >>> schedule(torch.tensor([0.5, 1.0]))[0] ** 2
         tensor([0.9000, 0.7200])
     """

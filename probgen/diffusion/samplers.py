@@ -25,7 +25,7 @@ from ..core.registry import Record
 from ..core.validation import check_whole
 from .denoisers import Denoiser
 from .schedules import Schedule
-from .time_grids import Grid, Path, RatioGrid, UniformGrid
+from .time_grids import Grid, LogSNRGrid, Path, UniformGrid
 
 __all__ = [
     "DDIM",
@@ -122,7 +122,7 @@ def noise(denoiser: Denoiser, shape: torch.Size, like: Tensor) -> Tensor:
     return spread * draws
 
 
-class Linear(Sampler):
+class LinearSampler(Sampler):
     """A sampler whose steps are linear in the value and in what was denoised.
 
     Attributes:
@@ -152,7 +152,7 @@ class Linear(Sampler):
 
 
 @record
-class DDIM(Linear):
+class DDIM(LinearSampler):
     r"""Denoising diffusion implicit models: steps without noise, or with a part of it.
 
     .. math:: x_s = \alpha_s \hat x_0 + \sqrt{\sigma_s^2 - \tau^2} \, \hat \epsilon + \tau \xi,
@@ -206,7 +206,7 @@ def posterior_variance(path: Path) -> Tensor:
 
 
 @record
-class Ancestral(Linear):
+class Ancestral(LinearSampler):
     r"""The sampler of DDPM: from the posterior given what was denoised.
 
     .. math:: x_s = \frac{\alpha_t \sigma_s^2}{\alpha_s \sigma_t^2} \, x_t +
@@ -261,7 +261,7 @@ class Ancestral(Linear):
 
 
 @record
-class EulerMaruyama(Linear):
+class EulerMaruyama(LinearSampler):
     r"""Euler's method for the reverse equation.
 
     .. math:: x_s = x_t - (t - s) \, \bigl( f_t x_t - g_t^2 \nabla \log p(x_t) \bigr)
@@ -335,13 +335,13 @@ class PredictorCorrector(Sampler):
         (True, True)
     """
 
-    predictor: Linear = field(default_factory=Ancestral)
+    predictor: LinearSampler = field(default_factory=Ancestral)
     corrections: int = 1
     ratio: float = 0.16
 
     def __post_init__(self) -> None:
         check_whole(1, corrections=self.corrections)
-        if not isinstance(self.predictor, Linear):
+        if not isinstance(self.predictor, LinearSampler):
             raise TypeError(
                 f"Expected a `predictor` such as Ancestral, got a {type(self.predictor).__name__}."
             )
@@ -374,7 +374,7 @@ class PredictorCorrector(Sampler):
 
 @record
 class AnnealedLangevin(Sampler):
-    r"""Langevin steps at each of the levels of a grid, by :class:`probgen.mcmc.AnnealedLangevin`.
+    r"""Langevin steps at each of the levels of a grid, by :class:`probgen.mcmc.AnnealedULA`.
 
     In :math:`y = x / \alpha` and :math:`\varsigma = \sigma / \alpha` a step at a level is
 
@@ -410,7 +410,7 @@ class AnnealedLangevin(Sampler):
     steps: int = 100
     moves: int = 5
     step_size: float = 0.2
-    grid: Grid = field(default_factory=RatioGrid)
+    grid: Grid = field(default_factory=LogSNRGrid)
 
     def __post_init__(self) -> None:
         check_whole(1, steps=self.steps, moves=self.moves)
@@ -422,7 +422,7 @@ class AnnealedLangevin(Sampler):
         times, alphas = path.times.to(x), path.alpha.tolist()
         levels, shape = (path.sigma / path.alpha).to(x), x.shape
         for k, (t, a) in enumerate(zip(times, alphas)):
-            kernel = mcmc.AnnealedLangevin(levels[k : k + 1], self.moves, self.step_size)
+            kernel = mcmc.AnnealedULA(levels[k : k + 1], self.moves, self.step_size)
 
             def score(y: Tensor, sigma: Tensor, t: Tensor = t, a: float = a) -> Tensor:
                 return a * denoiser.score(a * y.reshape(shape), t, context).reshape(y.shape)

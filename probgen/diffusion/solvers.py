@@ -25,7 +25,7 @@ from .denoisers import Denoiser
 from .flow import flow_table, probability_flow
 from .samplers import Sampler
 from .schedules import Schedule
-from .time_grids import AngleGrid, Grid, Path, RatioGrid, RhoGrid
+from .time_grids import AngleGrid, Grid, KarrasGrid, LogSNRGrid, Path
 
 __all__ = ["DPMSolver", "Heun", "ODESolver"]
 
@@ -60,7 +60,7 @@ class DPMSolver(Sampler):
     """
 
     steps: int = 20
-    grid: Grid = field(default_factory=RatioGrid)
+    grid: Grid = field(default_factory=LogSNRGrid)
 
     def __post_init__(self) -> None:
         check_whole(1, steps=self.steps)
@@ -118,7 +118,7 @@ class Heun(Sampler):
     low: float = 0.0
     high: float = torch.inf
     inflate: float = 1.0
-    grid: Grid = field(default_factory=RhoGrid)
+    grid: Grid = field(default_factory=KarrasGrid)
 
     def __post_init__(self) -> None:
         check_whole(1, steps=self.steps)

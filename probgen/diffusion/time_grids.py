@@ -16,7 +16,15 @@ from ..core.registry import Record
 from ..core.validation import check_whole
 from .schedules import Schedule
 
-__all__ = ["AngleGrid", "Grid", "InformationGrid", "Path", "RatioGrid", "RhoGrid", "UniformGrid"]
+__all__ = [
+    "AngleGrid",
+    "Grid",
+    "InformationGrid",
+    "KarrasGrid",
+    "LogSNRGrid",
+    "Path",
+    "UniformGrid",
+]
 
 END = 1e-3  # where grids in the noise end if there is none at time 0
 
@@ -147,13 +155,13 @@ class InformationGrid(Grid):
 
 
 @record
-class RatioGrid(Grid):
+class LogSNRGrid(Grid):
     r"""Times at which the log of the ratio of signal to noise is evenly spaced.
 
     Example:
         >>> from probgen.diffusion import VP
         >>> schedule = VP()
-        >>> ratios = schedule.log_snr(RatioGrid().times(schedule, 5))
+        >>> ratios = schedule.log_snr(LogSNRGrid().times(schedule, 5))
         >>> torch.allclose(ratios.diff(), ratios.diff().mean(), rtol=1e-3)
         True
     """
@@ -165,7 +173,7 @@ class RatioGrid(Grid):
 
 
 @record
-class RhoGrid(Grid):
+class KarrasGrid(Grid):
     r"""Times at which the root :math:`(\sigma / \alpha)^{1 / \rho}` is evenly spaced.
 
     References:
@@ -181,7 +189,7 @@ class RhoGrid(Grid):
     Example:
         >>> from probgen.diffusion import VE
         >>> schedule = VE(0.002, 80.0)
-        >>> schedule(RhoGrid().times(schedule, 3))[1].round(decimals=3)
+        >>> schedule(KarrasGrid().times(schedule, 3))[1].round(decimals=3)
         tensor([8.0000e+01, 2.5150e+00, 2.0000e-03], dtype=torch.float64)
     """
 

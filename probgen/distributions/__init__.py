@@ -1,6 +1,7 @@
 """Lazy distributions and the Pyro distributions that they return."""
 
 from ..core import Density, Fixed, LazyDistribution
+from ..core.deprecation import former_names
 from .diffusion.cold import ColdDiffusion, RestorerMLP
 from .diffusion.continuous import Diffusion, DiffusionDistribution
 from .diffusion.discrete import DiscreteDiffusion, JumpDiffusion
@@ -14,7 +15,7 @@ from .implicit.pushforward import Pushforward
 from .latent.base import LatentVariable, Marginal
 from .latent.codebook import Codebook, Quantization
 from .latent.hierarchical import Hierarchy
-from .latent.layers import Merge, PrecisionWeighted, Residual, Rung
+from .latent.layers import LatentLayer, PosteriorUpdate, PrecisionWeightedUpdate, ResidualUpdate
 from .latent.quantized import Quantized
 from .latent.semisupervised import SemiSupervised
 from .latent.vae import Latent
@@ -65,21 +66,21 @@ __all__ = [
     "Hierarchy",
     "JumpDiffusion",
     "Latent",
+    "LatentLayer",
     "LatentVariable",
     "LazyDistribution",
     "Marginal",
-    "Merge",
     "ModuleDistribution",
     "Partition",
     "Poisson",
-    "PrecisionWeighted",
+    "PosteriorUpdate",
+    "PrecisionWeightedUpdate",
     "ProductOfExperts",
     "Pushforward",
     "Quantization",
     "Quantized",
-    "Residual",
+    "ResidualUpdate",
     "RestorerMLP",
-    "Rung",
     "SemiSupervised",
     "StandardNormal",
     "StudentT",
@@ -87,3 +88,5 @@ __all__ = [
     "UniformAngles",
     "VampPrior",
 ]
+
+__getattr__ = former_names(__name__)

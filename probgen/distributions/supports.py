@@ -15,7 +15,7 @@ from ..core.contracts import MadeBy
 from ..core.validation import ends
 
 
-def cuts_of(base: TorchDistribution, transforms: Sequence[Transform]) -> list[Any]:
+def check_parts(base: TorchDistribution, transforms: Sequence[Transform]) -> list[Any]:
     """Check that the parts of a flow fit; return where a value may leave it half-way.
 
     For each transform: none, or its support and :func:`interior`, where the next takes more

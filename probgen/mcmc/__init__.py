@@ -6,7 +6,7 @@ from .annealing import Annealed, ais, smc
 from .convergence import ConvergenceWarning
 from .diagnostics import ess, ess_tail, mcse, nested_rhat, rhat
 from .draws import Draws, Summary
-from .kernels.annealed_langevin import AnnealedLangevin, AnnealedState
+from .kernels.annealed_langevin import AnnealedState, AnnealedULA
 from .kernels.base import GradientState, Info, Kernel, LogDensity, LowRank, PositionState, Score
 from .kernels.elliptical_slice import EllipticalSlice
 from .kernels.gibbs import BlockGibbs, Direct, Gibbs, GibbsInfo, GibbsState, GraphGibbs, colours
@@ -29,8 +29,8 @@ __all__ = [
     "SGLD",
     "ULA",
     "Annealed",
-    "AnnealedLangevin",
     "AnnealedState",
+    "AnnealedULA",
     "BatchedMCMC",
     "BinaryUnits",
     "BlockGibbs",

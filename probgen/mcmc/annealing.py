@@ -57,7 +57,7 @@ class Annealed(NamedTuple):
     temperatures: Tensor
 
 
-class Path:
+class AnnealingPath:
     r"""The log density at :math:`\beta`."""
 
     def __init__(self, base: LogDensity, target: LogDensity, beta: float) -> None:
@@ -123,12 +123,12 @@ def ais(
     position, at = initial, kernel if not isinstance(kernel, Kernel) else lambda beta: kernel
     weights: Any = 0.0
     steps = betas.tolist()
-    level: LogDensity = Path(base, target, 0.0)
+    level: LogDensity = AnnealingPath(base, target, 0.0)
     for last, beta in zip(tqdm(steps[:-1], disable=not progress, leave=False), steps[1:]):
         current = at(beta)
         path = path_at(base, target, current, beta)
         with torch.no_grad():
-            if isinstance(path, Path) and isinstance(level, Path):
+            if isinstance(path, AnnealingPath) and isinstance(level, AnnealingPath):
                 weights = weights + (beta - last) * (target(position) - base(position))
             else:
                 weights = weights + path(position) - level(position)
@@ -292,7 +292,7 @@ def living(position: Any, weights: Tensor) -> Any:
 def path_at(base: LogDensity, target: LogDensity, kernel: Kernel, beta: float) -> LogDensity:
     """Return the log density at a temperature: the kernel's own, else that of the path."""
     own = getattr(kernel, "log_density", None) if beta < 1 else target
-    return own if own is not None else Path(base, target, beta)
+    return own if own is not None else AnnealingPath(base, target, beta)
 
 
 def gains(

@@ -12,7 +12,7 @@ __all__ = ["check_kernel", "check_options", "check_run_options", "check_vector_k
 
 KERNELS = ("ChEES", "HMC", "MALA", "ULA", "SGLD", "Metropolis", "EllipticalSlice")
 OTHERS = {  # kernels whose positions are no vectors of a Pyro model
-    "AnnealedLangevin": "targets a sequence of scores",
+    "AnnealedULA": "targets a sequence of scores",
     "BlockGibbs": "updates blocks of units",
     "Checkerboard": "updates a lattice",
     "Direct": "updates one block",

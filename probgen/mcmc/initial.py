@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .pyro.evaluation import Evaluation
-from .pyro.model_run import RADIUS, Place, unchecked
+from .pyro.model_run import RADIUS, SiteRecorder, unchecked
 from .pyro.vmapping import Batchable
 
 __all__ = ["Initial", "initial"]
@@ -80,7 +80,7 @@ def draw(potential: Evaluation, chains: int, **options: Any) -> Tensor:
     """Points from the prior, from given values, or uniform ones, with shape :math:`(C, D)`."""
 
     def point(given: dict[str, Tensor]) -> Tensor:
-        place = Place(values=given, **options)
+        place = SiteRecorder(values=given, **options)
         with poutine.block(), place, Batchable(given.get("")):
             potential.model()
         return torch.cat([place.parts[name].reshape(-1) for name in potential.layout])

@@ -47,7 +47,7 @@ class ConvVAE(Latent):
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
-        | Deep Residual Learning for Image Recognition (He et al., 2016)
+        | Deep ResidualUpdate Learning for Image Recognition (He et al., 2016)
         | https://arxiv.org/abs/1512.03385
 
     Arguments:

@@ -15,13 +15,13 @@ from ..diffusion import (
     VP,
     Ancestral,
     AnnealedLangevin,
+    BetaSchedule,
     Heun,
     Karras,
     NetworkDenoiser,
     PredictorCorrector,
     Rectified,
     Sampler,
-    Tabulated,
     UniformGrid,
     linear_betas,
 )
@@ -98,7 +98,7 @@ class DDPM(Diffusion):
     ) -> None:
         check_whole(1, steps=steps, solver_steps=solver_steps)
         part, shape, size = parts_of(network, features, context, hidden_features)
-        schedule = Tabulated(linear_betas(steps, 0.1 / steps, min(20 / steps, 0.999)))
+        schedule = BetaSchedule(linear_betas(steps, 0.1 / steps, min(20 / steps, 0.999)))
         super().__init__(
             NetworkDenoiser(part, schedule, shape, size, "eps"),
             Ancestral(steps) if sampler is None else sampler,

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from ..core import DataDependentNetwork
 from ..core.contexts import shape_of, size_of
 from ..core.validation import check_whole
-from ..diffusion import Absorbing, Binomial, Corruption, DiscretizedGaussian, Uniform
+from ..diffusion import (
+    AbsorbingCorruption,
+    BinomialCorruption,
+    Corruption,
+    GaussianCorruption,
+    UniformCorruption,
+)
 from ..diffusion.discrete.corruptions import equal
 from ..distributions import DiscreteDiffusion, JumpDiffusion
 from ..distributions.parametric.normal import weighted_mean
@@ -21,10 +27,10 @@ __all__ = ["CTMC", "D3PM", "StateMLP"]
 
 Named = Literal["absorbing", "binomial", "gaussian", "uniform"]
 CORRUPTIONS: dict[str, Callable[[int, int], Corruption]] = {
-    "absorbing": Absorbing,
-    "binomial": Binomial,
-    "gaussian": DiscretizedGaussian,
-    "uniform": Uniform,
+    "absorbing": AbsorbingCorruption,
+    "binomial": BinomialCorruption,
+    "gaussian": GaussianCorruption,
+    "uniform": UniformCorruption,
 }
 RARE = 0.5  # what is added to the count of each class at the start
 
@@ -47,7 +53,7 @@ class StateMLP(DataDependentNetwork):
         ValueError: If a size is not positive, or the widths differ.
 
     Example:
-        >>> network = StateMLP(3, Absorbing(2, steps=10), hidden_features=(16,))
+        >>> network = StateMLP(3, AbsorbingCorruption(2, steps=10), hidden_features=(16,))
         >>> x, t = torch.tensor([[0, 1, 2]]), torch.tensor([5])
         >>> network(x, t).softmax(-1)  # known, known and masked
         tensor([[[1.0000, 0.0000],

@@ -49,7 +49,7 @@ def sizes(shape: Sequence[int], levels: int) -> list[tuple[int, int]]:
     return out
 
 
-class Block(nn.Module):
+class ConvolutionBlock(nn.Module):
     """A residual block of a convolution over neighbours and one over channels."""
 
     def __init__(self, width: int, activation: Activation) -> None:
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
             nn.Conv2d(n, m, 3, stride=2, padding=1)
             for n, m in itertools.pairwise((self.shape[0], *widths))
         )
-        self.blocks = nn.ModuleList(Block(widths[-1], activation) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ConvolutionBlock(widths[-1], activation) for _ in range(blocks))
         self.last = nn.Conv2d(widths[-1], features, 1)
         self.activation = activation_named(activation)
         self.grid = (features, *sizes(self.shape, len(widths))[-1])
@@ -197,7 +197,7 @@ class Decoder(nn.Module):
                 nn.Linear(inputs, math.prod(self.grid)), nn.Unflatten(1, self.grid)
             )
             self.inputs, self.grid = inputs, (inputs,)
-        self.blocks = nn.ModuleList(Block(wide, activation) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ConvolutionBlock(wide, activation) for _ in range(blocks))
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(n, m, 4, stride=2, padding=1)
             for n, m in itertools.pairwise((*widths[::-1], rows * self.shape[0]))

@@ -221,7 +221,7 @@ class ResidualMLP(nn.Module):
     r"""A residual multilayer perceptron along the leading axis, blocks :math:`h + W_2 a(W_1 a(h))`.
 
     References:
-        | Deep Residual Learning for Image Recognition (He et al., 2016)
+        | Deep ResidualUpdate Learning for Image Recognition (He et al., 2016)
         | https://arxiv.org/abs/1512.03385
 
     Arguments:

@@ -140,8 +140,8 @@ class MADE(nn.Module):
             for rows, b, run in zip(weights, offsets, runs)
         ]
         flat = like.reshape(-1)
-        inputs = Rows(self.features * e, flat)
-        hidden = [Rows(w.shape[0], flat) for w in weights[:-1]]
+        inputs = RowLayer(self.features * e, flat)
+        hidden = [RowLayer(w.shape[0], flat) for w in weights[:-1]]
         features: list[Tensor] = [like] * self.features
         for i, feature in enumerate(self.order):
             below = inputs
@@ -156,7 +156,7 @@ class MADE(nn.Module):
         return torch.stack(features)
 
 
-class Rows:
+class RowLayer:
     """A matrix that grows by rows: in place where no derivative is recorded."""
 
     def __init__(self, total: int, like: Tensor) -> None:

@@ -42,7 +42,7 @@ def power(h: Tensor) -> Tensor:
     return scale.reshape(n, width, *[1] * (h.ndim - 2))
 
 
-class Block(nn.Module):
+class UNetBlock(nn.Module):
     """A residual block that time and context modulate."""
 
     def __init__(
@@ -90,7 +90,7 @@ class SelfAttention(nn.Module):
 class Level(nn.Module):
     """Blocks on one grid, each followed by attention if asked."""
 
-    def __init__(self, blocks: Sequence[Block], attention: Sequence[SelfAttention]) -> None:
+    def __init__(self, blocks: Sequence[UNetBlock], attention: Sequence[SelfAttention]) -> None:
         super().__init__()
         self.blocks, self.attention = nn.ModuleList(blocks), nn.ModuleList(attention)
 
@@ -193,7 +193,7 @@ class UNet(nn.Module):
         def level(i: int, inputs: int) -> Level:
             each = [inputs, *[widths[i]] * (blocks - 1)]
             return Level(
-                [Block(dims, n, widths[i], embedding, dropout, activation) for n in each],
+                [UNetBlock(dims, n, widths[i], embedding, dropout, activation) for n in each],
                 [SelfAttention(widths[i], heads) for _ in each if attention[i]],
             )
 

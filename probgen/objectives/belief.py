@@ -21,13 +21,13 @@ from .base import Objective
 from .contrastive import ContrastiveDivergence
 from .variational import ELBO
 
-__all__ = ["Greedy", "UpDown"]
+__all__ = ["GreedyLayerwise", "UpDown"]
 
 PERSISTENT, FEW = ContrastiveDivergence(persistent=True), ContrastiveDivergence(steps=5)
 
 
 @record
-class Greedy(Objective):
+class GreedyLayerwise(Objective):
     """One layer after the other: equal parts of the training go to each machine.
 
     References:
@@ -43,7 +43,7 @@ class Greedy(Objective):
 
     Example:
         >>> import probgen as pg
-        >>> Greedy()(pg.models.DeepBeliefNetwork([6, 4, 3]), torch.ones(5, 6)).shape
+        >>> GreedyLayerwise()(pg.models.DeepBeliefNetwork([6, 4, 3]), torch.ones(5, 6)).shape
         torch.Size([5])
     """
 
@@ -60,11 +60,11 @@ class Greedy(Objective):
             ValueError: Always.
         """
         raise ValueError(
-            "Expected no `validation`, since Greedy trains one layer after the other, and the best "
-            "parameters are those of the end."
+            "Expected no `validation`, since GreedyLayerwise trains one layer after the other, and "
+            "the best parameters are those of the end."
         )
 
-    def at(self, fraction: float) -> Greedy:
+    def at(self, fraction: float) -> GreedyLayerwise:
         """Return the objective after a fraction of the training."""
         return replace(self, fraction=fraction)
 

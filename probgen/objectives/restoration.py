@@ -40,7 +40,8 @@ class Restoration(Objective):
 
     Example:
         >>> import probgen as pg, torch
-        >>> model = pg.models.ColdDiffusion(64, pg.diffusion.Blur((8, 8)), hidden_features=(16,))
+        >>> blur = pg.diffusion.BlurDegradation((8, 8))
+        >>> model = pg.models.ColdDiffusion(64, blur, hidden_features=(16,))
         >>> Restoration()(model, torch.randn(5, 64)).shape
         torch.Size([5])
     """

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..core.distributed import mix
-from .items import Batch, Reader
+from .items import Batch, ItemReader
 from .levels import warn_of_levels
-from .sources import Items, Rows, digest_of
+from .sources import Items, RowSource, digest_of
 
 __all__ = [
     "NUMBERS",
@@ -131,8 +131,8 @@ class RowBatches(Batches):
 
     def __init__(
         self,
-        rows: Rows,
-        reader: Reader,
+        rows: RowSource,
+        reader: ItemReader,
         chosen: Tensor | None,
         batch_size: int,
         seed: int,
@@ -233,7 +233,7 @@ def mean_weight(batch: Batch) -> float:
     return float(batch.weights.mean())
 
 
-def look_for_levels(batch: Batch, reader: Reader, columns: tuple[str, ...] = ()) -> None:
+def look_for_levels(batch: Batch, reader: ItemReader, columns: tuple[str, ...] = ()) -> None:
     if not reader.support.is_discrete:
         warn_of_levels(batch.x, columns)
 

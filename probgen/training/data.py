@@ -12,8 +12,8 @@ from torch.utils.data import TensorDataset
 from ..core import LazyDistribution
 from ..core.validation import check_whole
 from .batches import Batches, NoData, RowBatches
-from .items import Batch, Reader, check_one_variable, column_names, parts_of
-from .sources import Arrays, Items, Rows, is_dataset
+from .items import Batch, ItemReader, check_one_variable, column_names, parts_of
+from .sources import Arrays, Items, RowSource, is_dataset
 from .streams import StreamBatches, is_stream
 
 __all__ = ["batches_of", "hold_out"]
@@ -44,7 +44,7 @@ def batches_of(
         word: What the data are called in the messages.
     """
     check_whole(1, batch_size=batch_size)
-    reader = Reader(module, device, names)
+    reader = ItemReader(module, device, names)
     check_one_variable(data, word)
     if isinstance(data, Mapping):
         data, context, weights = once(parts_of(data, names), context, weights, word)
@@ -63,7 +63,7 @@ def batches_of(
     if type(data) is TensorDataset and len(data) > 0:
         data, context, weights = once(parts_of(data.tensors), context, weights, word)
     if is_dataset(data):
-        rows: Rows = Items(data, reader, context, weights, word)
+        rows: RowSource = Items(data, reader, context, weights, word)
     else:
         rows = Arrays(Batch(data, context, weights), reader, word)
     return RowBatches(rows, reader, None, batch_size, seed, columns)

@@ -14,7 +14,15 @@ from ..core import LazyDistribution, contexts
 from ..core.contexts import Context
 from ..core.validation import check_precision
 
-__all__ = ["Batch", "Reader", "as_tensor", "check_one_variable", "column_names", "parts_of", "span"]
+__all__ = [
+    "Batch",
+    "ItemReader",
+    "as_tensor",
+    "check_one_variable",
+    "column_names",
+    "parts_of",
+    "span",
+]
 
 FIELDS = ("x", "context", "weight")  # the keys of an item that is a dict
 
@@ -185,7 +193,7 @@ def first(where: Callable[[int], str]) -> str:
     return "" if where is item else f", first in {where(0)}"
 
 
-class Reader:
+class ItemReader:
     """What a module takes: it checks data and makes them tensors of its dtype, on its device.
 
     Arguments:

@@ -1,4 +1,4 @@
-"""Rows of data: arrays, in memory or mapped from a file, and datasets read item by item."""
+"""RowSource of data: arrays, in memory or mapped from a file, and datasets read item by item."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torch.utils.data import Dataset
 from ..core import contexts
 from ..core.contexts import map_context
 from ..core.distributed import mix
-from .items import Batch, Reader, as_tensor, is_pandas, parts_of
+from .items import Batch, ItemReader, as_tensor, is_pandas, parts_of
 
-__all__ = ["Arrays", "Items", "Rows", "collate", "digest_of", "is_dataset", "seeded"]
+__all__ = ["Arrays", "Items", "RowSource", "collate", "digest_of", "is_dataset", "seeded"]
 
 LARGE = 10**7  # numbers in an array that is read as it is used
 DIGEST = 10**6  # numbers in an array of which every one goes into its digest
 
 
-class Rows(ABC):
+class RowSource(ABC):
     """Data of which any rows can be taken."""
 
     #: The weights of all rows, with mean 1, if they are given besides the rows.
@@ -51,8 +51,8 @@ class Rows(ABC):
         """Return a digest of data, contexts and weights, each by its name."""
 
 
-class Arrays(Rows):
-    """Rows of arrays, checked at once, or as they are used if they are large or memory maps.
+class Arrays(RowSource):
+    """RowSource of arrays, checked at once, or as they are used if they are large or memory maps.
 
     Arguments:
         batch: The data, contexts and weights, as they were given.
@@ -64,7 +64,7 @@ class Arrays(Rows):
         ValueError: If there are none, they do not fit the module, or each other.
     """
 
-    def __init__(self, batch: Batch, reader: Reader, name: str = "data") -> None:
+    def __init__(self, batch: Batch, reader: ItemReader, name: str = "data") -> None:
         self.reader, self.name = reader, name
         check_indices(batch)
         self.lazy = any(is_large(v) for v in (batch.x, *leaves_of(batch.context)))
@@ -100,7 +100,7 @@ class Arrays(Rows):
         return found if self.weights is None else {**found, "weights": digest_of(self.weights)}
 
 
-class Items(Rows):
+class Items(RowSource):
     """Items of a map-style dataset, read as they are used.
 
     Arguments:
@@ -117,7 +117,7 @@ class Items(Rows):
     def __init__(
         self,
         dataset: Any,
-        reader: Reader,
+        reader: ItemReader,
         context: Any = None,
         weights: Any = None,
         name: str = "data",
@@ -230,7 +230,7 @@ def check_indices(batch: Batch) -> None:
 
 def collate(
     parts: Sequence[Batch],
-    reader: Reader,
+    reader: ItemReader,
     where: Sequence[str],
     name: str = "data",
     exact: bool = False,

@@ -20,7 +20,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ..core.distributed import mix
 from .batches import NUMBERS, STARTING_ITEMS, Batches, look_for_levels, mean_weight
-from .items import Batch, Reader, parts_of
+from .items import Batch, ItemReader, parts_of
 from .sources import collate, digest_of, seeded
 
 __all__ = ["LengthWarning", "StreamBatches", "is_stream"]
@@ -48,7 +48,7 @@ class StreamBatches(Batches):
     """
 
     def __init__(
-        self, data: Iterable[Any], reader: Reader, batch_size: int, seed: int, word: str
+        self, data: Iterable[Any], reader: ItemReader, batch_size: int, seed: int, word: str
     ) -> None:
         self.data, self.reader, self.seed, self.word = data, reader, seed, word
         self.loader = data if isinstance(data, DataLoader) else None

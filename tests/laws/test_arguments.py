@@ -208,7 +208,7 @@ def test_classes_of_a_user_are_not_compared():
     [
         (lambda: pg.models.CNF(2, probes=-1), "probes"),
         (lambda: t.ActNorm(-1), "features"),
-        (lambda: pg.diffusion.Blur(shape=None), "shape"),
+        (lambda: pg.diffusion.BlurDegradation(shape=None), "shape"),
         (lambda: mcmc.ChEES(length=math.inf), "length"),
         (lambda: pg.models.NSF(2, hidden_features=-1), "hidden_features"),
         (lambda: pg.models.EDM(2, network="x"), "network"),

@@ -32,14 +32,20 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ...core import is_wrapped
-from ...core.cached_tensor import Table
+from ...core.cached_tensor import CachedTensor
 from ...core.validation import check_whole
 from .corruptions import FLOOR, Corruption, along, equal, log_product, log_rows, one_hot
 
-__all__ = ["Absorbing", "Binomial", "Jumps", "RateMatrix", "Uniform"]
+__all__ = [
+    "AbsorbingCorruption",
+    "BinomialCorruption",
+    "ContinuousTimeCorruption",
+    "RateMatrix",
+    "UniformCorruption",
+]
 
 
-class Jumps(Corruption):
+class ContinuousTimeCorruption(Corruption):
     """A corruption in continuous time, from 0 to :math:`T`.
 
     Arguments:
@@ -115,7 +121,7 @@ class Jumps(Corruption):
                 )
 
 
-class Resampling(Jumps):
+class Resampling(ContinuousTimeCorruption):
     r"""A state stays, or is drawn anew from :math:`\pi` whatever it was.
 
     With :math:`a_{t \mid s}` the probability that none was drawn between two steps, the matrix from
@@ -178,7 +184,7 @@ class Resampling(Jumps):
         return torch.logaddexp(along(kept, own) + own, along(lost, own) + drawn)
 
 
-class Absorbing(Resampling):
+class AbsorbingCorruption(Resampling):
     r"""States are masked for good: :math:`a_{t \mid s} = (T - t) / (T - s)`.
 
     The mask is a state of its own, number :math:`K`, after those of the data. At the end all is
@@ -197,7 +203,7 @@ class Absorbing(Resampling):
         ValueError: If there are fewer than 2 classes or less than one step.
 
     Example:
-        >>> Absorbing(2, steps=4).cumulative(1)
+        >>> AbsorbingCorruption(2, steps=4).cumulative(1)
         tensor([[0.7500, 0.0000, 0.2500],
                 [0.0000, 0.7500, 0.2500],
                 [0.0000, 0.0000, 1.0000]])
@@ -218,7 +224,7 @@ class Absorbing(Resampling):
         return one_hot(torch.full((), self.classes, device=like.device), self.states, like)
 
 
-class Uniform(Resampling):
+class UniformCorruption(Resampling):
     r"""States are drawn anew from all, along a cosine: :math:`a_t = \sin^2 \phi_t / \sin^2 \phi_0`.
 
     Here :math:`\phi_t = (1 - t / T) \, \pi / 2.016`, so that at the end nothing is left.
@@ -237,7 +243,7 @@ class Uniform(Resampling):
         ValueError: If there are fewer than 2 classes or less than one step.
 
     Example:
-        >>> Uniform(2, steps=4).cumulative(4)
+        >>> UniformCorruption(2, steps=4).cumulative(4)
         tensor([[0.5000, 0.5000],
                 [0.5000, 0.5000]])
     """
@@ -260,7 +266,7 @@ class Uniform(Resampling):
         return like.new_full((self.states,), -math.log(self.states))
 
 
-class RateMatrix(Jumps):
+class RateMatrix(ContinuousTimeCorruption):
     r"""States jump at given rates, :math:`R_t = \beta_t R`, so that :math:`P_{s t} = e^{R \tau}`.
 
     The clock :math:`\tau = \int_s^t \beta` goes the faster the later, as for
@@ -321,11 +327,11 @@ class RateMatrix(Jumps):
         for n in range(1, 19):  # 1 / 19! is less than a double sees
             powers.append(powers[-1] @ jump / n)
         into = (rates.mT - rates.diagonal().diag()).log().clamp_min(FLOOR)
-        self.powers, self.into = Table(torch.stack(powers)), Table(into)
+        self.powers, self.into = CachedTensor(torch.stack(powers)), CachedTensor(into)
         self.latest: tuple[Tensor, int, Tensor] | None = None
         ends = torch.tensor([0.0, steps], dtype=torch.double)
         last = self.between(ends[0], ends[1], ends)[: self.classes].mean(0)
-        self.end = Table(last.log().clamp_min(FLOOR))
+        self.end = CachedTensor(last.log().clamp_min(FLOOR))
 
     def between(self, s: Tensor, t: Tensor, like: Tensor) -> Tensor:
         """Return the matrices from one time to another, with shape `(*, S, S)`."""
@@ -399,7 +405,7 @@ def check_rates(rates: Tensor) -> Tensor:
     return off - torch.diag(off.sum(-1))
 
 
-class Binomial(RateMatrix):
+class BinomialCorruption(RateMatrix):
     r"""Counts of trials, each of which is drawn anew by itself, for levels that have an order.
 
     A level :math:`x` is the number of successes of :math:`K - 1` trials. Each is drawn anew at the
@@ -429,7 +435,7 @@ class Binomial(RateMatrix):
             probability.
 
     Example:
-        >>> Binomial(3, steps=4).cumulative(4)
+        >>> BinomialCorruption(3, steps=4).cumulative(4)
         tensor([[0.2500, 0.5000, 0.2500],
                 [0.2500, 0.5000, 0.2500],
                 [0.2500, 0.5000, 0.2500]])

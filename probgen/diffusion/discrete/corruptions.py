@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ...core import is_wrapped, register
-from ...core.cached_tensor import Table
+from ...core.cached_tensor import CachedTensor
 from ...core.validation import check_whole
 
-__all__ = ["Corruption", "DiscretizedGaussian"]
+__all__ = ["Corruption", "GaussianCorruption"]
 
 FLOOR = -1e4  # the logarithm of zero, finite so that gradients stay numbers
 
@@ -234,7 +234,7 @@ def log_product(log_w: Tensor, matrix: Tensor) -> Tensor:
     return total.reshape(*log_w.shape[:-1], -1) + most
 
 
-class DiscretizedGaussian(Corruption):
+class GaussianCorruption(Corruption):
     r"""States move to near ones, for levels that have an order.
 
     .. math:: (Q_t)_{ij} = \frac{e^{-(i - j)^2 / 2 s_t}}{\sum_{n=1-K}^{K-1} e^{-n^2 / 2 s_t}}
@@ -258,7 +258,7 @@ class DiscretizedGaussian(Corruption):
         ValueError: If there are fewer than 2 classes or less than one step.
 
     Example:
-        >>> q = DiscretizedGaussian(4, steps=50)
+        >>> q = GaussianCorruption(4, steps=50)
         >>> bool(q.step(50)[0, 1] > q.step(50)[0, 2]), q.cumulative(50).shape
         (True, torch.Size([4, 4]))
     """
@@ -271,8 +271,8 @@ class DiscretizedGaussian(Corruption):
         product = [torch.eye(classes, dtype=torch.double)]
         for matrix in single:
             product.append(product[-1] @ matrix)
-        self.single = Table(torch.cat([product[0][None], single]))
-        self.product = Table(torch.stack(product))
+        self.single = CachedTensor(torch.cat([product[0][None], single]))
+        self.product = CachedTensor(torch.stack(product))
 
     def step(self, t: int) -> Tensor:
         return self.single(torch.empty(()))[t]

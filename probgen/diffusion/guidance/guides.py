@@ -25,7 +25,7 @@ from torch import Tensor
 from ...core.validation import check_whole
 from ..denoisers import Denoiser
 from .measurement import (
-    Likelihood,
+    GaussianMeasurement,
     check_adjoint,
     check_gradient,
     check_graph,
@@ -226,7 +226,7 @@ class DPS(Guided):
         weight: float = 1.0,
     ) -> None:
         super().__init__(denoiser)
-        self.likelihood = Likelihood(operator, y, scale, len(self.shape))
+        self.likelihood = GaussianMeasurement(operator, y, scale, len(self.shape))
         self.weight = weight
         check_gradient(self.likelihood, self.shape, like_of(denoiser, y))
 
@@ -238,7 +238,7 @@ class DPS(Guided):
         return mean.detach() + self.weight * factor * slope
 
 
-class Linear(Guided):
+class LinearGuided(Guided):
     r"""Guidance by a linear measurement with normal noise, :math:`y = A x_0 + n`.
 
     Arguments:
@@ -312,7 +312,7 @@ class Linear(Guided):
         return product(adjoint(v))
 
 
-class PiGDM(Linear):
+class PiGDM(LinearGuided):
     r"""Pseudo-inverse guidance: a normal law of the width that data of variance 1 would have.
 
     References:
@@ -351,7 +351,7 @@ class PiGDM(Linear):
         return (mean + product(plain)).detach()
 
 
-class MMPS(Linear):
+class MMPS(LinearGuided):
     r"""Moment matching posterior sampling: the covariance of the denoiser itself.
 
     :math:`p(x_0 \mid x_t)` is taken as normal with the denoiser's mean and its covariance,

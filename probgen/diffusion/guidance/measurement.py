@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..denoisers import Denoiser
 
-__all__ = ["Likelihood"]
+__all__ = ["GaussianMeasurement"]
 
 
-class Likelihood(nn.Module):
+class GaussianMeasurement(nn.Module):
     r""":math:`\log p(y \mid x_0)` in one of three forms, see :class:`DPS`."""
 
     y: Tensor | None
@@ -132,7 +132,7 @@ def called(operator: Callable[[Tensor], Any], x: Tensor) -> Any:
         ) from error
 
 
-def check_gradient(likelihood: Likelihood, shape: tuple[int, ...], like: Tensor) -> None:
+def check_gradient(likelihood: GaussianMeasurement, shape: tuple[int, ...], like: Tensor) -> None:
     """Raise a ValueError if a likelihood changes but its gradient does not say so."""
     if like.device.type == "meta":
         return

@@ -38,9 +38,9 @@ from ...core.arguments import record
 from ...core.validation import check_whole
 from ...mcmc import diagnostics
 from ..denoisers import Denoiser
-from ..samplers import Ancestral, Linear, noise
+from ..samplers import Ancestral, LinearSampler, noise
 from ..time_grids import AngleGrid
-from .measurement import Likelihood, like_of
+from .measurement import GaussianMeasurement, like_of
 from .twists import Twist
 
 __all__ = ["GibbsDraws", "ParticleGibbs"]
@@ -122,7 +122,7 @@ class ParticleGibbs:
         (True, torch.Size([50]))
     """
 
-    sampler: Linear = field(default_factory=lambda: Ancestral(100, "step", AngleGrid()))
+    sampler: LinearSampler = field(default_factory=lambda: Ancestral(100, "step", AngleGrid()))
     chains: int = 32
     particles: int = 32
     warmup: int = 4
@@ -132,7 +132,7 @@ class ParticleGibbs:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampler, Linear) or self.sampler.draws:
+        if not isinstance(self.sampler, LinearSampler) or self.sampler.draws:
             raise TypeError(
                 f"Expected a `sampler` with linear steps, such as Ancestral(100), got "
                 f"{self.sampler}."
@@ -186,7 +186,7 @@ class ParticleGibbs:
                 f"Expected `draws` that the {self.chains} chains divide, at least 4 of each, got "
                 f"{draws}."
             )
-        likelihood = Likelihood(operator, y, scale, len(denoiser.shape))
+        likelihood = GaussianMeasurement(operator, y, scale, len(denoiser.shape))
         like = like_of(denoiser, y)
         likelihood.to(like.device)
         options = context, self.gradient, self.guesses
@@ -307,7 +307,7 @@ class Swept(NamedTuple):
 
 
 def sweep(
-    method: ParticleGibbs, twist: Twist, likelihood: Likelihood, kept: Tensor | None = None
+    method: ParticleGibbs, twist: Twist, likelihood: GaussianMeasurement, kept: Tensor | None = None
 ) -> Swept:
     """Twisted sequential Monte Carlo, conditional on a path of each chain if any is kept."""
     chains, n = method.chains, method.particles

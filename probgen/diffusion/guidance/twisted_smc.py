@@ -29,8 +29,8 @@ from ...core.arguments import record
 from ...core.validation import check_whole
 from ...mcmc.annealing import Annealed, finish, resample
 from ..denoisers import Denoiser
-from ..samplers import Ancestral, Linear, noise
-from .measurement import Likelihood, check_graph, like_of
+from ..samplers import Ancestral, LinearSampler, noise
+from .measurement import GaussianMeasurement, check_graph, like_of
 
 __all__ = ["TwistedSMC"]
 
@@ -79,14 +79,14 @@ class TwistedSMC:
         True
     """
 
-    sampler: Linear = field(default_factory=lambda: Ancestral(200, "step"))
+    sampler: LinearSampler = field(default_factory=lambda: Ancestral(200, "step"))
     gradient: bool = True
     guesses: int = 16
     threshold: float = 0.5
     islands: int = 8
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampler, Linear) or self.sampler.draws:
+        if not isinstance(self.sampler, LinearSampler) or self.sampler.draws:
             raise TypeError(
                 f"Expected a `sampler` with linear steps, such as Ancestral(100), got "
                 f"{self.sampler}."
@@ -137,7 +137,7 @@ class TwistedSMC:
             raise ValueError(
                 f"Expected `particles` that the {self.islands} islands divide, got {particles}."
             )
-        likelihood = Likelihood(operator, y, scale, len(denoiser.shape))
+        likelihood = GaussianMeasurement(operator, y, scale, len(denoiser.shape))
         x = noise(denoiser, torch.Size([particles]), like_of(denoiser, y))
         likelihood.to(x.device)
         path = self.sampler.grid.path(denoiser.schedule, self.sampler.steps)
@@ -182,7 +182,7 @@ class TwistedSMC:
     def twist(
         self,
         denoiser: Denoiser,
-        likelihood: Likelihood,
+        likelihood: GaussianMeasurement,
         x: Tensor,
         t: Tensor,
         context: Tensor | None,

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ..denoisers import Denoiser
-from ..samplers import Linear, noise
+from ..samplers import LinearSampler, noise
 from .exact import flat
-from .measurement import Likelihood, check_graph
+from .measurement import GaussianMeasurement, check_graph
 
 __all__ = ["Twist"]
 
@@ -46,7 +46,7 @@ class Twist:
     Example:
         >>> from probgen.diffusion import Ancestral, GaussianDenoiser, VP
         >>> prior = GaussianDenoiser(torch.zeros(2), torch.eye(2), VP())
-        >>> likelihood = Likelihood(lambda x: x, torch.ones(2), 1.0, 1)
+        >>> likelihood = GaussianMeasurement(lambda x: x, torch.ones(2), 1.0, 1)
         >>> twist = Twist(prior, likelihood, Ancestral(50, "step"), torch.ones(()))
         >>> twist.measure(twist.prior(512))
         >>> mean, value, slope = twist(torch.zeros(5, 2), 0)
@@ -57,8 +57,8 @@ class Twist:
     def __init__(
         self,
         denoiser: Denoiser,
-        likelihood: Likelihood,
-        sampler: Linear,
+        likelihood: GaussianMeasurement,
+        sampler: LinearSampler,
         like: Tensor,
         context: Tensor | None = None,
         gradient: bool = True,

@@ -23,7 +23,7 @@ from ...core.contracts import HasDegradation
 from ...core.lazy import Traits
 from ...core.standardize import ContextStandardizer
 from ...core.validation import check_event, check_whole
-from ...diffusion.cold import ColdSampler, Degradation, ImprovedCold
+from ...diffusion.cold import ColdSampler, Degradation, TACoS
 from ...networks import TimeMLP
 from ...objectives import Restoration
 from ..implicit.pushforward import NO_DENSITY, draw_pushed, state_pushed
@@ -107,7 +107,7 @@ class ColdDiffusion(LazyDistribution):
         context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each block of the network.
         rank: The number of components of the base, at most 32 by default.
-        sampler: The sampler; :class:`~probgen.diffusion.ImprovedCold` by default.
+        sampler: The sampler; :class:`~probgen.diffusion.TACoS` by default.
         base: Another base, lazy or one of Pyro, of fully degraded data, which :func:`probgen.fit`
             starts but does not train.
         network: Another restorer, from degraded data, levels and contexts to data.
@@ -118,10 +118,10 @@ class ColdDiffusion(LazyDistribution):
         TypeError: If `degradation` or `sampler` is none.
 
     Example:
-        >>> from probgen.diffusion import Fade
+        >>> from probgen.diffusion import FadeDegradation
         >>> import probgen as pg
         >>> x = torch.randn(200, 1) + torch.tensor([-1.0, 0.0, 1.0])  # one shape, at any height
-        >>> model = ColdDiffusion(3, Fade(3, levels=5), hidden_features=(16,))
+        >>> model = ColdDiffusion(3, FadeDegradation(3, levels=5), hidden_features=(16,))
         >>> history = pg.fit(model, x, steps=200, lr=1e-2, progress=False)
         >>> drawn = model.freeze()().sample((100,))
         >>> bool((drawn.diff() - 1).abs().mean() < 0.1)
@@ -149,7 +149,7 @@ class ColdDiffusion(LazyDistribution):
         self.event_shape = torch.Size(shape_of(features))
         for name, part, kind in (
             ("degradation", degradation, Degradation),
-            ("sampler", sampler or ImprovedCold(), ColdSampler),
+            ("sampler", sampler or TACoS(), ColdSampler),
         ):
             if not isinstance(part, kind):
                 raise TypeError(
@@ -160,7 +160,7 @@ class ColdDiffusion(LazyDistribution):
         check_whole(1, rank=rank)
         if rank > size:
             raise ValueError(f"Expected `rank` of at most {size} features, got {rank}.")
-        self.degradation, self.sampler = degradation, sampler or ImprovedCold()
+        self.degradation, self.sampler = degradation, sampler or TACoS()
         self.context, self.criterion = context, objective
         if self.context_shape is not None:
             self.context_standardizer = ContextStandardizer(self.context_shape)

@@ -22,7 +22,7 @@ from torch.distributions import Transform
 from torch.distributions.transforms import AffineTransform
 
 from ...core import Density, LazyDistribution, Standardizer
-from ...core.cached_tensor import Table
+from ...core.cached_tensor import CachedTensor
 from ...core.contexts import is_vector, size_of, spell
 from ...core.contracts import HasDenoiser, MadeBy
 from ...core.lazy import Traits
@@ -188,10 +188,10 @@ class Diffusion(LazyDistribution):
         self.method, self.probes, self.tolerance = method, probes, tolerance
         self.criterion = objective
         self.chain = InformationGrid() if chain is None else chain
-        self.chains: dict[int, Table] = {}
+        self.chains: dict[int, CachedTensor] = {}
         self.event_shape = torch.Size(denoiser.shape)
         self.standardizer = Standardizer(self.event_shape, standardize)
-        self.table = Table(flow_table(denoiser.schedule, steps, cut))
+        self.table = CachedTensor(flow_table(denoiser.schedule, steps, cut))
         self.tabled = denoiser.schedule, steps, cut
 
     @property
@@ -372,7 +372,9 @@ class Diffusion(LazyDistribution):
     def levels(self, steps: int, like: Tensor) -> Tensor:
         """Return the times of a chain of so many steps, rising."""
         if steps not in self.chains:
-            self.chains[steps] = Table(self.chain.times(self.denoiser.schedule, steps).flip(0))
+            self.chains[steps] = CachedTensor(
+                self.chain.times(self.denoiser.schedule, steps).flip(0)
+            )
         return self.chains[steps](like)
 
     def elbo(self, x: Tensor, context: Any = None, steps: int = 1000) -> Tensor:

@@ -31,7 +31,7 @@ from ...core.contracts import HasCorruption
 from ...core.lazy import Traits
 from ...core.standardize import ContextStandardizer
 from ...core.validation import check_event, check_whole
-from ...diffusion import Corruption, Jumps
+from ...diffusion import ContinuousTimeCorruption, Corruption
 from ...diffusion.discrete.corruptions import along
 from ...diffusion.discrete.corruptions import draw as draw_state
 from ...objectives import DiscreteDenoising, MaximumLikelihood
@@ -208,11 +208,11 @@ class DiscreteDiffusion(StateDiffusion):
         TypeError: If `corruption` is none.
 
     Example:
-        >>> from probgen.diffusion import Absorbing
+        >>> from probgen.diffusion import AbsorbingCorruption
         >>> class Independent(torch.nn.Module):
         ...     def forward(self, x, t):
         ...         return torch.tensor([0.3, 0.7]).log().expand(*x.shape, 2)
-        >>> d = DiscreteDiffusion(Independent(), Absorbing(2, steps=10), 4)()
+        >>> d = DiscreteDiffusion(Independent(), AbsorbingCorruption(2, steps=10), 4)()
         >>> d.sample((3,)).shape, d.log_prob(torch.ones(3, 4)).shape
         (torch.Size([3, 4]), torch.Size([3]))
     """
@@ -281,16 +281,16 @@ class JumpDiffusion(StateDiffusion):
         TypeError: If `corruption` is none, or only one in steps.
 
     Example:
-        >>> from probgen.diffusion import Absorbing
+        >>> from probgen.diffusion import AbsorbingCorruption
         >>> class Independent(torch.nn.Module):
         ...     def forward(self, x, t):
         ...         return torch.tensor([0.3, 0.7]).log().expand(*x.shape, 2)
-        >>> d = JumpDiffusion(Independent(), Absorbing(2, steps=10), 4)()
+        >>> d = JumpDiffusion(Independent(), AbsorbingCorruption(2, steps=10), 4)()
         >>> d.sample((3,)).shape, d.log_prob(torch.ones(3, 4)).shape
         (torch.Size([3, 4]), torch.Size([3]))
     """
 
-    corruption: Jumps
+    corruption: ContinuousTimeCorruption
 
     def __init__(
         self,
@@ -303,9 +303,9 @@ class JumpDiffusion(StateDiffusion):
     ) -> None:
         if not 0 <= cut < 1:
             raise ValueError(f"Expected `cut` in [0, 1), got {cut}.")
-        if not isinstance(corruption, Jumps):
+        if not isinstance(corruption, ContinuousTimeCorruption):
             raise TypeError(
-                f"Expected a corruption by Jumps as `corruption`, got a "
+                f"Expected a corruption by ContinuousTimeCorruption as `corruption`, got a "
                 f"{type(corruption).__name__}."
             )
         super().__init__(network, corruption, features, context, times)

@@ -35,7 +35,7 @@ from ...objectives import ContrastiveDivergence
 from ..parametric.normal import shape_of
 from ..supports import is_real, readable
 from .distribution import EnergyDistribution
-from .gradient_guard import fenced
+from .gradient_guard import guarded
 
 __all__ = ["EnergyBased", "Partition"]
 
@@ -336,7 +336,7 @@ class EnergyBased(LazyDistribution):
 
     def unnormalized(self, x: Tensor, context: Any = None) -> Tensor:
         """Return the log density up to a constant, without gradients that would be wrong."""
-        return self.log_density(x, context) if self.tractable else fenced(self, x, context)
+        return self.log_density(x, context) if self.tractable else guarded(self, x, context)
 
     def log_prob(self, x: Tensor, context: Any = None) -> Tensor:
         """Return the log density, less the log of the partition function if it is known."""

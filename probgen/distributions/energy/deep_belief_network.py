@@ -26,7 +26,7 @@ from torch.nn.functional import softplus
 from ...core import initialize_part
 from ...core.contracts import HasLayers
 from ...core.validation import check_event, check_whole
-from ...objectives import Greedy, Weights
+from ...objectives import GreedyLayerwise, Weights
 from ..latent.base import LatentVariable, check_given
 from .boltzmann import SMALL, Spins, states
 from .rbm import RBM
@@ -87,7 +87,7 @@ class DeepBeliefNetwork(LatentVariable):
 
     @property
     def objective(self) -> Callable[..., Tensor]:
-        return Greedy()
+        return GreedyLayerwise()
 
     @property
     def support(self) -> constraints.Constraint:

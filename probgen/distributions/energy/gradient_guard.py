@@ -14,10 +14,10 @@ from torch.func import functional_call
 
 from ...core.contexts import map_context
 
-__all__ = ["fenced"]
+__all__ = ["guarded"]
 
 
-class Fence(torch.autograd.Function):
+class GradientGuard(torch.autograd.Function):
     """The identity, with a derivative that raises."""
 
     generate_vmap_rule = True
@@ -51,7 +51,7 @@ FENCED_CONTEXT = (
 )
 
 
-class Evaluation(nn.Module):
+class LogDensityCall(nn.Module):
     """A module whose call is another's log density."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -62,17 +62,19 @@ class Evaluation(nn.Module):
         return self.module.log_density(x, context)
 
 
-def fenced(module: Any, x: Tensor, context: Any) -> Tensor:
+def guarded(module: Any, x: Tensor, context: Any) -> Tensor:
     """Return the log density, through which no gradient reaches parameters or contexts."""
     if not torch.is_grad_enabled():
         return module.log_density(x, context)
     name = type(module).__name__
     if context is not None:
         words = FENCED_CONTEXT.format(name)
-        context = map_context(lambda c: Fence.apply(words, c)[0] if c.requires_grad else c, context)
+        context = map_context(
+            lambda c: GradientGuard.apply(words, c)[0] if c.requires_grad else c, context
+        )
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     if not trained:
         return module.log_density(x, context)
-    held = Fence.apply(FENCED.format(name), *trained.values())
+    held = GradientGuard.apply(FENCED.format(name), *trained.values())
     swapped = {f"module.{n}": p for n, p in zip(trained, held)}
-    return functional_call(Evaluation(module), swapped, (x, context))
+    return functional_call(LogDensityCall(module), swapped, (x, context))

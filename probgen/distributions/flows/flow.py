@@ -44,7 +44,7 @@ from ...core.standardize import ContextStandardizer
 from ...core.validation import check_event
 from ...objectives import MaximumLikelihood
 from ...transforms import Standardize
-from ..supports import cuts_of, interior, is_real, mask_outside, sum_last
+from ..supports import check_parts, interior, is_real, mask_outside, sum_last
 
 __all__ = ["Flow", "FlowDistribution"]
 
@@ -101,7 +101,7 @@ class FlowDistribution(TransformedDistribution):
         self.density, self.sampler = density, sampler
         self._tensors = parameters
         self._draw: tuple[Any, ...] | None = None
-        self._cuts = cuts_of(base, transforms)
+        self._cuts = check_parts(base, transforms)
         super().__init__(unchecked(base), list(transforms), validate_args=validate_args)
         self._inner = interior(self.support), interior(self.base_dist.support)
 

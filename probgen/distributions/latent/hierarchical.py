@@ -30,7 +30,7 @@ from ...core.validation import check_event, check_whole
 from ...objectives import ELBO, Weights
 from ..supports import is_real
 from .base import LatentVariable, check_given
-from .layers import Merge, Moments, Rung
+from .layers import LatentLayer, Moments, PosteriorUpdate
 from .vae import divergence
 
 __all__ = ["Hierarchy"]
@@ -80,18 +80,18 @@ class Hierarchy(LatentVariable):
 
     def __init__(
         self,
-        rungs: Sequence[Rung],
+        rungs: Sequence[LatentLayer],
         likelihood: LazyDistribution,
-        merge: Merge,
+        merge: PosteriorUpdate,
         checkpoint: bool = False,
         samples: int = 1,
     ) -> None:
         super().__init__()
         check_whole(1, samples=samples, depth=len(rungs))
         for name, part, kind in (
-            *((f"rungs[{i}]", rung, Rung) for i, rung in enumerate(rungs)),
+            *((f"rungs[{i}]", rung, LatentLayer) for i, rung in enumerate(rungs)),
             ("likelihood", likelihood, LazyDistribution),
-            ("merge", merge, Merge),
+            ("merge", merge, PosteriorUpdate),
         ):
             if not isinstance(part, kind):
                 raise TypeError(
@@ -284,7 +284,7 @@ class Hierarchy(LatentVariable):
         fitted = self.walk(self.rise(x), choose).log_prob(x)
         if stopped:
             fixed = {f"part.{name}": p.detach() for name, p in self.named_parameters()}
-            log_q = functional_call(Posterior(self), fixed, (x, latents))
+            log_q = functional_call(HierarchicalPosterior(self), fixed, (x, latents))
         kls = torch.stack(known[::-1], -1) if analytic and not held and not stopped else None
         return Weights(fitted, sum(log_p), sum(log_q), kls, None, tuple(latents[::-1]))
 
@@ -316,7 +316,7 @@ class Hierarchy(LatentVariable):
         self.walk(self.rise(x), choose)
 
 
-class Posterior(nn.Module):
+class HierarchicalPosterior(nn.Module):
     """The log densities of given latents under the posterior of each layer, from the top down."""
 
     def __init__(self, part: Hierarchy) -> None:

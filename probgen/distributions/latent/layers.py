@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from ...core import register
 from ...core.derive import derived
 
-__all__ = ["Merge", "PrecisionWeighted", "Residual", "Rung"]
+__all__ = ["LatentLayer", "PosteriorUpdate", "PrecisionWeightedUpdate", "ResidualUpdate"]
 
 Moments = tuple[Tensor, Tensor]  # means and log scales
 
 
 @register
-class Rung(nn.Module):
+class LatentLayer(nn.Module):
     """One layer of a hierarchy: its networks on the way up and on the way down.
 
     They take and return tensors with one batch dimension :math:`B`; features, states and latents
@@ -56,7 +56,7 @@ class Rung(nn.Module):
 
 
 @register
-class Merge(nn.Module):
+class PosteriorUpdate(nn.Module):
     """A rule that merges the prior of a layer with the evidence into the posterior."""
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Merge(nn.Module):
         """Return means and log scales of the posterior from the prior's and the statistics."""
 
 
-class PrecisionWeighted(Merge):
+class PrecisionWeightedUpdate(PosteriorUpdate):
     r"""The evidence is a normal law, and the posterior its normalised product with the prior.
 
     .. math:: \frac{1}{s^2} = \frac{1}{\sigma^2} + \frac{1}{e^{2 b}}, \qquad
@@ -75,7 +75,7 @@ class PrecisionWeighted(Merge):
 
     Example:
         >>> zero, two = torch.zeros(1), torch.full((1,), 2.0)
-        >>> mean, log_scale = PrecisionWeighted()((zero, zero), (two, zero))
+        >>> mean, log_scale = PrecisionWeightedUpdate()((zero, zero), (two, zero))
         >>> round(float(mean), 3), round(float(log_scale.exp() ** 2), 3)
         (1.0, 0.5)
     """
@@ -86,7 +86,7 @@ class PrecisionWeighted(Merge):
         return mu + weight * (a - mu), -torch.logaddexp(-2 * log_sigma, -2 * b) / 2
 
 
-class Residual(Merge):
+class ResidualUpdate(PosteriorUpdate):
     r"""The evidence is the posterior's change of the prior, :math:`\mathcal{N}(\mu + a,
     (\sigma e^b)^2)`.
 
@@ -98,7 +98,7 @@ class Residual(Merge):
 
     Example:
         >>> zero, two = torch.zeros(1), torch.full((1,), 2.0)
-        >>> Residual()((two, zero), (two, zero))
+        >>> ResidualUpdate()((two, zero), (two, zero))
         (tensor([4.]), tensor([0.]))
     """
 

@@ -20,13 +20,13 @@ from torch import Tensor
 from ...core.arguments import record
 from .base import Info, Kernel, check_positive, over
 
-__all__ = ["AnnealedLangevin", "AnnealedState"]
+__all__ = ["AnnealedState", "AnnealedULA"]
 
 NoisyScore = Callable[[Tensor, Tensor], Tensor]
 
 
 class AnnealedState(NamedTuple):
-    """The state of :class:`AnnealedLangevin`.
+    """The state of :class:`AnnealedULA`.
 
     Arguments:
         position: The positions :math:`x`, with shape :math:`(C, *)`.
@@ -38,7 +38,7 @@ class AnnealedState(NamedTuple):
 
 
 @record
-class AnnealedLangevin(Kernel):
+class AnnealedULA(Kernel):
     r"""Annealed Langevin dynamics: unadjusted, with a score for each level of noise.
 
     References:
@@ -54,7 +54,7 @@ class AnnealedLangevin(Kernel):
         Data are one point at 3, so the score at a level is known:
 
         >>> _ = torch.manual_seed(0)
-        >>> kernel = AnnealedLangevin(torch.logspace(1, -2, 20), steps=10)
+        >>> kernel = AnnealedULA(torch.logspace(1, -2, 20), steps=10)
         >>> x = kernel.sample(10 * torch.randn(500, 1), lambda x, sigma: (3 - x) / sigma**2)
         >>> abs(float(x.mean()) - 3) < 0.01 and float(x.std()) < 0.02
         True

@@ -169,7 +169,7 @@ class Kernel(Record):
         if self.exact and isinstance(log_density, Score):
             raise TypeError(
                 f"Expected a log density, because {type(self).__name__} tests proposals against "
-                f"it, got a Score. ULA, SGLD and AnnealedLangevin take a score alone."
+                f"it, got a Score. ULA, SGLD and AnnealedULA take a score alone."
             )
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from .evaluation import Evaluation
 from .model_run import unchecked
 
-__all__ = ["Part"]
+__all__ = ["DensityTerm"]
 
 
-class Part:
+class DensityTerm:
     """A log density, or a part of one, of all chains.
 
     Arguments:

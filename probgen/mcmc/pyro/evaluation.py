@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .graph import record
-from .model_run import Place, Site, unchecked
+from .model_run import Site, SiteRecorder, unchecked
 from .replay import Recording
 
 __all__ = ["Evaluation"]
@@ -57,11 +57,11 @@ class Evaluation(ABC):
     log_likelihood: Callable[[Tensor], Tensor]
 
     @abstractmethod
-    def run(self, place: Place) -> Tensor:
+    def run(self, place: SiteRecorder) -> Tensor:
         """Run the model, and return its log density."""
 
     @abstractmethod
-    def at(self, u: Tensor) -> Place:
+    def at(self, u: Tensor) -> SiteRecorder:
         """Return a run of the model at one point."""
 
     @abstractmethod

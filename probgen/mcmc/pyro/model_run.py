@@ -41,10 +41,10 @@ from .vmapping import batchable
 
 __all__ = [
     "Enumerate",
-    "Marginal",
-    "Place",
+    "EnumeratedMarginal",
+    "ReparamToBase",
     "Site",
-    "ToBase",
+    "SiteRecorder",
     "nesting_of",
     "structure",
     "unchecked",
@@ -64,7 +64,7 @@ class Site(NamedTuple):
     value: torch.Size  # of the constrained one
 
 
-class Place(Messenger):
+class SiteRecorder(Messenger):
     """Runs a model at a point, and sums the log densities of its sites.
 
     Arguments:
@@ -231,7 +231,7 @@ class LogSums(LogRing):
     _backend = "probgen.mcmc.pyro.log_einsum"
 
 
-class Marginal(TraceEinsumEvaluator):
+class EnumeratedMarginal(TraceEinsumEvaluator):
     """The log density of a trace whose discrete sites are summed out."""
 
     def log_prob(self, model_trace: Any) -> Tensor:
@@ -289,7 +289,7 @@ def uniform(fn: Any, shape: torch.Size) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(-RADIUS, RADIUS)
 
 
-class ToBase:
+class ReparamToBase:
     """Moves latent sites with a frozen flow to the flow's base, and notes which."""
 
     def __init__(self) -> None:
@@ -322,10 +322,10 @@ def unchecked() -> Iterator[None]:
         yield
 
 
-def structure(model: Callable[[], Any]) -> tuple[Place, Any]:
+def structure(model: Callable[[], Any]) -> tuple[SiteRecorder, Any]:
     """Return run at a random point, for its sites and shapes; some points may be out of bounds."""
     for k in range(TRIES):
-        place = Place(marginal=True)
+        place = SiteRecorder(marginal=True)
         try:
             with poutine.block(), place, unchecked(), torch.no_grad():
                 return place, poutine.trace(model).get_trace()

@@ -25,9 +25,18 @@ from torch import Tensor
 
 from ..checks import check_enumerated, check_proper
 from ..initial import Initial, draw, initial
-from .density_term import Part
+from .density_term import DensityTerm
 from .evaluation import Evaluation
-from .model_run import Enumerate, Marginal, Place, Site, ToBase, nesting_of, structure, unchecked
+from .model_run import (
+    Enumerate,
+    EnumeratedMarginal,
+    ReparamToBase,
+    Site,
+    SiteRecorder,
+    nesting_of,
+    structure,
+    unchecked,
+)
 from .trial import check
 from .vmapping import Batchable, batchable
 
@@ -57,7 +66,7 @@ class Potential(Evaluation):
     def __init__(
         self,
         model: Callable[[], Any],
-        found: Place,
+        found: SiteRecorder,
         moved: list[str],
         nesting: int,
         compile: bool = True,
@@ -75,12 +84,12 @@ class Potential(Evaluation):
         like = torch.cat([part.detach().reshape(-1) for part in found.parts.values()])
         self.dtype, self.device = like.dtype, like.device
         super().__init__(like, compile, bool(found.discrete))
-        self.whole = Part(self, "total", self.total)
-        self.log_prior = Part(self, "prior", lambda u: self.both(u)[0])
-        self.log_likelihood = Part(self, "likelihood", lambda u: self.both(u)[1])
+        self.whole = DensityTerm(self, "total", self.total)
+        self.log_prior = DensityTerm(self, "prior", lambda u: self.both(u)[0])
+        self.log_likelihood = DensityTerm(self, "likelihood", lambda u: self.both(u)[1])
         check(self, like)
 
-    def run(self, place: Place) -> Tensor:
+    def run(self, place: SiteRecorder) -> Tensor:
         """Run the model, and return its log density."""
         like = place.u[0] if self.room and place.u is not None else None
         with contextlib.ExitStack() as stack:
@@ -95,11 +104,11 @@ class Potential(Evaluation):
                 if node["type"] == "sample":
                     stack.enter_context(batchable(node["fn"]))
             jacobian = sum_of(place.terms.values())
-            return jacobian + Marginal(trace, True, self.nesting).log_prob(trace)
+            return jacobian + EnumeratedMarginal(trace, True, self.nesting).log_prob(trace)
 
-    def at(self, u: Tensor) -> Place:
+    def at(self, u: Tensor) -> SiteRecorder:
         """Return a run of the model at one point."""
-        place = Place(u, layout=self.layout, marginal=bool(self.discrete))
+        place = SiteRecorder(u, layout=self.layout, marginal=bool(self.discrete))
         place.progress = self.progress
         return place
 
@@ -134,7 +143,7 @@ class Potential(Evaluation):
 
     def values(self, u: Tensor, sites: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Return the values of all sites of one chain, or of some."""
-        place = Place(u, layout=self.layout, marginal=True)  # no log densities
+        place = SiteRecorder(u, layout=self.layout, marginal=True)  # no log densities
         with poutine.block(), place, Batchable(u[0] if self.room else None):
             self.model()
         base = {f"{name}_base" for name in self.moved}
@@ -195,7 +204,7 @@ class Potential(Evaluation):
         """
 
         def lost(u: Tensor) -> dict[str, Tensor]:
-            place = Place(u, layout=self.layout, marginal=True)
+            place = SiteRecorder(u, layout=self.layout, marginal=True)
             with poutine.block(), place, Batchable(u[0] if self.room else None):
                 self.model()
             return {n: ~((t.inv(x) - u).abs() < 0.25).all() for n, (t, u, x) in place.moves.items()}
@@ -301,7 +310,7 @@ def potential(
     def bound() -> Any:
         return model(*args, **kwargs)
 
-    mover = ToBase()
+    mover = ReparamToBase()
     stated: Callable[[], Any] = poutine.reparam(bound, config=mover) if base else bound
     (first_run, _), (second_run, trace) = structure(stated), structure(stated)
     runs = (first_run, second_run)

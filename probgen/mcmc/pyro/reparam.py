@@ -24,7 +24,7 @@ from pyro.infer.reparam import LocScaleReparam
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from .model_run import Place, unchecked
+from .model_run import SiteRecorder, unchecked
 
 __all__ = ["funnels", "named", "noncentered"]
 
@@ -71,7 +71,7 @@ def funnels(model: Callable[[], Any]) -> list[str]:
 
 
 def search(model: Callable[[], Any]) -> Funnels:
-    found, place = Funnels(), Place(marginal=True)
+    found, place = Funnels(), SiteRecorder(marginal=True)
     with torch.random.fork_rng(), unchecked(), torch.enable_grad(), poutine.block(), place, found:
         model()
     return found
