@@ -13,28 +13,21 @@ from .cold import (
     TACoS,
 )
 from .custom_schedules import BetaSchedule, CustomSchedule, LinearSDE, linear_betas
-from .denoisers import Denoiser, LearnedVariance, NetworkDenoiser, Rescheduled, convert
+from .denoisers import Denoiser, LearnedVariance, NetworkDenoiser, Rescheduled
 from .discrete.continuous_time import (
     AbsorbingCorruption,
-    BinomialCorruption,
     ContinuousTimeCorruption,
-    RateMatrix,
     UniformCorruption,
 )
 from .discrete.corruptions import Corruption, GaussianCorruption
+from .discrete.rate_matrices import BinomialCorruption, RateMatrix
 from .guidance.exact import ExactMoment, GaussianDenoiser, MixtureDenoiser, NormalDenoiser
 from .guidance.guides import DPS, MMPS, ClassifierFree, ClassifierGuided, Guided, PiGDM
 from .guidance.particle_gibbs import GibbsDraws, ParticleGibbs
 from .guidance.twisted_smc import TwistedSMC
-from .samplers import (
-    DDIM,
-    Ancestral,
-    AnnealedLangevin,
-    EulerMaruyama,
-    PredictorCorrector,
-    Sampler,
-    noise,
-)
+from .langevin_samplers import AnnealedLangevin, PredictorCorrector
+from .parameterizations import convert
+from .samplers import DDIM, Ancestral, EulerMaruyama, Sampler, noise
 from .schedules import VE, VP, Cosine, Karras, Rectified, Schedule, SubVP
 from .solvers import DPMSolver, Heun, ODESolver
 from .time_grids import AngleGrid, Grid, InformationGrid, KarrasGrid, LogSNRGrid, Path, UniformGrid

@@ -3,8 +3,9 @@
 from ..core import Density, Fixed, LazyDistribution
 from ..core.deprecation import former_names
 from .diffusion.cold import ColdDiffusion, RestorerMLP
-from .diffusion.continuous import Diffusion, DiffusionDistribution
+from .diffusion.continuous import Diffusion
 from .diffusion.discrete import DiscreteDiffusion, JumpDiffusion
+from .diffusion.distribution import DiffusionDistribution
 from .embedded import Embedded
 from .energy.base import EnergyBased, Partition
 from .energy.composed import Energy, ProductOfExperts, Tilted
@@ -21,23 +22,18 @@ from .latent.semisupervised import SemiSupervised
 from .latent.vae import Latent
 from .latent.vamp_prior import VampPrior
 from .module_distribution import ModuleDistribution
+from .parametric.discretized import DiscretizedLogistic, DiscretizedLogisticMixture
 from .parametric.likelihoods import (
     Bernoulli,
     Beta,
     Categorical,
     ContinuousBernoulli,
-    DiscretizedLogistic,
-    DiscretizedLogisticMixture,
     Poisson,
     StudentT,
 )
-from .parametric.normal import (
-    DiagonalNormal,
-    FullNormal,
-    GaussianMixture,
-    StandardNormal,
-    UniformAngles,
-)
+from .parametric.mixture import GaussianMixture
+from .parametric.normal import DiagonalNormal, FullNormal
+from .parametric.standard import StandardNormal, UniformAngles
 
 __all__ = [
     "Bernoulli",

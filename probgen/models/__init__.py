@@ -1,8 +1,9 @@
 """Recipes: complete models, one call each."""
 
 from ..distributions.diffusion.cold import ColdDiffusion
-from ..distributions.energy.boltzmann import BoltzmannMachine, Ising
+from ..distributions.energy.boltzmann import BoltzmannMachine
 from ..distributions.energy.deep_belief_network import DeepBeliefNetwork
+from ..distributions.energy.ising import Ising
 from ..distributions.energy.rbm import RBM
 from .convolutional import VQVAE, AutoencoderKL, ConvVAE
 from .diffusion import CNF, DDPM, EDM, NCSN, FlowMatching, ScoreSDE

@@ -26,12 +26,12 @@ from ..diffusion import (
     linear_betas,
 )
 from ..distributions import Diffusion, Flow, StandardNormal
-from ..distributions.parametric.normal import shape_of as event_shape_of
+from ..distributions.parametric.base import shape_of as event_shape_of
 from ..networks import TimeMLP, UNet
 from ..objectives import Denoising
 from ..transforms import ContinuousTransform
 from ..transforms.continuous import Method
-from .flows import to_data, vector
+from .stacks import to_data, vector
 
 __all__ = ["CNF", "DDPM", "EDM", "NCSN", "FlowMatching", "ScoreSDE"]
 

@@ -20,7 +20,7 @@ from ..diffusion import (
 )
 from ..diffusion.discrete.corruptions import equal
 from ..distributions import DiscreteDiffusion, JumpDiffusion
-from ..distributions.parametric.normal import weighted_mean
+from ..distributions.parametric.base import weighted_mean
 from ..networks import TimeMLP
 
 __all__ = ["CTMC", "D3PM", "StateMLP"]

@@ -11,7 +11,7 @@ from ..core import Bijector, LazyTransform
 from ..core.validation import check_whole
 from ..distributions import Flow, StandardNormal
 from ..transforms import Learned, Planar, Radial, Sylvester
-from .flows import to_data, vector
+from .stacks import to_data, vector
 
 __all__ = ["PlanarFlow", "RadialFlow", "SylvesterFlow"]
 

@@ -28,7 +28,8 @@ from ...networks import TimeMLP
 from ...objectives import Restoration
 from ..implicit.pushforward import NO_DENSITY, draw_pushed, state_pushed
 from ..module_distribution import ModuleDistribution
-from ..parametric.normal import StandardNormal, shape_of, weighted_mean
+from ..parametric.base import shape_of, weighted_mean
+from ..parametric.standard import StandardNormal
 
 __all__ = ["ColdDiffusion", "RestorerMLP"]
 

@@ -37,7 +37,7 @@ from ...diffusion.discrete.corruptions import draw as draw_state
 from ...objectives import DiscreteDenoising, MaximumLikelihood
 from ...objectives.denoising import spread
 from ..module_distribution import ModuleDistribution
-from ..parametric.normal import shape_of
+from ..parametric.base import shape_of
 
 __all__ = ["DiscreteDiffusion", "JumpDiffusion"]
 

@@ -32,7 +32,7 @@ from ...core.standardize import ContextStandardizer
 from ...core.validation import check_whole
 from ...mcmc import MALA, Annealed, Direct, Gibbs, Kernel, ParallelTempering, ais
 from ...objectives import ContrastiveDivergence
-from ..parametric.normal import shape_of
+from ..parametric.base import shape_of
 from ..supports import is_real, readable
 from .distribution import EnergyDistribution
 from .gradient_guard import guarded

@@ -28,7 +28,7 @@ from ...core import Standardizer
 from ...core.contracts import HasFlips
 from ...core.validation import check_whole
 from ...mcmc import BinaryUnits, BlockGibbs, CategoricalUnits, GaussianUnits, Units
-from ..parametric.normal import weighted_mean
+from ..parametric.base import weighted_mean
 from .base import EnergyBased
 from .boltzmann import SMALL, SPIN, Spins, states
 

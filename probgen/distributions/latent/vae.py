@@ -37,7 +37,7 @@ from ...core.validation import check_event, check_whole
 from ...networks.dense import along_last, start_apart
 from ...objectives import ELBO, Weights
 from ..implicit.pushforward import Pushforward
-from ..parametric.normal import UnitNormal
+from ..parametric.standard import UnitNormal
 from ..supports import is_real
 from .base import LatentVariable, check_given
 from .vamp_prior import VampPrior

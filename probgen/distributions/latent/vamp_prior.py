@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...core import Density, LazyDistribution
 from ...core.validation import check_whole
 from ...networks.dense import along_last
-from ..parametric.normal import NormalMixture
+from ..parametric.mixture import NormalMixture
 
 __all__ = ["VampPrior"]
 
