@@ -11,14 +11,13 @@ import torch
 
 import probgen as pg
 from probgen.core import checkpoint
-from probgen.training import fitting as training
-from probgen.training import players
+from probgen.training import fitting, loop, players
 from probgen.training import state as runs
 
 from .test_objectives import Critic, Wasserstein, normal, same, target
 
 OPTIONS = {"steps": 12, "batch_size": 20, "progress": False, "seed": 0}
-FILES = {module.__file__ for module in (players, runs, training)}
+FILES = {module.__file__ for module in (fitting, loop, players, runs)}
 WHOLE = {"advance", "begin", "keep", "move", "take", "differentiate", "validate", "back", "copy"}
 STEP = 7  # in which lines are interrupted
 

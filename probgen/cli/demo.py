@@ -38,7 +38,7 @@ from ..mcmc import ChEES, diagnostics
 from ..mcmc import run as run_chains
 from ..metrics import bits_per_dimension, coverage, rmse
 from ..models import NSF, RealNVP
-from ..plots import images, training
+from ..plots.fitted import images, training
 from ..training.fitting import fit
 from ..transforms import NormalCDF
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from .checkpoint import read
+from .folders import read
 from .validation import find_device
 
 __all__ = ["agree", "average", "gather", "join", "mean_over", "mix", "seed_of", "share"]

@@ -10,7 +10,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from .lazy import Density, LazyDistribution, LazyTransform
+from .cards import Density
+from .lazy import LazyDistribution
+from .lazy_transform import LazyTransform
 from .registry import describe, find_class, register
 
 __all__ = ["Constant", "Fixed", "as_lazy", "as_lazy_transform"]

@@ -12,7 +12,8 @@ import torch
 from pyro.infer import Predictive
 from torch import Tensor
 
-from ..core.checkpoint import CheckpointError, read, write
+from ..core.checkpoint import CheckpointError
+from ..core.folders import read, write
 from . import diagnostics
 from .convergence import HOTTER, TEMPER, problems
 from .kernels.parallel_tempering import ParallelTempering

@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.checkpoint import CheckpointError, CheckpointWarning, read, write
+from ..core.checkpoint import CheckpointError
+from ..core.folders import CheckpointWarning, read, write
 from ..core.identity import differences, outline
 from .adaptation import StepSize, TrajectoryLength, WarmUp
 from .kernels.base import Kernel, LowRank

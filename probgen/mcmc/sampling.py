@@ -15,8 +15,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from ..core.checkpoint import claim, probe
 from ..core.distributed import agree, join, mean_over, mix, seed_of
+from ..core.folders import claim, probe
 from .arguments import check_kernel, check_run_options
 from .chains import Chains
 from .convergence import ConvergenceWarning, unvisited

@@ -12,13 +12,7 @@ from typing import Any
 from ..core import LazyTransform
 from ..distributions import Flow, StandardNormal, UniformAngles
 from ..networks.dense import Activation
-from ..transforms import (
-    Affine,
-    CircularRationalQuadratic,
-    Learned,
-    RationalQuadratic,
-    Shift,
-)
+from ..transforms import Affine, CircularRationalQuadratic, Learned, RationalQuadratic, Shift
 from .stacks import autoregressions, couplings, to_data, vector
 
 __all__ = ["IAF", "MAF", "NICE", "NSF", "CircularNSF", "RealNVP"]

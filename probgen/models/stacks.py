@@ -13,12 +13,7 @@ from ..core import Bijector, Elementwise, LazyTransform
 from ..core.validation import check_whole
 from ..distributions.parametric.base import shape_of
 from ..networks.dense import Activation
-from ..transforms import (
-    Autoregressive,
-    Coupling,
-    Permutation,
-    Standardize,
-)
+from ..transforms import Autoregressive, Coupling, Permutation, Standardize
 
 __all__ = ["autoregressions", "couplings", "to_data", "vector"]
 

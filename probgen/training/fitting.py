@@ -25,9 +25,10 @@ from torch.optim import Adam, Optimizer
 from tqdm.auto import tqdm
 
 from ..core import LazyDistribution
-from ..core.checkpoint import CheckpointWarning, check_savable, claim, probe
+from ..core.checkpoint import check_savable
 from ..core.digests import describe
 from ..core.distributed import agree, gather, join, mix, seed_of, share
+from ..core.folders import CheckpointWarning, claim, probe
 from ..core.validation import check_whole
 from ..objectives import Objective
 from ..objectives.base import as_objective, modules_of

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import LazyDistribution
-from ..core.checkpoint import CheckpointWarning, arguments, read, write
+from ..core.checkpoint import arguments
 from ..core.digests import compare
 from ..core.distributed import mean_over
+from ..core.folders import CheckpointWarning, read, write
 from ..objectives.base import SINGLE
 from .batches import Batches
 from .interrupts import Interrupts

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from ..core import Bijector, LazyTransform, Standardizer, broadcast
-from ..core.lazy import register_flag
+from ..core.lazy_parts import register_flag
 from ..core.validation import check_whole
 
 __all__ = ["LU", "ActNorm", "Diagonal", "Permutation", "Standardize"]

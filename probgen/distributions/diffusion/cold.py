@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ...core import DataDependentNetwork, Density, LazyDistribution, as_lazy, initialize_part
+from ...core.cards import Traits
 from ...core.contexts import batch_of, expand_context, flatten, size_of
 from ...core.contracts import HasDegradation
-from ...core.lazy import Traits
 from ...core.standardize import ContextStandardizer
 from ...core.validation import check_event, check_whole
 from ...diffusion.cold import ColdSampler, Degradation, TACoS

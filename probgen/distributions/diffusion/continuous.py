@@ -23,9 +23,9 @@ from torch.distributions.transforms import AffineTransform
 
 from ...core import Density, LazyDistribution, Standardizer
 from ...core.cached_tensor import CachedTensor
+from ...core.cards import Traits
 from ...core.contexts import is_vector, size_of, spell
 from ...core.contracts import HasDenoiser
-from ...core.lazy import Traits
 from ...core.pyro_sites import PyroGuide, PyroModel
 from ...core.standardize import Per
 from ...core.validation import check_event, check_whole

@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ...core import DataDependentNetwork, Density, LazyDistribution
+from ...core.cards import Traits
 from ...core.contexts import expand_context, flatten
 from ...core.contracts import HasCorruption
-from ...core.lazy import Traits
 from ...core.standardize import ContextStandardizer
 from ...core.validation import check_event, check_whole
 from ...diffusion import ContinuousTimeCorruption, Corruption

@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from ...core.contracts import MadeBy
-from ...diffusion import (
-    noise,
-)
+from ...diffusion import noise
 from ..flows.flow import FlowDistribution
 
 __all__ = ["DiffusionDistribution"]

@@ -16,7 +16,7 @@ import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
 from ...core import Density, LazyDistribution, Standardizer
+from ...core.cards import Traits
 from ...core.contexts import batch_of, expand_context, flatten, flatten_batch, index
 from ...core.contracts import HasEnergy
 from ...core.derive import derived
-from ...core.lazy import Traits
 from ...core.standardize import ContextStandardizer
 from ...core.validation import check_whole
 from ...mcmc import MALA, Annealed, Direct, Gibbs, Kernel, ParallelTempering, ais
@@ -36,32 +36,13 @@ from ..parametric.base import shape_of
 from ..supports import is_real, readable
 from .distribution import EnergyDistribution
 from .gradient_guard import guarded
+from .partition import Partition
 
-__all__ = ["EnergyBased", "Partition"]
+__all__ = ["EnergyBased"]
 
 OWN = ("chains", "log_z", "log_z_mark", "step_size")  # buffers that do not shape the energy
 LEAST = 32  # chains of a draw whose step size is adapted
 GAIN = 0.05  # of the logarithm of a step size in training
-
-
-class Partition(NamedTuple):
-    r"""Estimates of :math:`\log Z` by annealing.
-
-    Arguments:
-        log_z: The estimate from draws of the base, a lower bound in expectation.
-        se: Its standard error.
-        ess: The effective sample size of its weights.
-        upper: The estimate from draws of the model, an upper bound in expectation if they are.
-        upper_se: Its standard error.
-        upper_ess: The effective sample size of its weights.
-    """
-
-    log_z: float
-    se: float
-    ess: float
-    upper: float
-    upper_se: float
-    upper_ess: float
 
 
 def has_step(kernel: Any) -> bool:

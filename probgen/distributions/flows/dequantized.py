@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ...core import Density, LazyDistribution, initialize_part
-from ...core.lazy import Traits
+from ...core.cards import Traits
 from ...core.numerics import floating_like
 from ...core.validation import check_whole, ends
 from ...objectives import MaximumLikelihood

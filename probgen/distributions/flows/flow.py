@@ -38,8 +38,9 @@ from ...core import (
     inverse_and_ladj,
 )
 from ...core.bijector import Inverse
+from ...core.cards import Traits
 from ...core.contexts import spell
-from ...core.lazy import Traits, shown
+from ...core.lazy import shown
 from ...core.standardize import ContextStandardizer
 from ...core.validation import check_event
 from ...objectives import MaximumLikelihood

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ...core import Density, LazyDistribution, as_lazy
+from ...core.cards import Traits
 from ...core.contexts import flatten, zeros
-from ...core.lazy import Traits
 from ...networks.dense import along_last
 from ..module_distribution import ModuleDistribution
 from ..supports import is_real

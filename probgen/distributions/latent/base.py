@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ...core import Density, LazyDistribution
+from ...core.cards import Traits
 from ...core.contracts import HasLatents
-from ...core.lazy import Traits
 from ...core.validation import check_event, check_whole
 from ...objectives import Weights
 from ...objectives.variational import log_mean_exp, with_scores

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import register
-from ...core.lazy import is_initialized, register_flag
+from ...core.lazy_parts import is_initialized, register_flag
 from ...core.validation import check_whole
 from .base import CHUNK
 
