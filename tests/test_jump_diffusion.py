@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
-from torch.distributions import BinomialCorruption
+from torch.distributions import Binomial
 
 import probgen as pg
 from probgen import diffusion as d
@@ -98,8 +98,8 @@ def test_levels_are_counts_of_trials(chance, float64):
         a = (-10 * u * (0.1 + 9.95 * u) / 10.05).exp()
         for x in range(n + 1):
             kept, gained = a + (1 - a) * chance, (1 - a) * chance
-            first = BinomialCorruption(x, kept, validate_args=False).log_prob(counts).exp()
-            second = BinomialCorruption(n - x, gained, validate_args=False).log_prob(counts).exp()
+            first = Binomial(x, kept, validate_args=False).log_prob(counts).exp()
+            second = Binomial(n - x, gained, validate_args=False).log_prob(counts).exp()
             first, second = (
                 v.nan_to_num().masked_fill(counts > m, 0.0)
                 for v, m in ((first, x), (second, n - x))

@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 import probgen as pg
 from probgen import diffusion as d
+from tests.diffusion_cases import measured
 from tests.rosters import DIFFUSIONS
-from tests.test_diffusion import GUIDES, measured
+from tests.test_guidance import GUIDES
 
 NORMAL = (torch.randn, torch.randn_like, torch.normal, torch.Tensor.normal_)
 OTHERS = (torch.rand, torch.rand_like, torch.randint, torch.multinomial, torch.bernoulli)
