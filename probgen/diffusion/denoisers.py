@@ -40,7 +40,7 @@ Kind = Literal["eps", "flow", "score", "v", "x_0"]
 
 @register
 class Denoiser(nn.Module):
-    """What maps noisy values to a distribution of the datum, under a schedule.
+    """A map from noisy values to a distribution of the clean data, under a schedule.
 
     Arguments:
         schedule: The schedule.
@@ -119,7 +119,7 @@ def check_arguments(network: Any, count: int) -> None:
 
 
 class NetworkDenoiser(Denoiser):
-    r"""A denoiser of a network, one's own or one to train.
+    r"""A denoiser by a network, trained or to be trained.
 
     The network sees :math:`x_t` divided by :math:`\sqrt{\alpha^2 + \sigma^2}` and the log of signal
     over noise. After training :class:`Rescheduled` puts it under another schedule. With

@@ -53,7 +53,7 @@ def parts_of(
 
 
 class DDPM(Diffusion):
-    r"""The denoising diffusion probabilistic model, whose network says the noise.
+    r"""The denoising diffusion probabilistic model, whose network predicts the noise.
 
     References:
         | Denoising Diffusion Probabilistic Models (Ho et al., 2020)
@@ -273,7 +273,7 @@ class EDM(Diffusion):
 
 
 class FlowMatching(Diffusion):
-    r"""Straight lines from data to noise, whose network says the velocity.
+    r"""Straight lines from data to noise, whose network predicts the velocity.
 
     With the objective ``pg.objectives.Denoising("flow", pairing="optimal")`` the lines cross less.
 

@@ -36,7 +36,7 @@ FLOOR = -1e4  # the logarithm of zero, finite so that gradients stay numbers
 
 @register
 class Corruption(nn.Module):
-    """What turns data into noise that has nothing of them, in so many steps.
+    """A Markov process that corrupts discrete data to noise in T steps.
 
     Arguments:
         classes: The number :math:`K` of states of the data.

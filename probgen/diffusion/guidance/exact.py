@@ -28,7 +28,7 @@ __all__ = ["ExactMoment", "GaussianDenoiser", "MixtureDenoiser", "NormalDenoiser
 
 
 class NormalDenoiser(Denoiser):
-    r"""A denoiser whose distribution is a mixture of normal laws, known exactly.
+    r"""A denoiser whose distribution is a mixture of normal distributions, known exactly.
 
     .. math:: p(x_0 \mid x_t) = \sum_k w_k \, \mathcal{N}(x_0; m_k, R_k R_k^\top)
 
@@ -132,7 +132,7 @@ class GaussianDenoiser(NormalDenoiser):
         return means[..., 0] * 0, means
 
     def marginal(self, t: Tensor) -> TorchDistribution:
-        r"""Return the law of :math:`x_t`."""
+        r"""Return the distribution of :math:`x_t`."""
         alpha, sigma = self.signal(t)
         root = self.vectors * (alpha.square() * self.values + sigma.square()).sqrt()
         return dist.MultivariateNormal(alpha * self.location, scale_tril=triangle(root))
@@ -152,7 +152,7 @@ def triangle(root: Tensor) -> Tensor:
 
 
 class MixtureDenoiser(NormalDenoiser):
-    r"""The denoiser of a mixture of normal laws, exactly.
+    r"""The denoiser of a mixture of normal distributions, exactly.
 
     Given :math:`x_t` the component :math:`k` has the probability
     :math:`\propto w_k \mathcal{N}(x_t; \alpha m_k, \alpha^2 S_k + \sigma^2 I)`, and given
@@ -261,7 +261,7 @@ class ExactMoment(NormalDenoiser):
             complex one, of its real and of its imaginary part.
 
     Raises:
-        TypeError: If the law of the denoiser is not known.
+        TypeError: If the distribution of the denoiser is not known.
         ValueError: If a scale is not positive, or the operator is not linear.
 
     Example:

@@ -1,4 +1,4 @@
-"""What was measured, and what is asked of the map that says so."""
+"""Measurement models y = A(x) + noise, and checks of the operator A."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class GaussianMeasurement(nn.Module):
                 self.width = seen.abs().square().mean(0).sqrt()
 
     def forward(self, x: Tensor, spread: Tensor | None = None) -> Tensor:
-        """Values with shape `(*)`, of a normal law widened for data of a spread, a number."""
+        """Values with shape `(*)` of a normal distribution, widened for data of a given spread."""
         batch = x.shape[: x.ndim - self.dims]
         seen = self.operator(x)
         if self.y is not None and self.scale is not None:

@@ -17,8 +17,9 @@ particles are resampled, the kept path gets a new ancestor :math:`i`, with proba
 posterior is invariant under this, whatever the twist :math:`\tilde p_t` and however few the
 particles, which decide only how fast chains mix.
 
-The twist is a normal law of :math:`y` about :math:`\hat y = A(\hat x_0(x_t))`, whose covariance is
-measured: that of :math:`y - \hat y` where :math:`x_0` is drawn by the sampler, from values
+The twist is a normal distribution of :math:`y` about :math:`\hat y = A(\hat x_0(x_t))`, whose
+covariance is measured: that of :math:`y - \hat y` where :math:`x_0` is drawn by the sampler, from
+values
 :math:`x_t` of draws of the prior first, then of draws of the posterior.
 """
 

@@ -95,8 +95,9 @@ class ColdDiffusion(LazyDistribution):
     r"""A cold diffusion: a restorer of degraded data, a sampler, and a base of degraded data.
 
     Called, it is a distribution of Pyro that draws and has no density. :func:`probgen.fit`, or
-    `initialize`, sets the base from degraded data: a normal law along their principal components.
-    In a model :func:`probgen.sample` states :math:`z` and the datum that follows from it.
+    `initialize`, sets the base from degraded data: a normal distribution along their principal
+    components. In a model :func:`probgen.sample` states :math:`z` and the datum that follows from
+    it.
 
     References:
         | Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise (Bansal et al., 2022)

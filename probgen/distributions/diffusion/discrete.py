@@ -44,7 +44,7 @@ __all__ = ["DiscreteDiffusion", "JumpDiffusion"]
 
 @HasCorruption.register
 class StateDiffusion(LazyDistribution):
-    """What diffusions of discrete data in steps and in continuous time share.
+    """The base of diffusions of discrete data, in steps and in continuous time.
 
     Arguments:
         network: The denoiser.

@@ -6,8 +6,9 @@ With :math:`z_k` at time :math:`t_k` of a grid, the model and the guide are
     q(z_T \mid x) \, \prod_{k=2}^T q(z_{k-1} \mid z_k, x),
 
 where :math:`p(z_{k-1} \mid z_k)` is :math:`q(z_{k-1} \mid z_k, x)` with :math:`\hat x_0(z_k)` in
-the place of :math:`x`, or its mean over the normal law :math:`p(x \mid z_k)` of the denoiser, which
-adds that law's covariance to the variance. A long chain is not run: each divergence depends on
+the place of :math:`x`, or its mean over the normal distribution :math:`p(x \mid z_k)` of the
+denoiser, which adds that law's covariance to the variance. A long chain is not run: each
+divergence depends on
 :math:`z_k \sim q(z_k \mid x)` alone, so some of them, in a plate of times, stand for all.
 """
 

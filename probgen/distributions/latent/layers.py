@@ -1,4 +1,4 @@
-r"""What a layer of a hierarchy of latents is made of: its networks, and the rule of its posterior.
+r"""Layers of hierarchical VAEs and their posterior parameterizations.
 
 Symbols are those of the hierarchy: the prior of a layer is :math:`\mathcal{N}(\mu, \sigma^2)`, the
 evidence a pair :math:`(a, b)`. Scales are given by their logarithms.
@@ -65,7 +65,7 @@ class PosteriorUpdate(nn.Module):
 
 
 class PrecisionWeightedUpdate(PosteriorUpdate):
-    r"""The evidence is a normal law, and the posterior its normalised product with the prior.
+    r"""Statistics that are a normal distribution, whose product with the prior is the posterior.
 
     .. math:: \frac{1}{s^2} = \frac{1}{\sigma^2} + \frac{1}{e^{2 b}}, \qquad
         m = s^2 \left(\frac{\mu}{\sigma^2} + \frac{a}{e^{2 b}}\right)

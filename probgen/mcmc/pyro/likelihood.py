@@ -1,4 +1,4 @@
-r"""What a Pyro model says of data given one of its sites.
+r"""The likelihood of a Pyro model given one of its sites.
 
 A model with one latent site :math:`x` and data :math:`y` states :math:`p(x) \, p(y \mid x)`. Here
 the second factor is found alone, for many values of :math:`x` at once, so that the first may be one
