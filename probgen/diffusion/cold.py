@@ -335,7 +335,7 @@ class ColdSampler(Record):
                 levels with shape :math:`(*)` to data.
             degradation: The degradation.
             x: Data at the last level, with shape :math:`(*, event)`.
-            event_dim: The number of dimensions of a datum.
+            event_dim: The number of dimensions of an item.
 
         Returns:
             Data, with the shape of `x`.

@@ -1,6 +1,6 @@
 r"""Noise schedules.
 
-At time :math:`t`, from 0 (data) to 1 (noise), a datum is seen as
+At time :math:`t`, from 0 (data) to 1 (noise), an item is seen as
 
 .. math:: x_t = \alpha_t x_0 + \sigma_t \epsilon, \qquad \epsilon \sim \mathcal{N}(0, I),
 

@@ -42,7 +42,7 @@ def parts_of(
     context: Any,
     hidden_features: Sequence[int],
 ) -> tuple[nn.Module, tuple[int, ...], int]:
-    """Return the network, the shape of a datum and the number of features of the context."""
+    """Return the network, the shape of an item and the number of features of the context."""
     shape, size = tuple(event_shape_of(features)), size_of(shape_of(context))
     if given is not None:
         return given, shape, size

@@ -1,6 +1,6 @@
 r"""Denoisers that are known exactly: of normal data and of mixtures.
 
-With :math:`x_t = \alpha x_0 + \sigma \epsilon` and :math:`x_0 \sim \mathcal{N}(m, S)` the datum
+With :math:`x_t = \alpha x_0 + \sigma \epsilon` and :math:`x_0 \sim \mathcal{N}(m, S)` the item
 given :math:`x_t` is normal,
 
 .. math:: \mathcal{N} \bigl( m + \alpha S C^{-1} (x_t - \alpha m), \;
@@ -36,7 +36,7 @@ class NormalDenoiser(Denoiser):
 
     Arguments:
         schedule: The schedule.
-        shape: The shape of a datum, :math:`(D)`.
+        shape: The shape of an item, :math:`(D)`.
         context: The number of features of the context.
 
     Example:
@@ -156,7 +156,7 @@ class MixtureDenoiser(NormalDenoiser):
 
     Given :math:`x_t` the component :math:`k` has the probability
     :math:`\propto w_k \mathcal{N}(x_t; \alpha m_k, \alpha^2 S_k + \sigma^2 I)`, and given
-    it the datum is normal.
+    it the item is normal.
 
     References:
         | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)
@@ -256,7 +256,7 @@ class ExactMoment(NormalDenoiser):
     Arguments:
         denoiser: A normal or mixture denoiser.
         operator: The linear map :math:`A`, from :math:`(*, D)` to the shape of `y`.
-        y: The measurement, with the shape that the operator gives for one datum.
+        y: The measurement, with the shape that the operator gives for one item.
         scale: The standard deviation of the noise, a number or one for each entry of `y`; of a
             complex one, of its real and of its imaginary part.
 

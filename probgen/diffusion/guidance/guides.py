@@ -129,7 +129,7 @@ class ClassifierGuided(Guided):
             batch = x.shape[: x.ndim - len(self.shape)]
             if value.shape != batch:
                 raise ValueError(
-                    f"Expected a `log_likelihood` of one number for each datum, with shape "
+                    f"Expected a `log_likelihood` of one number for each item, with shape "
                     f"{tuple(batch)}, got {tuple(value.shape)}."
                 )
             if not value.requires_grad:

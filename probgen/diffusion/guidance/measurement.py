@@ -63,7 +63,7 @@ class GaussianMeasurement(nn.Module):
             value = part.flatten(len(batch)).sum(-1)
         if value.shape != batch:
             raise ValueError(
-                f"Expected an `operator` that gives one log likelihood for each datum, with shape "
+                f"Expected an `operator` that gives one log likelihood for each item, with shape "
                 f"{tuple(batch)}, got {tuple(value.shape)}."
             )
         return value
@@ -109,7 +109,7 @@ def check_shape(y: Tensor, event: tuple[int, ...], dims: int | None = None) -> N
     extra = y.ndim - len(event)
     if extra < 0 or y.shape[extra:] != event or (dims is not None and extra > dims):
         raise ValueError(
-            f"Expected `y` with the shape of what the operator gives for one datum, "
+            f"Expected `y` with the shape of what the operator gives for one item, "
             f"{tuple(event)}, got {tuple(y.shape)}."
         )
 

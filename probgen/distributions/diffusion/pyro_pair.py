@@ -91,7 +91,7 @@ class Chain:
         variance = scale.square() + of_y.square() * law.variance
         return self.normal(mean, variance.sqrt())
 
-    def datum(self, z: Tensor) -> TorchDistribution:
+    def likelihood_of(self, z: Tensor) -> TorchDistribution:
         r""":math:`p(x \mid z_1)`, in units of the data."""
         law = self.module.denoiser(z, self.time(1), self.context)
         move = AffineTransform(self.module.shift, self.module.scale, event_dim=self.dims)
@@ -112,7 +112,7 @@ class Chain:
                 z = pyro.sample(f"{prefix}z_t", self.noisy(k, y), infer=dict(infer))
                 pyro.sample(f"{prefix}z_s", self.reverse(k, z), infer=dict(infer))
             z = pyro.sample(f"{prefix}z_1", self.noisy(1, y), infer=dict(infer))
-        return pyro.sample(name, self.datum(z), obs=x, infer=dict(infer))
+        return pyro.sample(name, self.likelihood_of(z), obs=x, infer=dict(infer))
 
     def guide(
         self, prefix: str, x: Tensor | None, times: int | None, infer: dict[str, Any]
