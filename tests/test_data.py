@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -572,7 +573,11 @@ def test_levels_are_warned_of_by_name():
             pg.fit(small(), data, steps=1, **QUICK)
     continuous = pg.distributions.Flow([pg.transforms.NormalCDF(0.0, 6.0)], small())
     levels = torch.as_tensor(rng.integers(0, 6, (200, 2))).float()
-    pg.fit(pg.distributions.Dequantized(continuous, 6), levels, steps=1, **QUICK)
+    without_density = pg.models.ColdDiffusion(2, pg.diffusion.Fade(2, 4), hidden_features=(8,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pg.DiscreteDataWarning)
+        for module in (pg.distributions.Dequantized(continuous, 6), without_density):
+            pg.fit(module, levels, steps=1, **QUICK)
 
 
 def test_shards_of_several_processes_have_one_length(tmp_path):
