@@ -25,7 +25,7 @@ test-seeds: $(VENV)/.installed
 
 # the laws and the core with the oldest versions that setup.cfg claims and the newest that pip gets
 FAST = tests/laws tests/test_core.py tests/test_checkpoint.py tests/test_training.py \
-	tests/test_mcmc.py tests/test_mcmc_resume.py
+	tests/test_mcmc.py tests/test_mcmc_resume.py tests/test_potential.py
 
 test-versions: $(VENV)-oldest/.installed $(VENV)-newest/.installed
 	$(VENV)-oldest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(FAST)

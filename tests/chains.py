@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import eye
 
-from probgen.mcmc.place import unchecked
+from probgen.mcmc.pyro.model_run import unchecked
 
 nan = math.nan
 

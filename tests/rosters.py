@@ -316,5 +316,5 @@ DIFFUSIONS = {  # constructors of (context): diffusions, of D features or sites
     "ctmc": lambda c: pg.models.CTMC(D, 3, c, (16, 16), steps=6),
     "ctmc, uniform": lambda c: pg.models.CTMC(D, 3, c, (16, 16), 6, "uniform"),
     "ctmc, binomial": lambda c: pg.models.CTMC(D, 4, c, (16, 16), 6, "binomial"),
-    "cold": lambda c: pg.models.ColdDiffusion(D, pg.diffusion.Fade(D, 4), c, (16, 16)),
+    "cold": lambda c: pg.models.ColdDiffusion(D, pg.diffusion.FadeDegradation(D, 4), c, (16, 16)),
 }

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import probgen as pg
-from probgen.core.checkpoint import checksum, claim, probe, read, write
+from probgen.core.folders import checksum, claim, probe, read, write
 from probgen.core.registry import MODULES
 
 OLD = Path(__file__).parent / "checkpoints"
@@ -427,7 +427,7 @@ def test_a_reader_beside_two_writers_finds_a_pair(saved):
 
 CLAIMER = """
 import sys, time
-from probgen.core.checkpoint import claim
+from probgen.core.folders import (claim)
 with claim(sys.argv[1]):
     print("ready", flush=True)
     time.sleep(60)
@@ -435,7 +435,7 @@ with claim(sys.argv[1]):
 
 
 def test_a_second_writer_is_refused_until_the_first_is_dead(saved, monkeypatch):
-    monkeypatch.setattr("probgen.core.checkpoint.PATIENCE", 0.05)
+    monkeypatch.setattr("probgen.core.folders.PATIENCE", 0.05)
     with started(CLAIMER, saved):
         model = pg.load(saved)  # a reader may
         with pytest.raises(pg.CheckpointError, match=f"alone in writing {saved}"):
@@ -462,7 +462,7 @@ def test_a_folder_is_probed_before_there_is_anything_to_lose(tmp_path, monkeypat
     def refuses(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("probgen.core.checkpoint.replace", refuses)
+    monkeypatch.setattr("probgen.core.folders.replace", refuses)
     with pytest.raises(PermissionError, match=r"Expected a folder that can be written.*denied"):
         probe(tmp_path)
 

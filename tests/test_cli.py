@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import probgen as pg
-from probgen import demo, files
-from probgen.batches import split_rows
-from probgen.cli import OBJECTS, RECIPES, SHAPED, described, main, parser
-from probgen.runs import Run
+from probgen.cli import demo
+from probgen.cli import tables as files
+from probgen.cli.main import OBJECTS, RECIPES, SHAPED, described, main, parser
+from probgen.training.batches import split_rows
+from probgen.training.state import Run
 
 
 def test_the_demonstration_runs_small(tmp_path, capsys):
@@ -132,7 +133,7 @@ def test_an_interrupt_says_what_is_true(table, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("probgen.training.begin", interrupted)  # before anything is saved
+        patch.setattr("probgen.training.fitting.begin", interrupted)  # before anything is saved
         assert fit(table)[0] == 130
     error = capsys.readouterr().err
     assert f"Nothing was saved in {run}" in error
@@ -453,7 +454,7 @@ def test_files_that_claim_too_much_or_hold_other_things(table, tmp_path, capsys)
 KILLS = """
     import contextlib, io, os, pathlib, random, shutil, signal, sys, time
     import torch, probgen as pg
-    from probgen.cli import main
+    from probgen.cli.main import main
     torch.set_num_threads(1)
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports much, once for all children
     folder, data, count = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

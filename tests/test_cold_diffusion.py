@@ -12,10 +12,10 @@ import probgen as pg
 from probgen import diffusion as d
 
 DEGRADATIONS = {
-    "blur": lambda shape: d.Blur(shape, 6),
-    "fade": lambda shape: d.Fade(shape, 6),
-    "mask": lambda shape: d.Mask(shape, 6),
-    "pixelate": lambda shape: d.Pixelate(shape),
+    "blur": lambda shape: d.BlurDegradation(shape, 6),
+    "fade": lambda shape: d.FadeDegradation(shape, 6),
+    "mask": lambda shape: d.MaskDegradation(shape, 6),
+    "pixelate": lambda shape: d.PixelateDegradation(shape),
 }
 
 
@@ -35,7 +35,7 @@ def test_the_improved_sampler_is_exact_for_any_restorer(float64):
         lambda x, s: (x @ a).sin() + s.unsqueeze(-1),
         lambda x, s: 5 * torch.randn_like(x),
     ):
-        improved = d.ImprovedCold().sample(restorer, degrade, start)
+        improved = d.TACoS().sample(restorer, degrade, start)
         assert (improved - x).abs().max() < 1e-10
         naive = d.NaiveCold().sample(restorer, degrade, start)
         assert (naive - x).abs().mean() > 0.1
@@ -46,7 +46,7 @@ def test_both_samplers_are_exact_for_an_exact_restorer(degradation, float64):
     x = torch.randn(10, 4, 8)
     degrade = degradation((4, 8))
     start = degrade(x, torch.full((10,), degrade.levels))
-    for sampler in (d.NaiveCold(), d.ImprovedCold()):
+    for sampler in (d.NaiveCold(), d.TACoS()):
         found = sampler.sample(lambda y, s: x, degrade, start, event_dim=2)
         torch.testing.assert_close(found, x, rtol=0, atol=1e-10)
 
@@ -64,7 +64,7 @@ def test_degradations(degradation, shape, float64):
     torch.testing.assert_close(degrade(x[2], s[2]), y[2])  # one by one
     grid = s[:, None].expand(5, 3)
     torch.testing.assert_close(degrade(x[:, None].expand(5, 3, *shape), grid)[:, 1], y)
-    if not isinstance(degrade, d.Mask):
+    if not isinstance(degrade, d.MaskDegradation):
         spread = degrade(x[1:2].expand(last + 1, *shape), torch.arange(last + 1)).flatten(1).var(1)
         assert (spread.diff() < 0).all()
         mean = tuple(range(-min(len(shape), 2), 0))
@@ -75,28 +75,32 @@ def test_degradations(degradation, shape, float64):
 def test_degradations_are_what_they_say(float64):
     x = torch.zeros(41)
     x[20] = 1
-    blurred = d.Blur(41, levels=4, width=4.0)(x, torch.tensor(2))
+    blurred = d.BlurDegradation(41, levels=4, width=4.0)(x, torch.tensor(2))
     normal = dist.Normal(20.0, 2.0).log_prob(torch.arange(41.0)).exp()
     torch.testing.assert_close(blurred, normal, rtol=0, atol=1e-6)
-    twice = d.Blur(41, 1, 3.0)(d.Blur(41, 1, 4.0)(x, torch.tensor(1)), torch.tensor(1))
-    torch.testing.assert_close(twice, d.Blur(41, 1, 5.0)(x, torch.tensor(1)))  # widths add up so
+    twice = d.BlurDegradation(41, 1, 3.0)(
+        d.BlurDegradation(41, 1, 4.0)(x, torch.tensor(1)), torch.tensor(1)
+    )
+    torch.testing.assert_close(
+        twice, d.BlurDegradation(41, 1, 5.0)(x, torch.tensor(1))
+    )  # widths add up so
     x = torch.arange(24.0).reshape(4, 6)
-    blocks = d.Pixelate((4, 6))(x, torch.tensor(1))
+    blocks = d.PixelateDegradation((4, 6))(x, torch.tensor(1))
     torch.testing.assert_close(blocks[:2, :2], torch.full((2, 2), float(x[:2, :2].mean())))
-    whole = d.Pixelate((4, 6))(x, torch.tensor(3))
+    whole = d.PixelateDegradation((4, 6))(x, torch.tensor(3))
     torch.testing.assert_close(whole, torch.full((4, 6), float(x.mean())))
-    mask = d.Mask((5, 5), levels=5, rest=0.2, colour=-1.0)
+    mask = d.MaskDegradation((5, 5), levels=5, rest=0.2, colour=-1.0)
     for k in range(6):
         hidden = mask(torch.ones(5, 5), torch.tensor(k)) == -1
         assert int(hidden.sum()) == 4 * k
         assert k == 0 or hidden[2, 2]
-    faded = d.Fade((2, 2, 2), 4)(torch.arange(8.0).reshape(2, 2, 2), torch.tensor(4))
+    faded = d.FadeDegradation((2, 2, 2), 4)(torch.arange(8.0).reshape(2, 2, 2), torch.tensor(4))
     torch.testing.assert_close(faded.flatten(1)[:, 0], torch.tensor([1.5, 5.5]))
 
 
 def small(context=0, **options):
     return pg.models.ColdDiffusion(
-        64, d.Blur((8, 8), 6), context=context, **{"hidden_features": (32,), **options}
+        64, d.BlurDegradation((8, 8), 6), context=context, **{"hidden_features": (32,), **options}
     )
 
 
@@ -136,7 +140,9 @@ def test_shapes_and_contexts(float64):
     torch.manual_seed(0)
     c = torch.rand(500, 1)
     x = c[..., None] + torch.zeros(500, 2, 3)
-    model = pg.models.ColdDiffusion((2, 3), d.Fade((2, 3), 3), context=1, hidden_features=(8,))
+    model = pg.models.ColdDiffusion(
+        (2, 3), d.FadeDegradation((2, 3), 3), context=1, hidden_features=(8,)
+    )
     pg.fit(model, x + 0.01 * torch.randn_like(x), context=c, steps=20, progress=False)
     law = model.freeze()(c[:4])
     assert (law.batch_shape, law.event_shape) == ((4,), (2, 3))
@@ -171,7 +177,7 @@ def test_a_posterior_in_the_base(float64):
     """Inference of the base's value, from which the datum follows."""
     torch.manual_seed(0)
     x = torch.randn(400, 1) + torch.tensor([-1.0, 0.0, 1.0])
-    model = pg.models.ColdDiffusion(3, d.Fade(3, 4), rank=1, hidden_features=(16,))
+    model = pg.models.ColdDiffusion(3, d.FadeDegradation(3, 4), rank=1, hidden_features=(16,))
     pg.fit(model, x, steps=300, lr=1e-2, progress=False)
     model.freeze()
 
@@ -220,14 +226,22 @@ class Short(nn.Module):
 def test_bad_input_is_named():
     x = torch.zeros(5, 64)
     for wrong, error, words in (
-        (lambda: d.Blur((8, 8), 0), ValueError, "`levels`.*got 0"),
-        (lambda: d.Blur((8, 8), width=-1.0), ValueError, "`width`.*got -1.0"),
-        (lambda: d.Blur((8, 0)), ValueError, "`shape`.*got 0"),
-        (lambda: d.Fade((1, 2, 3, 4)), ValueError, "`shape`.*1, 2, 3, 4"),
-        (lambda: d.Mask(8, rest=1.0), ValueError, "`rest`.*got 1.0"),
-        (lambda: d.Pixelate((8, 8), 0), ValueError, "`levels`.*got 0"),
-        (lambda: d.Fade(8)(x, torch.zeros(5, dtype=torch.long)), ValueError, r"\(8,\).*\(5, 64\)"),
-        (lambda: d.Fade(64)(x, torch.full((5,), 21)), ValueError, "from 0 to 20, got 21"),
+        (lambda: d.BlurDegradation((8, 8), 0), ValueError, "`levels`.*got 0"),
+        (lambda: d.BlurDegradation((8, 8), width=-1.0), ValueError, "`width`.*got -1.0"),
+        (lambda: d.BlurDegradation((8, 0)), ValueError, "`shape`.*got 0"),
+        (lambda: d.FadeDegradation((1, 2, 3, 4)), ValueError, "`shape`.*1, 2, 3, 4"),
+        (lambda: d.MaskDegradation(8, rest=1.0), ValueError, "`rest`.*got 1.0"),
+        (lambda: d.PixelateDegradation((8, 8), 0), ValueError, "`levels`.*got 0"),
+        (
+            lambda: d.FadeDegradation(8)(x, torch.zeros(5, dtype=torch.long)),
+            ValueError,
+            r"\(8,\).*\(5, 64\)",
+        ),
+        (
+            lambda: d.FadeDegradation(64)(x, torch.full((5,), 21)),
+            ValueError,
+            "from 0 to 20, got 21",
+        ),
         (lambda: small(rank=65), ValueError, "`rank`.*got 65"),
         (lambda: small(rank=0), ValueError, "`rank`.*got 0"),
         (lambda: small(sampler="naive"), TypeError, "`sampler`, got a str"),
@@ -246,7 +260,7 @@ def test_bad_input_is_named():
 
 
 def test_one_level_and_one_feature(float64):
-    model = pg.models.ColdDiffusion(1, d.Fade(1, 1), hidden_features=(4,))
+    model = pg.models.ColdDiffusion(1, d.FadeDegradation(1, 1), hidden_features=(4,))
     model.initialize(3 + torch.randn(100, 1))
     drawn = model().sample((4000,))
     assert abs(float(drawn.mean()) - 3) < 4 * (1 / math.sqrt(100) + 1 / math.sqrt(4000))

@@ -131,7 +131,7 @@ def test_ties_and_many_vectors(monkeypatch):
     assert int(book.nearest(torch.tensor([1.0, 0.1]))) == 1
     z = torch.randn(33, 2)
     whole = book.nearest(z)
-    monkeypatch.setattr("probgen.distributions.codebook.CHUNK", 20)
+    monkeypatch.setattr("probgen.distributions.latent.codebook.CHUNK", 20)
     assert torch.equal(book.nearest(z), whole)
 
 

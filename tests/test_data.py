@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -12,19 +11,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import probgen as pg
 from probgen.core import LazyDistribution, contexts
-from probgen.data import batches_of, hold_out
-from probgen.levels import find_levels
-from probgen.sources import Arrays, Items, seeded
+from probgen.training.data import batches_of, hold_out
+from probgen.training.sources import Arrays, Items, seeded
 
-QUICK = {"progress": False, "seed": 0}
-
-
-def small(context=0, features=2):
-    return pg.models.MAF(features, context, transforms=1, hidden_features=(8,))
+from .data_cases import QUICK, Counted, Stream, small
 
 
 class Conditional(LazyDistribution):
@@ -45,32 +39,6 @@ class Conditional(LazyDistribution):
         contexts.check(context, self.context_shape, "Conditional", self.linear.weight)
         mean = self.linear(contexts.flatten(context, self.context_shape))
         return dist.Normal(mean, 1.0).to_event(1)
-
-
-class Counted(Dataset):
-    """Items that count how often they are read."""
-
-    def __init__(self, count, make=None):
-        self.count, self.reads = count, 0
-        self.make = make or (lambda i: torch.randn(2, generator=torch.Generator().manual_seed(i)))
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, i):
-        assert isinstance(i, int)
-        self.reads += 1
-        return self.make(i)
-
-
-class Stream(IterableDataset):
-    """Items one after the other, without a length."""
-
-    def __init__(self, count, make=None):
-        self.items = Counted(count, make)
-
-    def __iter__(self):
-        return (self.items[i] for i in range(self.items.count))
 
 
 class Told(Stream):
@@ -527,82 +495,3 @@ def test_digests():
     loader = DataLoader(Counted(30), batch_size=10, shuffle=True)
     other = DataLoader(Counted(30, lambda i: torch.zeros(2)), batch_size=10, shuffle=True)
     assert digest(loader) == digest(loader) != digest(other)
-
-
-def rounded(x, step):
-    return (x / step).round() * step
-
-
-@pytest.mark.parametrize(
-    ("name", "make", "levels"),
-    [
-        ("normal", lambda g: torch.randn(1000, generator=g), False),
-        ("uniform", lambda g: torch.rand(1000, generator=g), False),
-        ("cents", lambda g: rounded(torch.randn(1000, generator=g), 0.01), False),
-        ("an eighth of a sd", lambda g: rounded(torch.randn(1000, generator=g), 0.125), False),
-        ("far from zero", lambda g: 1e4 + torch.randn(1000, generator=g), False),
-        ("constant", lambda g: torch.ones(1000), False),
-        ("repeated rows", lambda g: torch.randn(40, generator=g).repeat(25), False),
-        ("zeros among", lambda g: torch.randn(1000, generator=g).clamp_min(0), False),
-        ("few", lambda g: torch.arange(40.0) % 3, False),
-        ("bits", lambda g: torch.rand(1000, generator=g).round(), True),
-        ("counts", lambda g: torch.poisson(torch.full((1000,), 4.0), g), True),
-        ("tenths", lambda g: torch.randint(0, 8, (1000,), generator=g) / 10, True),
-        ("scaled", lambda g: 7 + 0.37 * torch.randint(0, 8, (1000,), generator=g), True),
-        ("half a sd", lambda g: rounded(torch.randn(1000, generator=g), 0.5), True),
-        ("gaps", lambda g: torch.tensor([0.0, 2.0, 5.0, 30.0]).repeat(30), True),
-    ],
-)
-def test_levels_among_continuous_data(name, make, levels):
-    column = make(torch.Generator().manual_seed(0))
-    other = torch.randn(len(column))
-    for x in (column, column.double() * 3.7 + 0.1):
-        assert find_levels(torch.stack([other.to(x.dtype), x], 1)) == ([1] if levels else [])
-
-
-def test_levels_are_warned_of_by_name():
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"height": rng.normal(size=200), "rooms": rng.integers(1, 6, 200)})
-    with pytest.warns(
-        pg.DiscreteDataWarning, match=r"Column 'rooms' of the data hold.*Dequantized"
-    ):
-        pg.fit(small(), frame, steps=1, **QUICK)
-    x = torch.as_tensor(frame.to_numpy())
-    for data in (x, Counted(200, x.float().__getitem__), Stream(200, x.float().__getitem__)):
-        with pytest.warns(pg.DiscreteDataWarning, match="Column 1 of the data hold"):
-            pg.fit(small(), data, steps=1, **QUICK)
-    continuous = pg.distributions.Flow([pg.transforms.NormalCDF(0.0, 6.0)], small())
-    levels = torch.as_tensor(rng.integers(0, 6, (200, 2))).float()
-    without_density = pg.models.ColdDiffusion(2, pg.diffusion.Fade(2, 4), hidden_features=(8,))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pg.DiscreteDataWarning)
-        for module in (pg.distributions.Dequantized(continuous, 6), without_density):
-            pg.fit(module, levels, steps=1, **QUICK)
-
-
-def test_shards_of_several_processes_have_one_length(tmp_path):
-    script = tmp_path / "shards.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import torch, probgen as pg, torch.distributed as distributed
-            torch.set_num_threads(1)
-            distributed.init_process_group("gloo")
-            rank = distributed.get_rank()
-            options = dict(steps=4, batch_size=10, seed=0, progress=False)
-            pg.fit(pg.models.MAF(2, transforms=1), torch.randn(40, 2) + rank, **options)
-            try:
-                pg.fit(pg.models.MAF(2, transforms=1), torch.randn(40 - rank, 2), **options)
-            except ValueError as error:
-                assert "as many data in all processes, got [40, 39]" in str(error), error
-                print("said")
-            distributed.barrier()
-            """
-        )
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(script)], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("said") == 2

@@ -14,10 +14,10 @@ import probgen as pg
 from probgen import diffusion as d
 
 CORRUPTIONS = {
-    "absorbing": d.Absorbing,
-    "binomial": d.Binomial,
-    "gaussian": d.DiscretizedGaussian,
-    "uniform": d.Uniform,
+    "absorbing": d.AbsorbingCorruption,
+    "binomial": d.BinomialCorruption,
+    "gaussian": d.GaussianCorruption,
+    "uniform": d.UniformCorruption,
 }
 P = torch.tensor([0.1, 0.35, 0.05, 0.3, 0.2], dtype=torch.double)
 
@@ -95,23 +95,23 @@ def test_noisy_values_follow_their_law(corruption, float64):
 
 
 def test_levels_move_to_near_ones_and_end_uniform():
-    q = d.DiscretizedGaussian(17, 100)
+    q = d.GaussianCorruption(17, 100)
     row = q.step(60)[8]
     assert (row[8:].diff() < 0).all()
     torch.testing.assert_close(row[:8].flip(0), row[9:])
     for classes, steps in ((2, 100), (17, 50), (17, 1000), (64, 20)):
-        last = d.DiscretizedGaussian(classes, steps).cumulative(steps)
+        last = d.GaussianCorruption(classes, steps).cumulative(steps)
         assert (last * classes - 1).abs().max() < 0.05
 
 
 def test_one_masked_site_is_exact(float64):
     for steps in (1, 2, 10, 100):
-        module = exact(P, d.Absorbing(5, steps))
+        module = exact(P, d.AbsorbingCorruption(5, steps))
         x = torch.arange(5)[:, None]
         torch.testing.assert_close(whole_bound(module, x), P.log(), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [d.Binomial, d.DiscretizedGaussian, d.Uniform])
+@pytest.mark.parametrize("kind", [d.BinomialCorruption, d.GaussianCorruption, d.UniformCorruption])
 def test_one_site_loses_only_what_the_end_differs_by(kind, float64):
     """One site with the exact denoiser has the true reverse, from the end on."""
     for steps in (1, 5, 60):
@@ -234,7 +234,7 @@ def test_images_of_any_shape():
         def forward(self, x, t):
             return torch.zeros(*x.shape, 2)
 
-    law = pg.distributions.DiscreteDiffusion(Flat(), d.Absorbing(2, 5), (2, 3))()
+    law = pg.distributions.DiscreteDiffusion(Flat(), d.AbsorbingCorruption(2, 5), (2, 3))()
     assert law.sample((4,)).shape == (4, 2, 3)
     torch.testing.assert_close(
         law.elbo(torch.ones(20_000, 2, 3), times=5).mean(), torch.tensor(-6 * math.log(2)),
@@ -307,7 +307,7 @@ def test_a_prior_of_codes():
         def forward(self, x, t):
             return torch.zeros(*x.shape, 5)
 
-    prior = pg.distributions.DiscreteDiffusion(Codes(), d.Uniform(5, 4), size)
+    prior = pg.distributions.DiscreteDiffusion(Codes(), d.UniformCorruption(5, 4), size)
     latent = vq.with_prior(prior)
     assert latent().sample((2,)).shape == (2, 1, 8, 8)
     assert latent().log_prob(torch.ones(2, 1, 8, 8)).shape == (2,)
@@ -315,13 +315,17 @@ def test_a_prior_of_codes():
 
 def test_bad_input_is_named():
     for wrong, error, words in (
-        (lambda: d.Uniform(1), ValueError, "`classes`.*got 1"),
-        (lambda: d.Absorbing(3, 0), ValueError, "`steps`.*got 0"),
-        (lambda: d.Absorbing(1.5), ValueError, "`classes`.*got 1.5"),
+        (lambda: d.UniformCorruption(1), ValueError, "`classes`.*got 1"),
+        (lambda: d.AbsorbingCorruption(3, 0), ValueError, "`steps`.*got 0"),
+        (lambda: d.AbsorbingCorruption(1.5), ValueError, "`classes`.*got 1.5"),
         (lambda: pg.models.D3PM(0), ValueError, "`features`.*got 0"),
         (lambda: pg.models.D3PM(2, corruption="blur"), ValueError, "absorbing.*got 'blur'"),
-        (lambda: small(d.Uniform(5), steps=None), ValueError, "of 3 classes.*got one of 5"),
-        (lambda: small(d.Uniform(3)), ValueError, "no `steps` besides.*steps=6"),
+        (
+            lambda: small(d.UniformCorruption(5), steps=None),
+            ValueError,
+            "of 3 classes.*got one of 5",
+        ),
+        (lambda: small(d.UniformCorruption(3)), ValueError, "no `steps` besides.*steps=6"),
         (lambda: small(context=-1), ValueError, "`context`.*got -1"),
         (lambda: small()(torch.zeros(2)), ValueError, "no context"),
         (lambda: small()().log_prob(torch.zeros(3)), ValueError, r"\(\*, 4\), got \(3,\)"),
@@ -330,7 +334,7 @@ def test_bad_input_is_named():
         (lambda: small().corruption.noisy(torch.zeros(4), torch.tensor(7)), ValueError, "to 6"),
         (lambda: small().corruption.noisy(torch.zeros(4), torch.tensor(7.5)), ValueError, "to 6"),
         (
-            lambda: d.DiscretizedGaussian(3).noisy(torch.zeros(4), torch.tensor(0.5)),
+            lambda: d.GaussianCorruption(3).noisy(torch.zeros(4), torch.tensor(0.5)),
             TypeError,
             "whole",
         ),

@@ -19,9 +19,9 @@ from probgen.distributions import (
     DiagonalNormal,
     DiscretizedLogistic,
     Hierarchy,
-    PrecisionWeighted,
-    Residual,
-    Rung,
+    LatentLayer,
+    PrecisionWeightedUpdate,
+    ResidualUpdate,
 )
 from probgen.models import HierarchicalVAE, LadderVAE
 from probgen.networks import InvertedResidual, Pixels
@@ -88,13 +88,15 @@ def test_densities_are_those_of_the_pyro_pair(float64, model):
 
 def test_the_precision_weighted_merge_is_the_product_of_two_normal_laws(float64):
     (mu, a), (log_sigma, b) = torch.randn(2, 50), 2 * torch.randn(2, 50)
-    mean, log_scale = PrecisionWeighted()((mu, log_sigma), (a, b))
+    mean, log_scale = PrecisionWeightedUpdate()((mu, log_sigma), (a, b))
     z = torch.randn(30, 1)
     product = dist.Normal(mu, log_sigma.exp()).log_prob(z) + dist.Normal(a, b.exp()).log_prob(z)
     merged = dist.Normal(mean, log_scale.exp()).log_prob(z)
     gap = product - merged
     torch.testing.assert_close(gap, gap[:1].expand_as(gap), rtol=1e-9, atol=1e-9)
-    extreme = PrecisionWeighted()((mu, torch.full_like(a, 7.0)), (a, torch.full_like(a, -7.0)))
+    extreme = PrecisionWeightedUpdate()(
+        (mu, torch.full_like(a, 7.0)), (a, torch.full_like(a, -7.0))
+    )
     torch.testing.assert_close(extreme[0], a, rtol=1e-9, atol=1e-9)
 
 
@@ -130,7 +132,7 @@ def test_divergences_are_those_of_draws(float64, name):
         assert (gap.abs() < 4 * variance.sqrt()).all()
 
 
-class LinearRung(Rung):
+class LinearRung(LatentLayer):
     """One layer whose evidence is the exact likelihood of linear Gaussian data."""
 
     def __init__(self, loadings, noise):
@@ -159,7 +161,7 @@ def linear_model(loadings, noise):
     decoder = nn.Linear(loadings.shape[1], len(loadings), bias=False)
     decoder.weight.data = loadings
     head = DiagonalNormal(len(loadings), loadings.shape[1], network=decoder, scale=math.sqrt(noise))
-    return Hierarchy([LinearRung(loadings, noise)], head, PrecisionWeighted())
+    return Hierarchy([LinearRung(loadings, noise)], head, PrecisionWeightedUpdate())
 
 
 def test_the_bound_at_the_exact_posterior_is_the_likelihood(float64):
@@ -480,7 +482,7 @@ def test_bad_input():
         "`latent`": lambda: HierarchicalVAE((1, 8, 8), 0, layers=(1,)),
         "an odd `kernel`, got 4": lambda: InvertedResidual(4, kernel=4),
         r"form \(C, H, W\), got \(4, 8\)": lambda: Pixels((4, 8), 1),
-        "`depth`": lambda: Hierarchy([], Bernoulli(6, context=3), Residual()),
+        "`depth`": lambda: Hierarchy([], Bernoulli(6, context=3), ResidualUpdate()),
         r"shape \(\*, 6\), got \(4, 5\)": lambda: ladder.weigh(torch.ones(4, 5)),
         r"shape \(\*, 1, 8, 8\), got \(4, 64\)": lambda: images().log_prob(torch.ones(4, 64)),
         "no context": lambda: ladder.weigh(torch.ones(4, 6), torch.ones(4, 1)),
@@ -494,13 +496,13 @@ def test_bad_input():
             call()
     head = Bernoulli(6, context=3)
     for message, parts in {
-        r"Rung as `rungs\[0\]`, got a Linear": ([nn.Linear(6, 3)], head, Residual()),
-        "LazyDistribution as `likelihood`": ([ladder.rungs[0]], nn.Linear(3, 6), Residual()),
-        "Merge as `merge`, got a str": ([ladder.rungs[0]], head, "residual"),
+        r"LatentLayer as `rungs\[0\]`, got a Linear": ([nn.Linear(6, 3)], head, ResidualUpdate()),
+        "LazyDistribution as `likelihood`": ([ladder.rungs[0]], nn.Linear(3, 6), ResidualUpdate()),
+        "PosteriorUpdate as `merge`, got a str": ([ladder.rungs[0]], head, "residual"),
     }.items():
         with pytest.raises(TypeError, match=message):
             Hierarchy(*parts)
     wrong = copy.deepcopy(LadderVAE(6, (2,), (8,)).rungs[0])
     wrong.shape = (5,)
     with pytest.raises(ValueError, match=r"`evidence` of `rungs\[0\]`, .*\(B, 10\), got \(1, 4\)"):
-        Hierarchy([wrong], head, Residual())
+        Hierarchy([wrong], head, ResidualUpdate())

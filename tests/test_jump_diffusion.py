@@ -17,9 +17,9 @@ from tests.test_discrete_diffusion import Exact, P
 from tests.test_discrete_diffusion import whole_bound as bound_in_steps
 
 JUMPS = {
-    "absorbing": d.Absorbing,
-    "binomial": d.Binomial,
-    "uniform": d.Uniform,
+    "absorbing": d.AbsorbingCorruption,
+    "binomial": d.BinomialCorruption,
+    "uniform": d.UniformCorruption,
     "cycle": lambda k, steps: d.RateMatrix(torch.eye(k).roll(1, 1) - torch.eye(k), steps=steps),
 }
 TABLE = torch.tensor(
@@ -91,7 +91,7 @@ def test_matrices_are_those_of_the_rates(jumps, float64):
 @pytest.mark.parametrize("chance", [0.0, 0.3, 0.5])
 def test_levels_are_counts_of_trials(chance, float64):
     """Drawn anew with probability 1 - a, each trial by itself."""
-    q, n = d.Binomial(7, 10, chance), 6
+    q, n = d.BinomialCorruption(7, 10, chance), 6
     counts = torch.arange(n + 1.0)
     for k in (1, 4, 9):
         u = torch.tensor(k / 10)
@@ -113,16 +113,16 @@ def test_tables_are_those_of_the_dtype():
     """In float64, too, of a module that was made in float32."""
     x, t = torch.arange(7), torch.tensor(3, dtype=torch.double)
     like = torch.empty((), dtype=torch.double)
-    for corruption in (d.Binomial(7, 10).double(), d.DiscretizedGaussian(7, 10).double()):
+    for corruption in (d.BinomialCorruption(7, 10).double(), d.GaussianCorruption(7, 10).double()):
         row = corruption.log_noisy(x, t if corruption.continuous else t.long(), like).exp()
         torch.testing.assert_close(row.sum(-1), torch.ones(7).double(), rtol=0, atol=1e-14)
     a = math.exp(-10 * 0.3 * (0.1 + 9.95 * 0.3) / 10.05)
-    row = d.Binomial(2, 10).double().log_noisy(x[:2], t, like).exp()
+    row = d.BinomialCorruption(2, 10).double().log_noisy(x[:2], t, like).exp()
     assert abs(float(row[0, 0]) - (1 + a) / 2) < 1e-15
 
 
 def test_two_levels_are_bits_drawn_anew(float64):
-    q = d.Binomial(2, 10)
+    q = d.BinomialCorruption(2, 10)
     for k in range(1, 11):
         u = torch.tensor([k / 10, (k - 1) / 10])
         a = (-10 * u * (0.1 + 9.95 * u) / 10.05).exp()
@@ -145,13 +145,13 @@ def test_small_probabilities_keep_their_digits(float64):
 
 
 def test_nothing_is_lost_of_masked_sites_that_depend_on_one_another(float64):
-    bound = whole_bound(exact(TABLE, d.Absorbing(3, 7)), PAIRS, nodes=20, power=1)
+    bound = whole_bound(exact(TABLE, d.AbsorbingCorruption(3, 7)), PAIRS, nodes=20, power=1)
     torch.testing.assert_close(bound, TABLE.log().flatten(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["binomial", "cycle", "thinning", "uniform"])
 def test_only_what_the_end_differs_by_is_lost(name, float64):
-    corruption = d.Binomial(3, 7, chance=0.0) if name == "thinning" else JUMPS[name](3, 7)
+    corruption = d.BinomialCorruption(3, 7, chance=0.0) if name == "thinning" else JUMPS[name](3, 7)
     bound = whole_bound(exact(TABLE, corruption), PAIRS)
     gap = (TABLE.flatten() * (TABLE.log().flatten() - bound)).sum()
     last = corruption.cumulative(corruption.steps)
@@ -330,8 +330,8 @@ def test_bad_input_is_named():
     model = pg.models.CTMC(4, 3, hidden_features=(16,))
     x = torch.zeros(4)
     for wrong, error, words in (
-        (lambda: d.Binomial(1), ValueError, "`classes`.*got 1"),
-        (lambda: d.Binomial(3, chance=1.5), ValueError, "`chance`.*got 1.5"),
+        (lambda: d.BinomialCorruption(1), ValueError, "`classes`.*got 1"),
+        (lambda: d.BinomialCorruption(3, chance=1.5), ValueError, "`chance`.*got 1.5"),
         (lambda: d.RateMatrix(torch.ones(2, 3)), ValueError, r"`rates`.*got \(2, 3\)"),
         (lambda: d.RateMatrix(torch.ones(2, 2)), ValueError, "sum to zero, got one off by 2"),
         (lambda: d.RateMatrix(-torch.ones(2, 2)), ValueError, "none below zero"),
@@ -344,21 +344,25 @@ def test_bad_input_is_named():
         (lambda: d.RateMatrix(TWO, horizon=0.0), ValueError, "`horizon`, got 0.0"),
         (lambda: d.RateMatrix(TWO, classes=3), ValueError, "`classes` of at most 2, got 3"),
         (lambda: pg.models.CTMC(2, corruption="blur"), ValueError, "absorbing.*got 'blur'"),
-        (lambda: pg.models.CTMC(2, corruption="gaussian"), TypeError, "got a DiscretizedGaussian"),
+        (lambda: pg.models.CTMC(2, corruption="gaussian"), TypeError, "got a GaussianCorruption"),
         (lambda: model().elbo(x, times=0), ValueError, "`times`.*got 0"),
         (lambda: list(model.walk((2,), steps=0)), ValueError, "`steps`.*got 0"),
         (
-            lambda: pg.distributions.JumpDiffusion(model.network, d.Uniform(3), 4, cut=1.0),
+            lambda: pg.distributions.JumpDiffusion(
+                model.network, d.UniformCorruption(3), 4, cut=1.0
+            ),
             ValueError,
             "`cut` in.*got 1.0",
         ),
         (
-            lambda: d.Uniform(3).noisy(torch.tensor([-1]), torch.tensor(2)),
+            lambda: d.UniformCorruption(3).noisy(torch.tensor([-1]), torch.tensor(2)),
             ValueError,
             "data from 0 to 2, got -1",
         ),
         (
-            lambda: d.Uniform(3).leap(torch.zeros(3), x[0], torch.tensor(3.0), torch.tensor(2.0)),
+            lambda: d.UniformCorruption(3).leap(
+                torch.zeros(3), x[0], torch.tensor(3.0), torch.tensor(2.0)
+            ),
             ValueError,
             "`s` from 0 to `t`, got 1 above",
         ),

@@ -245,7 +245,7 @@ def test_paths_of_a_hidden_markov_model_are_drawn_given_the_data():
 
 
 def test_discrete_sites_are_drawn_by_pyro_alone_if_its_parts_have_moved(monkeypatch):
-    from probgen.mcmc import discrete_sites
+    from probgen.mcmc.pyro import discrete_sites
 
     monkeypatch.setattr(discrete_sites, "backward_sample", None)
     with pytest.warns(mcmc.ChainByChainWarning, match="one draw after the other"):

@@ -12,7 +12,7 @@ from torch import tensor
 
 from probgen import mcmc
 from probgen.mcmc import potential, run
-from probgen.mcmc.trial import ChainByChainWarning
+from probgen.mcmc.pyro.trial import ChainByChainWarning
 from tests.chains import check_chains, mvn, probs
 
 nan = math.nan

@@ -16,7 +16,7 @@ import torch
 
 import probgen as pg
 from probgen import mcmc
-from probgen.core.checkpoint import CheckpointWarning, read, write
+from probgen.core.folders import CheckpointWarning, read, write
 from probgen.core.identity import outline
 from probgen.mcmc import resume
 

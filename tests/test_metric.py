@@ -7,8 +7,8 @@ import torch
 
 from probgen import mcmc
 from probgen.mcmc import LowRank, Moments, StepSize, TrajectoryLength, warm_up
-from probgen.mcmc.kernel import pull, shrink, stretch
-from probgen.mcmc.metric import metric_kind
+from probgen.mcmc.kernels.base import pull, shrink, stretch
+from probgen.mcmc.kernels.metric import metric_kind
 
 
 def normal(d, condition, seed=0):

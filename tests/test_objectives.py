@@ -265,7 +265,7 @@ def test_players_follow_their_own_gradients_alone():
         module, x, objective=objective, optimizer=torch.optim.SGD, batch_size=50, steps=1,
         lr={"critic": 0.1, "generator": 0.2}, **QUICK,
     )  # fmt: skip
-    from probgen.core.processes import mix
+    from probgen.core.distributed import mix
 
     order = torch.randperm(50, generator=torch.Generator().manual_seed(mix(0, 0, 0)))
     torch.manual_seed(mix(0, 1, 0, 0))

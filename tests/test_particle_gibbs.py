@@ -10,9 +10,9 @@ import torch
 
 import probgen as pg
 from probgen import diffusion as d
-from probgen.diffusion.measurement import Likelihood
-from probgen.diffusion.particle_gibbs import resampled, sweep
-from probgen.diffusion.twists import Twist
+from probgen.diffusion.guidance.measurement import GaussianMeasurement
+from probgen.diffusion.guidance.particle_gibbs import resampled, sweep
+from probgen.diffusion.guidance.twists import Twist
 from probgen.mcmc import diagnostics
 
 
@@ -108,7 +108,7 @@ def test_a_sweep_leaves_the_posterior_of_paths_as_it_is(threshold, gradient, flo
     method = d.ParticleGibbs(
         sampler, chains=chains, particles=3, threshold=threshold, gradient=gradient
     )
-    likelihood = Likelihood(lambda x: x, y, noise, 1)
+    likelihood = GaussianMeasurement(lambda x: x, y, noise, 1)
     twist = Twist(prior, likelihood, sampler, torch.ones(()), gradient=gradient)
     twist.measure(torch.full((8, 1), -3.0))
     path, x, renewed = sweep(method, twist, likelihood, kept).draw()

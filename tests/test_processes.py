@@ -58,11 +58,11 @@ flow = pg.models.NSF(2, transforms=2, hidden_features=(16,))
 x = target(60) * (1 + 3 * rank)  # shards of their own
 history = pg.fit(flow, x.double(), steps=3000, lr=1e-2, validation=0.5, patience=2, **options)
 total = float(sum(p.sum() for p in flow.parameters()))
-print("ended", len(history.losses), history.best_step, total)
+print(f"ended {len(history.losses)} {history.best_step} {total}\\n", end="", flush=True)
 try:
     pg.fit(flow, x[: 60 - rank].double(), steps=3, **options)
 except ValueError as error:
-    print("refused", error)
+    print(f"refused {error}\\n", end="", flush=True)
 """
 
 

@@ -32,7 +32,7 @@ class Scope:
 
 
 def test_a_recording_gives_each_result_alone():
-    from probgen.mcmc.tracing import record
+    from probgen.mcmc.pyro.graph import record
 
     function = Scope()
     recording = record(function, torch.randn(4, 3))
@@ -76,7 +76,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_are_replayed(name):
-    from probgen.mcmc.tracing import record
+    from probgen.mcmc.pyro.graph import record
 
     log_density = potential(lambda: pyro.sample("x", dist.Normal(torch.zeros(6), 1.0).to_event(1)))
 
@@ -101,7 +101,7 @@ def test_operations_are_replayed(name):
     ],
 )
 def test_what_cannot_be_recorded_is_refused(function, message):
-    from probgen.mcmc.tracing import record
+    from probgen.mcmc.pyro.graph import record
 
     outside = torch.zeros(3)
     if message is None:
@@ -127,7 +127,8 @@ def runge_kutta(steps=40):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_long_loop_is_replayed_on_arrays(dtype, monkeypatch):
-    from probgen.mcmc import arrays, replay
+    from probgen.mcmc import arrays
+    from probgen.mcmc.pyro import replay
 
     torch.set_default_dtype(dtype)
     try:
@@ -152,7 +153,7 @@ def test_a_long_loop_is_replayed_on_arrays(dtype, monkeypatch):
 
 
 def test_a_model_is_not_recorded_if_torch_has_no_dispatch_modes(monkeypatch):
-    from probgen.mcmc import evaluation
+    from probgen.mcmc.pyro import evaluation
 
     def fails(*_):
         raise RuntimeError("gone")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from probgen.mcmc import ConvergenceWarning, potential, run
-from probgen.mcmc.reparam import FAMILIES, funnels, noncentered
+from probgen.mcmc.pyro.reparam import FAMILIES, funnels, noncentered
 
 
 def site(family, loc, scale):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from probgen import mcmc
-from probgen.mcmc.replicas import between, even
+from probgen.mcmc.kernels.parallel_tempering import between, even
 
 BETAS = (0.1, 0.4, 1.0)
 

@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 import probgen as pg
 from probgen import diffusion as d
+from tests.diffusion_cases import measured
 from tests.rosters import DIFFUSIONS
-from tests.test_diffusion import GUIDES, measured
+from tests.test_guidance import GUIDES
 
 NORMAL = (torch.randn, torch.randn_like, torch.normal, torch.Tensor.normal_)
 OTHERS = (torch.rand, torch.rand_like, torch.randint, torch.multinomial, torch.bernoulli)
@@ -367,7 +368,7 @@ TRAINED = {
     "ddpm": lambda: pg.models.DDPM(2, hidden_features=(8,), steps=8),
     "d3pm": lambda: pg.models.D3PM(2, 3, hidden_features=(8,), steps=6),
     "ctmc": lambda: pg.models.CTMC(2, 3, hidden_features=(8,), steps=6),
-    "cold": lambda: pg.models.ColdDiffusion(2, d.Fade(2, 4), hidden_features=(8,)),
+    "cold": lambda: pg.models.ColdDiffusion(2, d.FadeDegradation(2, 4), hidden_features=(8,)),
     "cnf": lambda: pg.models.CNF(2, hidden_features=(8,), steps=1, probes=1),
 }
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import probgen as pg
-from probgen import players, runs, training
 from probgen.core import checkpoint
+from probgen.training import fitting, loop, players
+from probgen.training import state as runs
 
 from .test_objectives import Critic, Wasserstein, normal, same, target
 
 OPTIONS = {"steps": 12, "batch_size": 20, "progress": False, "seed": 0}
-FILES = {module.__file__ for module in (players, runs, training)}
+FILES = {module.__file__ for module in (fitting, loop, players, runs)}
 WHOLE = {"advance", "begin", "keep", "move", "take", "differentiate", "validate", "back", "copy"}
 STEP = 7  # in which lines are interrupted
 

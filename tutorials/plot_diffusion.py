@@ -94,10 +94,10 @@ def draw(sampler: d.Sampler, count: int = 360) -> torch.Tensor:
 
 
 samplers = {
-    "DDIM": lambda n: d.DDIM(n, grid=d.RhoGrid()),
+    "DDIM": lambda n: d.DDIM(n, grid=d.KarrasGrid()),
     "DPM-Solver++": lambda n: d.DPMSolver(n),
     "Heun": lambda n: d.Heun(max(n // 2, 1)),
-    "ancestral": lambda n: d.Ancestral(n, grid=d.RhoGrid()),
+    "ancestral": lambda n: d.Ancestral(n, grid=d.KarrasGrid()),
 }
 counts = [8, 16, 32, 64, 128]
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharex=True)
@@ -179,7 +179,7 @@ for name in guides:
             law = torch.distributions.Independent(torch.distributions.Normal(y, sd), 1)
             guided = d.DPS(denoiser, lambda x, law=law: law.log_prob(x[..., :32]), weight=0.1)
         start = d.noise(denoiser, torch.Size([48]), model.scale)
-        x = d.Ancestral(64, grid=d.RhoGrid()).sample(guided, start)
+        x = d.Ancestral(64, grid=d.KarrasGrid()).sample(guided, start)
         found.append(model.shift + model.scale * x)
     draws[name] = torch.stack(found)
 

@@ -154,7 +154,7 @@ ax.legend()
 # and adds nothing. A restorer learns to undo each level at once, :math:`R(D(x, s), s) \approx x`,
 # by the absolute error.
 
-blur = d.Blur((8, 8), levels=20)
+blur = d.BlurDegradation((8, 8), levels=20)
 cold = pg.models.ColdDiffusion(64, blur, hidden_features=(256, 256, 256))
 pg.fit(cold, train, steps=1200, progress=False, **options)
 cold.freeze()
@@ -173,7 +173,7 @@ blurred = blur(test, last)
 ways = {}
 with torch.no_grad():
     once = cold.restore(blurred, last)
-    for name, sampler in (("naive", d.NaiveCold()), ("improved", d.ImprovedCold())):
+    for name, sampler in (("naive", d.NaiveCold()), ("improved", d.TACoS())):
         ways[name] = list(sampler.walk(cold.restore, blur, blurred))
 print(f"one step: {float((once - test).abs().mean()):.2f} levels of mean error")
 

@@ -178,7 +178,7 @@ for says in ("eps", "v"):
             model = pg.distributions.Diffusion(
                 d.NetworkDenoiser(
                     pg.networks.TimeMLP(64, hidden_features=(128, 128)),
-                    d.Tabulated(),
+                    d.BetaSchedule(),
                     (64,),
                     predicts=says,
                 ),

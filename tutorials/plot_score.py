@@ -109,7 +109,7 @@ def report(name: str, x: torch.Tensor) -> tuple[float, float]:
 def plain(sigma: float, parts: int = 4) -> list[torch.Tensor]:
     """The particles on their way under the score of one level."""
     t = schedule.time(-2 * torch.tensor(sigma).log())
-    kernel = mcmc.AnnealedLangevin(torch.tensor([sigma]), levels * moves // parts, 0.2)
+    kernel = mcmc.AnnealedULA(torch.tensor([sigma]), levels * moves // parts, 0.2)
     x = low + (high - low) * torch.rand(1000, 2)
     way = [x]
     with torch.no_grad():
@@ -202,7 +202,7 @@ parts = torch.stack([torch.randperm(1437)[:count] for _ in range(20)])
 floors = torch.tensor([distance(train[part]) for part in parts])
 print(f"training digits: {floors.mean():.3f} +- {floors.std():.3f}")
 
-rho = d.RhoGrid()
+rho = d.KarrasGrid()
 samplers = {
     "DPM-Solver++": lambda n: d.DPMSolver(n),
     "Heun": lambda n: d.Heun(n // 2),

@@ -9,16 +9,12 @@ from .bijector import (
     detached,
     inverse_and_ladj,
 )
+from .cards import Card, Density
 from .checkpoint import CheckpointError, load, save
 from .fixed import Constant, Fixed, as_lazy, as_lazy_transform
-from .lazy import (
-    Card,
-    DataDependentNetwork,
-    Density,
-    LazyDistribution,
-    LazyTransform,
-    initialize_part,
-)
+from .lazy import LazyDistribution
+from .lazy_parts import DataDependentNetwork, initialize_part
+from .lazy_transform import LazyTransform
 from .numerics import increasing_root, is_wrapped
 from .registry import register
 from .sample_site import sample

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
-from .checks import check_event
+from .arguments import checked, is_own
 from .derive import derive, derived
+from .validation import check_event
 
 __all__ = ["Bijector", "Elementwise", "Inverse", "call_and_ladj", "detached", "inverse_and_ladj"]
 
@@ -31,14 +32,14 @@ BIJECTORS: dict[str, type[Bijector]] = {}
 
 
 def name_of(cls: type) -> str:
-    """The name under which a class is saved: short for ours, with its module for a user's."""
+    """Return name under which a class is saved: short for ours, with its module for a user's."""
     if cls.__module__.split(".")[0] == "probgen":
         return cls.__qualname__
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def broadcast(wide: torch.Size, narrow: torch.Size) -> torch.Size:
-    """The common shape of two, at once where the second ends the first, as it mostly does."""
+    """Return common shape of two, at once where the second ends the first, as it mostly does."""
     if wide[len(wide) - len(narrow) :] == narrow:
         return wide
     return torch.broadcast_shapes(wide, narrow)
@@ -69,6 +70,8 @@ class Bijector(Transform):
         super().__init_subclass__(**kwargs)
         derive(cls)
         BIJECTORS[name_of(cls)] = cls
+        if is_own(cls) and "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__, trusted=True)  # type: ignore[method-assign]
         cls.accepted = frozenset(inspect.signature(cls.__init__).parameters)
 
     def __init__(self, shape: tuple[int, ...] = (), **given: Tensor) -> None:
@@ -79,7 +82,7 @@ class Bijector(Transform):
     @classmethod
     @derived
     def initial(cls, features: int, *args: Any, **options: Any) -> dict[str, Tensor]:
-        """The tensor arguments at which learning starts, by name; of *one* element if elementwise.
+        """Return the initial tensor arguments by name; of *one* element if elementwise.
 
         Raises:
             TypeError: If the transform has nothing to learn.
@@ -88,19 +91,19 @@ class Bijector(Transform):
 
     @classmethod
     def flat(cls, features: int, **options: Any) -> tuple[Tensor, dict[str, torch.Size]]:
-        """The values of :meth:`initial` as one vector, and their shapes by name."""
+        """Return the values of :meth:`initial` as one vector, and their shapes by name."""
         initial = cls.initial(features, **options)
         vector = torch.cat([value.reshape(-1) for value in initial.values()])
         return vector, {name: value.shape for name, value in initial.items()}
 
     @classmethod
     def settings(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """The options that the constructor takes; the others are sizes, which shapes tell."""
+        """Return options that the constructor takes; the others are sizes, which shapes tell."""
         return {name: value for name, value in options.items() if name in cls.accepted}
 
     @classmethod
     def from_flat(cls, phi: Tensor, shapes: dict[str, torch.Size], **options: Any) -> Bijector:
-        r"""Builds the transform from a vector of all its parameters.
+        r"""Build the transform from a vector of all its parameters.
 
         Arguments:
             phi: The unconstrained parameters, with shape :math:`(*, P)`, or :math:`(P, *)` of an
@@ -113,11 +116,11 @@ class Bijector(Transform):
 
     @abstractmethod
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Maps :math:`x` to :math:`y = f(x)` and :math:`\log |\det J_f(x)|`."""
+        r"""Map :math:`x` to :math:`y = f(x)` and :math:`\log |\det J_f(x)|`."""
 
     @abstractmethod
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Maps :math:`y` to :math:`x = f^{-1}(y)` and :math:`\log |\det J_f(x)|`."""
+        r"""Map :math:`y` to :math:`x = f^{-1}(y)` and :math:`\log |\det J_f(x)|`."""
 
     def widen(self, x: Tensor) -> Tensor:
         """Broadcasts a value to the shape of the parameters."""
@@ -125,7 +128,7 @@ class Bijector(Transform):
         return x if shape == x.shape else x.expand(shape)
 
     def check_features(self, x: Tensor) -> None:
-        """Compares a value with the parameters of a transform that is not elementwise."""
+        """Compare a value with the parameters of a transform that is not elementwise."""
         if self.shape and self.domain.event_dim:
             check_event(x, self.shape[-1:])
 
@@ -171,12 +174,12 @@ class Elementwise(Bijector):
     @staticmethod
     @derived
     def embed(x: Tensor) -> Tensor:
-        """What a network sees of `x`, from :math:`(D, *)` to :math:`(D E, *)`."""
+        """Embed `x` for a network, from :math:`(D, *)` to :math:`(D E, *)`."""
         return x
 
 
 def split_last(phi: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """The parts of vectors, in their shapes, by name."""
+    """Return the parts of vectors, in their shapes, by name."""
     tensors, start = {}, 0
     for name, shape in shapes.items():
         stop = start + shape.numel()
@@ -186,7 +189,7 @@ def split_last(phi: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
 
 
 def split_leading(phi: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """The parts along the leading axis, by name."""
+    """Return the parts along the leading axis, by name."""
     if any(shapes.values()):
         parts = phi.split([shape.numel() for shape in shapes.values()])
         parts = [part if shape else part[0] for part, shape in zip(parts, shapes.values())]
@@ -196,7 +199,7 @@ def split_leading(phi: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tenso
 
 
 def rows(phi: Tensor) -> list[Tensor]:
-    """The slices along the leading axis, whose gradients are joined in the order of memory."""
+    """Return slices along the leading axis, whose gradients are joined in the order of memory."""
     if phi.ndim < 3 or not torch.is_grad_enabled() or phi.is_contiguous():
         return list(phi.unbind())
     order = sorted(range(phi.ndim), key=phi.stride().__getitem__, reverse=True)
@@ -234,7 +237,7 @@ class Inverse(Bijector):
 
 
 def call_and_ladj(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The value and log-determinant of any transform, in one pass where it can."""
+    """Return the value and log-determinant of any transform, in one pass where it can."""
     if isinstance(transform, Bijector):
         return transform.call_and_ladj(x)
     y = transform(x)
@@ -242,7 +245,7 @@ def call_and_ladj(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def inverse_and_ladj(transform: Transform, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of any transform and the log-determinant there, in one pass where it can."""
+    """Return inverse of any transform and the log-determinant there, in one pass where it can."""
     if isinstance(transform, Bijector):
         return transform.inverse_and_ladj(y)
     x = transform.inv(y)
@@ -250,7 +253,7 @@ def inverse_and_ladj(transform: Transform, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def detached(thing: Any) -> Any:
-    """A distribution or transform without the graph of its tensors, so that it can be copied."""
+    """Detach the tensors of a distribution or transform, so that it can be copied."""
     if isinstance(thing, Tensor):
         return thing if thing.is_leaf else thing.detach()
     if isinstance(thing, (list, tuple)) and not isinstance(thing, torch.Size):

@@ -152,7 +152,7 @@ def size_of(shape: ContextShape | None) -> int:
 
 
 def entries(shape: ContextShape) -> list[Shape]:
-    """The shapes of the leaves, in order."""
+    """Return the shapes of the leaves, in order."""
     if isinstance(shape, dict):
         return list(shape.values())
     return [shape] if is_single(shape) else list(shape)  # type: ignore[list-item, arg-type]
@@ -374,7 +374,7 @@ def wanted(shape: ContextShape) -> str:
 
 
 def describe(context: Any) -> str:
-    """What a context is, in the words of messages."""
+    """Describe a context for messages."""
     if isinstance(context, Tensor):
         return f"one with shape {tuple(context.shape)}"
     if isinstance(context, Mapping):

@@ -69,7 +69,7 @@ def derive(cls: type) -> frozenset[str]:
 
 
 def derivation(value: Any) -> Any:
-    """What a class is given in the place of an abstract member, none if it must define it."""
+    """Return what replaces an abstract member of a class, or None if it must define one."""
     kind = type(value)
     if kind is property:
         inner = value.fget

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.overrides import TorchFunctionMode
 
-from .rebuild import CONTAINERS, DELETED, LARGEST, CheckpointError, Decoder, Encoder
+from .cached_tensor import CachedTensor
+from .rebuild import CONTAINERS, DELETED, LARGEST, CheckpointError, ModuleDecoder, ModuleEncoder
 from .registry import describe, fields_of, is_torch, kind_of, layer_arguments
-from .table import Table
 
 __all__ = [
     "SMALL",
@@ -100,13 +100,13 @@ def build(
     modules: Mapping[str, Callable[..., Any]] | None = None,
     sketch: bool = False,
 ) -> nn.Module:
-    """The module that was described, in float32, with no more work than its state is worth."""
+    """Return module that was described, in float32, with no more work than its state is worth."""
     largest = max(LARGEST, 16 * size_of(state))
     default = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float32)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"), Budget(state, sketch):
-            decoder = Decoder(tensors, modules, largest)
+            decoder = ModuleDecoder(tensors, modules, largest)
             module = decoder.decode(content["module"])
             if not isinstance(module, nn.Module):
                 raise CheckpointError(f"Expected a module, got {content['module']!r:.80}.")
@@ -123,7 +123,7 @@ def sketch(
     state: Mapping[str, Tensor],
     modules: Mapping[str, Callable[..., Any]] | None = None,
 ) -> nn.Module:
-    """The module; if it is large, with weights on the `meta` device, or its constructor reads them.
+    """Build the module; on the `meta` device if it is large and its constructor allows it.
 
     Arithmetic on `meta` would import a compiler, for seconds, which small modules do without.
     """
@@ -138,14 +138,14 @@ def sketch(
 
 
 def check_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raises a RuntimeError or ValueError unless a state fits a module, which it spoils."""
+    """Raise a RuntimeError or ValueError unless a state fits a module, which it spoils."""
     check_dtypes(module, state)
     empty = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
     module.load_state_dict(empty, strict=True, assign=True)
 
 
 def check_dtypes(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raises a ValueError unless dtypes are those of a module, or one floating-point type."""
+    """Raise a ValueError unless dtypes are those of a module, or one floating-point type."""
     one = len({v.dtype for v in state.values() if v.is_floating_point()}) == 1
     for name, built in module.state_dict().items():
         value = state.get(name, built)
@@ -160,7 +160,7 @@ def check_dtypes(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def check_finite(module: nn.Module, state: Mapping[str, Tensor], built: Callable[[], Any]) -> None:
-    """Raises a ValueError if a state has nan or inf where a module that was just built has none."""
+    """Raise a ValueError if a state has nan or inf where a module that was just built has none."""
     parameters, fresh = dict(module.named_parameters(remove_duplicate=False)), None
     for name, value in state.items():
         if not value.is_floating_point() or bool(value.isfinite().all()):
@@ -175,7 +175,7 @@ def check_finite(module: nn.Module, state: Mapping[str, Tensor], built: Callable
 
 
 def plan(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Describes a module, so that it can be rebuilt.
+    """Describe a module, so that it can be rebuilt.
 
     Returns:
         What to write as JSON, and the tensors that this names.
@@ -184,7 +184,7 @@ def plan(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         TypeError: If it cannot be rebuilt; the attribute is named.
         ValueError: If its parameters are not finite.
     """
-    encoder, state = Encoder(), module.state_dict()
+    encoder, state = ModuleEncoder(), module.state_dict()
     name = kind_of(module).__name__
     content: dict[str, Any] = {"module": encoder.encode(module, f"the {name}"), "edits": []}
 
@@ -227,7 +227,7 @@ def plan(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def imitate(module: nn.Module, device: str | None) -> nn.Module:
-    """A copy of a module; on a device, with numbers that are not its."""
+    """Return a copy of a module; on a device, with numbers that are not its."""
     tensors: Iterable[Tensor] = [*module.parameters(), *module.buffers()]
     if device is None:
         return copy.deepcopy(module)
@@ -253,7 +253,7 @@ class Comparison:
         self.taken: set[int] = set()
 
     def walk(self, living: nn.Module, rebuilt: nn.Module, path: str) -> None:
-        """Compares the parts of two modules, then their attributes."""
+        """Compare the parts of two modules, then their attributes."""
         self.pairs[id(living)] = rebuilt
         self.places[id(living)] = path
         self.taken.add(id(rebuilt))
@@ -315,9 +315,9 @@ class Comparison:
         if isinstance(a, (list, tuple)):
             return len(a) == len(b) and all(self.same(v, w, built) for v, w in zip(a, b))
         if isinstance(a, dict):
-            a, b = ({k: v for k, v in d.items() if not isinstance(v, Table)} for d in (a, b))
+            a, b = ({k: v for k, v in d.items() if not isinstance(v, CachedTensor)} for d in (a, b))
             return a.keys() == b.keys() and all(self.same(a[k], b[k], built) for k in a)
-        if isinstance(a, Table):  # a cache
+        if isinstance(a, CachedTensor):  # a cache
             return True
         if isinstance(a, (Distribution, Transform)):
             return self.same(described(a), described(b))
@@ -342,7 +342,7 @@ class Comparison:
 
 
 def public(module: nn.Module) -> dict[str, Any]:
-    """The attributes that are part of what a module is."""
+    """Return the attributes that are part of what a module is."""
     found = {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
     if isinstance(found.get("name"), str) and UNIQUE.fullmatch(found["name"]):
         del found["name"]
@@ -364,7 +364,7 @@ def same_tensor(a: Tensor, b: Any) -> bool:
 
 
 def described(thing: Distribution | Transform) -> Any:
-    """What a distribution or transform was built with, or else all that it keeps."""
+    """Return the arguments of a distribution or transform, or else its attributes."""
     try:
         return describe(thing)
     except TypeError:

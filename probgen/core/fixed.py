@@ -10,7 +10,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from .lazy import Density, LazyDistribution, LazyTransform
+from .cards import Density
+from .lazy import LazyDistribution
+from .lazy_transform import LazyTransform
 from .registry import describe, find_class, register
 
 __all__ = ["Constant", "Fixed", "as_lazy", "as_lazy_transform"]
@@ -115,7 +117,7 @@ class Constant(LazyTransform):
 
 
 def as_lazy(distribution: LazyDistribution | TorchDistribution) -> LazyDistribution:
-    """A lazy distribution as it is, a Pyro distribution wrapped in :class:`Fixed`."""
+    """Return a lazy distribution as it is, a Pyro distribution wrapped in :class:`Fixed`."""
     if isinstance(distribution, LazyDistribution):
         return distribution
     if isinstance(distribution, Distribution):
@@ -126,7 +128,7 @@ def as_lazy(distribution: LazyDistribution | TorchDistribution) -> LazyDistribut
 
 
 def as_lazy_transform(transform: LazyTransform | Transform) -> LazyTransform:
-    """A lazy transform as it is, any other wrapped in :class:`Constant`."""
+    """Return a lazy transform as it is, any other wrapped in :class:`Constant`."""
     if isinstance(transform, LazyTransform):
         return transform
     if isinstance(transform, Transform):

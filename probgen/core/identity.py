@@ -47,13 +47,13 @@ def outline(value: Any) -> str:
         return repr(value)
     if isinstance(value, Tensor) and value.device.type == "cpu" and value.numel() <= FEW:
         return repr(value.detach())
-    reader = Reader()
+    reader = DigestReader()
     reader.read(value, True)
     return f"{title(value)} [{reader.hash.hexdigest()[:10]}]"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The entries that differ, each with the old value and the new one.
+    """Return the entries that differ, each with the old value and the new one.
 
     Example:
         >>> differences({"a": 1, "b": 2}, {"a": 1, "b": 3})
@@ -65,7 +65,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
 
 def title(value: Any) -> str:
-    """What a value is, without what it holds."""
+    """Describe the kind of a value, without its contents."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, np.ndarray):
@@ -78,7 +78,7 @@ def title(value: Any) -> str:
     return getattr(named, "__qualname__", type(value).__qualname__)
 
 
-class Reader:
+class DigestReader:
     """Reads values into a digest; a value that was read before is not read again."""
 
     def __init__(self) -> None:

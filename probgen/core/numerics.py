@@ -83,7 +83,7 @@ def increasing_root(
 
 
 def floating_like(module: nn.Module) -> Tensor:
-    """A tensor of the dtype and on the device of a module: its first floating-point one."""
+    """Return a tensor of the dtype and on the device of a module: its first floating-point one."""
     for t in (*module.parameters(), *module.buffers()):
         if t.is_floating_point():
             return t

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from .bijector import BIJECTORS, Bijector, name_of
+from .deprecation import RENAMED
 from .registry import (
     MODULES,
     RECORDS,
@@ -31,12 +32,11 @@ from .registry import (
     named_tuple,
 )
 
-__all__ = ["CheckpointError", "Decoder", "Encoder"]
+__all__ = ["CheckpointError", "ModuleDecoder", "ModuleEncoder"]
 
 LARGEST = 2**22  # whole numbers in a description beyond this need as many numbers in the state
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 DELETED = {"deleted": True}  # an attribute that is gone
-RENAMED: dict[str, str] = {}  # classes of older checkpoints, and what they are called now
 
 
 class CheckpointError(ValueError):
@@ -44,7 +44,7 @@ class CheckpointError(ValueError):
 
 
 def arguments(module: nn.Module) -> dict[str, Any]:
-    """The class and all arguments of a module, defaults included, as JSON to compare."""
+    """Return the class and all arguments of a module, defaults included, as JSON to compare."""
     cls = kind_of(module)
     if not is_registered(module):
         return {"class": name_of(cls)}
@@ -56,7 +56,7 @@ def arguments(module: nn.Module) -> dict[str, Any]:
 
 
 def outline(value: Any) -> Any:
-    """What is compared of an argument: not the values of tensors."""
+    """Reduce an argument to what is compared: shapes of tensors, not their values."""
     if isinstance(value, nn.Module):
         return arguments(value)
     if isinstance(value, (list, tuple)):
@@ -72,7 +72,7 @@ def outline(value: Any) -> Any:
 
 
 def part_at(root: nn.Module, path: str) -> nn.Module:
-    """The part at a path of names of parts."""
+    """Return the part at a path of names of parts."""
     for name in path.split(".") if path else ():
         found = root._modules.get(name)
         if found is None:
@@ -81,7 +81,7 @@ def part_at(root: nn.Module, path: str) -> nn.Module:
     return root
 
 
-class Encoder:
+class ModuleEncoder:
     """Turns values into JSON, and collects the tensors among them."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Encoder:
         self.given: dict[str, nn.Module] = {}  # those whose class is not known
 
     def encode(self, value: Any, where: str) -> Any:
-        """The value, which an error says to be `where`."""
+        """Return the value, which an error says to be `where`."""
         if isinstance(value, float) and not math.isfinite(value):
             return {"float": repr(float(value))}
         if value is None or isinstance(value, (bool, str)):
@@ -179,7 +179,7 @@ class Encoder:
         return {**entry, "number": self.seen[id(module)]}
 
 
-class Decoder:
+class ModuleDecoder:
     """Turns JSON back into values, by looking names up and calling nothing else.
 
     Arguments:
@@ -244,7 +244,7 @@ class Decoder:
         return module
 
     def edit(self, root: nn.Module, path: str, value: Any) -> None:
-        """Sets what is at a path, such as `posterior.network`, or deletes it."""
+        """Set what is at a path, such as `posterior.network`, or deletes it."""
         self.root = root
         *owners, name = path.split(".")
         owner = part_at(root, ".".join(owners))
@@ -274,7 +274,7 @@ class Decoder:
         )
 
 
-READERS: dict[str, Callable[[Decoder, Any], Any]] = {
+READERS: dict[str, Callable[[ModuleDecoder, Any], Any]] = {
     "float": lambda d, v: float(v["float"]),
     "size": lambda d, v: torch.Size(v["size"]),
     "dtype": lambda d, v: {str(t): t for t in vars(torch).values() if isinstance(t, torch.dtype)}[
@@ -287,9 +287,9 @@ READERS: dict[str, Callable[[Decoder, Any], Any]] = {
     "bijector": lambda d, v: d.look_up(BIJECTORS, v["bijector"]),
     "shared": lambda d, v: d.seen[v["shared"]],
     "part": lambda d, v: part_at(d.root, v["part"]),  # type: ignore[arg-type]
-    "object": Decoder.decode_object,
-    "record": Decoder.decode_record,
-    "given": Decoder.decode_given,
-    "torch": Decoder.decode_torch,
-    "class": Decoder.decode_class,
+    "object": ModuleDecoder.decode_object,
+    "record": ModuleDecoder.decode_record,
+    "given": ModuleDecoder.decode_given,
+    "torch": ModuleDecoder.decode_torch,
+    "class": ModuleDecoder.decode_class,
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
@@ -19,10 +20,11 @@ import torch
 from torch import nn
 from torch.distributions import Distribution, Transform
 
+from .arguments import checked, is_own
 from .bijector import BIJECTORS, Bijector, name_of
 from .derive import derive
 
-__all__ = ["MODULES", "RECORDS", "describe", "find_class", "register"]
+__all__ = ["MODULES", "RECORDS", "Record", "describe", "find_class", "register"]
 
 MODULES: dict[str, type[nn.Module]] = {}
 RECORDS: dict[str, type] = {}  # frozen dataclasses that modules take as arguments, such as kernels
@@ -34,6 +36,14 @@ ALIASES = {  # constructor arguments that a class of torch keeps under another n
 PYRO = "pyro.nn.module"  # where Pyro makes classes of ours and torch's, such as `PyroModule[NSF]`
 
 T = TypeVar("T")
+
+
+class Record(ABC):  # noqa: B024
+    """A base of frozen dataclasses that modules take as arguments, such as kernels."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        RECORDS[name_of(cls)] = cls
 
 
 def register(thing: T, name: str | None = None) -> T:
@@ -87,7 +97,7 @@ def register(thing: T, name: str | None = None) -> T:
 
 
 def add_methods(cls: Any) -> None:
-    """Gives a class what it and its subclasses need to be copied, pickled and registered."""
+    """Add methods by which a class and its subclasses are copied, pickled and registered."""
     own = vars(cls).get("__init_subclass__")
 
     def init_subclass(sub: type, **kwargs: Any) -> None:
@@ -119,6 +129,9 @@ def enter(cls: type) -> None:
     if getattr(init, "records", False):
         return
 
+    if is_own(cls):
+        init = checked(init)
+
     @functools.wraps(init)
     def recorded(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         if "_recorded" not in self.__dict__:  # not by the constructor of a subclass
@@ -143,7 +156,7 @@ def deep_copy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, without what Pyro has mixed into it."""
+    """Return the class of a module, without what Pyro has mixed into it."""
     cls = type(module)
     while cls.__module__ == PYRO and len(cls.__bases__) > 1:
         cls = cls.__bases__[0]
@@ -162,7 +175,7 @@ def is_torch(cls: type) -> bool:
 
 
 def fields_of(value: Any) -> tuple[str, ...]:
-    """The names of the fields of a dataclass or named tuple, or of its class."""
+    """Return the names of the fields of a dataclass or named tuple, or of its class."""
     if is_dataclass(value):
         return tuple(f.name for f in fields(value) if f.init)
     return tuple(getattr(value, "_fields", ())) if named_tuple(value) else ()
@@ -174,7 +187,7 @@ def named_tuple(value: Any) -> bool:
 
 
 def layer_arguments(module: nn.Module) -> dict[str, Any]:
-    """The constructor's arguments of a layer of torch, read from its attributes."""
+    """Return the constructor's arguments of a layer of torch, read from its attributes."""
     cls, found = kind_of(module), {}
     recurrent = issubclass(cls, nn.RNNBase)
     for name in inspect.signature(nn.RNNBase if recurrent else cls).parameters:
@@ -186,7 +199,7 @@ def layer_arguments(module: nn.Module) -> dict[str, Any]:
 
 
 def describe(thing: Distribution | Transform) -> tuple[str, dict[str, Any]]:
-    """The class and constructor arguments of a distribution or transform.
+    """Return the class and constructor arguments of a distribution or transform.
 
     Raises:
         TypeError: If the class does not keep its constructor's arguments where they can be read.
@@ -238,7 +251,7 @@ def find_name(cls: type) -> str:
 
 
 def find_class(name: str) -> type | None:
-    """A distribution or transform by name: ours, a user's, or one of Pyro and torch."""
+    """Return a distribution or transform by name: ours, a user's, or one of Pyro and torch."""
     if name in BIJECTORS:
         return BIJECTORS[name]
     for place in (

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .lazy import LazyDistribution
-from .plates import register
+from .pyro_sites import register
 
 __all__ = ["sample"]
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .arguments import checked
 from .contexts import ContextShape, batch_of, entries, leaves
 
 __all__ = ["ContextStandardizer", "OutlierWarning", "ScaleWarning", "Standardizer", "moments"]
@@ -69,6 +70,7 @@ class Standardizer(nn.Module):
     scale: Tensor
     fitted: Tensor
 
+    @checked
     def __init__(self, shape: Sequence[int], per: Per | None = None) -> None:
         super().__init__()
         per = ("feature" if len(shape) <= 1 else "one") if per is None else per
@@ -152,7 +154,7 @@ class Standardizer(nn.Module):
             )
 
     def log_scale(self) -> Tensor:
-        """The sum of the logarithms of all scales, by which log densities differ."""
+        """Return the sum of the logarithms of all scales, by which log densities differ."""
         return self.scale.log().sum()
 
     def reset(self) -> None:
@@ -200,7 +202,7 @@ class ContextStandardizer(nn.Module):
             part.fit(leaf.expand(*batch, *part.shape), weights, name)
 
     def names(self) -> list[str]:
-        """What the tensors are called in messages."""
+        """Return the name of the tensors in messages."""
         if len(self.parts) == 1 and not isinstance(self.shape, dict):
             return ["context"]
         keys = self.shape if isinstance(self.shape, dict) else range(len(self.parts))
@@ -225,7 +227,7 @@ class ContextStandardizer(nn.Module):
 
 
 def moments(x: Tensor, weights: Tensor | None = None, name: str = "data") -> tuple[Tensor, Tensor]:
-    """The weighted mean and standard deviation of each feature.
+    """Return the weighted mean and standard deviation of each feature.
 
     A feature that is constant up to rounding has standard deviation 1. Where the farthest 1 % of
     the values enlarge it more than tenfold, they are left out.
@@ -273,7 +275,7 @@ def moments(x: Tensor, weights: Tensor | None = None, name: str = "data") -> tup
 
 
 def weighted(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The mean and standard deviation of each feature, with weights that broadcast to them."""
+    """Return mean and standard deviation of each feature, with weights that broadcast to them."""
     if weights is None:
         return x.mean(0), x.std(0, correction=0)
     fraction = weights / weights.sum(0)

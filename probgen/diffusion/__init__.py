@@ -1,36 +1,36 @@
 """Diffusions: schedules of noise, denoisers, and samplers."""
 
+from ..core.deprecation import former_names
 from .cold import (
-    Blur,
+    BlurDegradation,
     ColdSampler,
     CustomDegradation,
     Degradation,
-    Fade,
-    ImprovedCold,
-    Mask,
+    FadeDegradation,
+    MaskDegradation,
     NaiveCold,
-    Pixelate,
+    PixelateDegradation,
+    TACoS,
 )
-from .denoisers import Denoiser, LearnedVariance, NetworkDenoiser, Rescheduled, convert
-from .discrete import Corruption, DiscretizedGaussian
-from .exact import ExactMoment, GaussianDenoiser, MixtureDenoiser, NormalDenoiser
-from .grids import AngleGrid, Grid, InformationGrid, Path, RatioGrid, RhoGrid, UniformGrid
-from .guidance import DPS, MMPS, ClassifierFree, ClassifierGuided, Guided, PiGDM
-from .jumps import Absorbing, Binomial, Jumps, RateMatrix, Uniform
-from .own_schedules import CustomSchedule, LinearSDE, Tabulated, linear_betas
-from .particle_gibbs import GibbsDraws, ParticleGibbs
-from .samplers import (
-    DDIM,
-    Ancestral,
-    AnnealedLangevin,
-    EulerMaruyama,
-    PredictorCorrector,
-    Sampler,
-    noise,
+from .custom_schedules import BetaSchedule, CustomSchedule, LinearSDE, linear_betas
+from .denoisers import Denoiser, LearnedVariance, NetworkDenoiser, Rescheduled
+from .discrete.continuous_time import (
+    AbsorbingCorruption,
+    ContinuousTimeCorruption,
+    UniformCorruption,
 )
+from .discrete.corruptions import Corruption, GaussianCorruption
+from .discrete.rate_matrices import BinomialCorruption, RateMatrix
+from .guidance.exact import ExactMoment, GaussianDenoiser, MixtureDenoiser, NormalDenoiser
+from .guidance.guides import DPS, MMPS, ClassifierFree, ClassifierGuided, Guided, PiGDM
+from .guidance.particle_gibbs import GibbsDraws, ParticleGibbs
+from .guidance.twisted_smc import TwistedSMC
+from .langevin_samplers import AnnealedLangevin, PredictorCorrector
+from .parameterizations import convert
+from .samplers import DDIM, Ancestral, EulerMaruyama, Sampler, noise
 from .schedules import VE, VP, Cosine, Karras, Rectified, Schedule, SubVP
 from .solvers import DPMSolver, Heun, ODESolver
-from .twisted import TwistedSMC
+from .time_grids import AngleGrid, Grid, InformationGrid, KarrasGrid, LogSNRGrid, Path, UniformGrid
 
 __all__ = [
     "DDIM",
@@ -38,15 +38,17 @@ __all__ = [
     "MMPS",
     "VE",
     "VP",
-    "Absorbing",
+    "AbsorbingCorruption",
     "Ancestral",
     "AngleGrid",
     "AnnealedLangevin",
-    "Binomial",
-    "Blur",
+    "BetaSchedule",
+    "BinomialCorruption",
+    "BlurDegradation",
     "ClassifierFree",
     "ClassifierGuided",
     "ColdSampler",
+    "ContinuousTimeCorruption",
     "Corruption",
     "Cosine",
     "CustomDegradation",
@@ -54,22 +56,22 @@ __all__ = [
     "DPMSolver",
     "Degradation",
     "Denoiser",
-    "DiscretizedGaussian",
     "EulerMaruyama",
     "ExactMoment",
-    "Fade",
+    "FadeDegradation",
+    "GaussianCorruption",
     "GaussianDenoiser",
     "GibbsDraws",
     "Grid",
     "Guided",
     "Heun",
-    "ImprovedCold",
     "InformationGrid",
-    "Jumps",
     "Karras",
+    "KarrasGrid",
     "LearnedVariance",
     "LinearSDE",
-    "Mask",
+    "LogSNRGrid",
+    "MaskDegradation",
     "MixtureDenoiser",
     "NaiveCold",
     "NetworkDenoiser",
@@ -78,21 +80,21 @@ __all__ = [
     "ParticleGibbs",
     "Path",
     "PiGDM",
-    "Pixelate",
+    "PixelateDegradation",
     "PredictorCorrector",
     "RateMatrix",
-    "RatioGrid",
     "Rectified",
     "Rescheduled",
-    "RhoGrid",
     "Sampler",
     "Schedule",
     "SubVP",
-    "Tabulated",
+    "TACoS",
     "TwistedSMC",
-    "Uniform",
+    "UniformCorruption",
     "UniformGrid",
     "convert",
     "linear_betas",
     "noise",
 ]
+
+__getattr__ = former_names(__name__)

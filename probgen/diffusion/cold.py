@@ -14,32 +14,30 @@ degradation adds :math:`s \, e` to the data, whatever they are, it is exact for 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..core import is_wrapped, register
-from ..core.bijector import name_of
-from ..core.checks import check_whole
-from ..core.registry import RECORDS
-from ..core.table import Table
-from .discrete import along
+from ..core.arguments import record
+from ..core.cached_tensor import CachedTensor
+from ..core.registry import Record
+from ..core.validation import check_whole
+from .discrete.corruptions import along
 
 __all__ = [
-    "Blur",
+    "BlurDegradation",
     "ColdSampler",
     "CustomDegradation",
     "Degradation",
-    "Fade",
-    "ImprovedCold",
-    "Mask",
+    "FadeDegradation",
+    "MaskDegradation",
     "NaiveCold",
-    "Pixelate",
+    "PixelateDegradation",
+    "TACoS",
 ]
 
 Restorer = Callable[..., Tensor]
@@ -68,10 +66,10 @@ class Degradation(nn.Module):
 
     @abstractmethod
     def degrade(self, x: Tensor, s: Tensor) -> Tensor:
-        """Data at levels from 1 on, in the form that :meth:`forward` hands on."""
+        """Prepare data for levels from 1 on."""
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        r"""The degraded data :math:`D(x, s)`.
+        r"""Return the degraded data :math:`D(x, s)`.
 
         Arguments:
             x: The data, with shape :math:`(*, event)`.
@@ -132,7 +130,7 @@ class Separable(Degradation):
     ) -> None:
         super().__init__(levels, shape)
         height = self.shape[-2] if len(self.shape) > 1 else 1
-        self.rows, self.columns = Table(tables(height)), Table(tables(self.shape[-1]))
+        self.rows, self.columns = CachedTensor(tables(height)), CachedTensor(tables(self.shape[-1]))
 
     def degrade(self, x: Tensor, s: Tensor) -> Tensor:
         rows, columns = (table(x)[s] for table in (self.rows, self.columns))
@@ -147,7 +145,7 @@ def longest(shape: int | Sequence[int]) -> int:
     return max(shape[-2:]) if isinstance(shape, Sequence) and shape else shape  # type: ignore
 
 
-class Blur(Separable):
+class BlurDegradation(Separable):
     r"""A Gaussian blur of width :math:`\sigma_s = \sigma_S \, s / S`, no light leaving the picture.
 
     It is the heat equation with closed ends: the cosine :math:`k` of a side of :math:`n` pixels is
@@ -168,7 +166,7 @@ class Blur(Separable):
     Example:
         >>> x = torch.zeros(8, 8)
         >>> x[4, 4] = 1
-        >>> y = Blur((8, 8), levels=10)(x, torch.tensor(5))
+        >>> y = BlurDegradation((8, 8), levels=10)(x, torch.tensor(5))
         >>> round(float(y.sum()), 4), bool(y.max() < 0.1)
         (1.0, True)
     """
@@ -192,7 +190,7 @@ class Blur(Separable):
         super().__init__(shape, tables, levels)
 
 
-class Pixelate(Separable):
+class PixelateDegradation(Separable):
     r"""Pixels merge in blocks of :math:`2^s`, which have their mean.
 
     References:
@@ -207,7 +205,7 @@ class Pixelate(Separable):
         ValueError: If a number is not positive.
 
     Example:
-        >>> Pixelate(4)(torch.tensor([1.0, 3.0, 0.0, 8.0]), torch.tensor(1))
+        >>> PixelateDegradation(4)(torch.tensor([1.0, 3.0, 0.0, 8.0]), torch.tensor(1))
         tensor([2., 2., 4., 4.])
     """
 
@@ -224,7 +222,7 @@ class Pixelate(Separable):
         super().__init__(shape, tables, count)
 
 
-class Mask(Degradation):
+class MaskDegradation(Degradation):
     """Pixels get one colour, from the centre of the picture on.
 
     References:
@@ -241,7 +239,7 @@ class Mask(Degradation):
         ValueError: If a number is impossible.
 
     Example:
-        >>> Mask(4, levels=2, rest=0.5)(torch.arange(1.0, 5.0), torch.tensor(2))
+        >>> MaskDegradation(4, levels=2, rest=0.5)(torch.arange(1.0, 5.0), torch.tensor(2))
         tensor([1., 0., 0., 4.])
     """
 
@@ -264,7 +262,7 @@ class Mask(Degradation):
         return torch.where(self.order < along(hidden, x), self.colour, x)
 
 
-class Fade(Degradation):
+class FadeDegradation(Degradation):
     r"""Each picture fades to its own mean colour, :math:`x + (\bar x - x) s / S`.
 
     Arguments:
@@ -275,7 +273,7 @@ class Fade(Degradation):
         ValueError: If a number is not positive.
 
     Example:
-        >>> Fade(2, levels=4)(torch.tensor([0.0, 4.0]), torch.tensor(2))
+        >>> FadeDegradation(2, levels=4)(torch.tensor([0.0, 4.0]), torch.tensor(2))
         tensor([1., 3.])
     """
 
@@ -287,7 +285,7 @@ class Fade(Degradation):
         return torch.lerp(x, mean, along(s.to(x.dtype) / self.levels, x))
 
 
-class ColdSampler(ABC):
+class ColdSampler(Record):
     """A way from degraded data to data; every one is a frozen dataclass of it.
 
     A subclass gives :meth:`step`, which :meth:`sample` takes from the last level to the first.
@@ -297,18 +295,15 @@ class ColdSampler(ABC):
         | https://arxiv.org/abs/2208.09392
 
     Example:
+        >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
         ... class Halfway(ColdSampler):
         ...     def step(self, degradation, x, clean, s):
         ...         return (x + degradation(clean, s - 1)) / 2
         >>> x = torch.tensor([4.0, 4.0])
-        >>> Halfway().sample(lambda x, s: torch.zeros_like(x), Fade(2, levels=2), x)
+        >>> Halfway().sample(lambda x, s: torch.zeros_like(x), FadeDegradation(2, levels=2), x)
         tensor([1., 1.])
     """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        RECORDS[name_of(cls)] = cls
 
     @abstractmethod
     def step(self, degradation: Degradation, x: Tensor, clean: Tensor, s: Tensor) -> Tensor:
@@ -324,7 +319,7 @@ class ColdSampler(ABC):
     def walk(
         self, restorer: Restorer, degradation: Degradation, x: Tensor, event_dim: int = 1
     ) -> Iterator[Tensor]:
-        """The values after each step, as :meth:`sample` takes them."""
+        """Return the values after each step, as :meth:`sample` takes them."""
         for k in range(degradation.levels, 0, -1):
             s = torch.full(x.shape[: x.ndim - event_dim], k, device=x.device)
             x = self.step(degradation, x, restorer(x, s), s)
@@ -333,7 +328,7 @@ class ColdSampler(ABC):
     def sample(
         self, restorer: Restorer, degradation: Degradation, x: Tensor, event_dim: int = 1
     ) -> Tensor:
-        r"""Takes all steps.
+        r"""Take all steps.
 
         Arguments:
             restorer: The restorer, a map from degraded data with shape :math:`(*, event)` and
@@ -350,7 +345,7 @@ class ColdSampler(ABC):
         return x
 
 
-@dataclass(frozen=True)
+@record
 class NaiveCold(ColdSampler):
     r"""What is restored is degraded to the level below, :math:`x_{s-1} = D(\hat x, s - 1)`.
 
@@ -359,7 +354,7 @@ class NaiveCold(ColdSampler):
         | https://arxiv.org/abs/2208.09392
 
     Example:
-        >>> fade = Fade(2, levels=4)
+        >>> fade = FadeDegradation(2, levels=4)
         >>> NaiveCold().sample(lambda x, s: x, fade, torch.tensor([1.0, 3.0]))
         tensor([1.9062, 2.0938])
     """
@@ -368,8 +363,8 @@ class NaiveCold(ColdSampler):
         return degradation(clean, s - 1)
 
 
-@dataclass(frozen=True)
-class ImprovedCold(ColdSampler):
+@record
+class TACoS(ColdSampler):
     r"""What a level takes is added back, :math:`x_{s-1} = x_s - D(\hat x, s) + D(\hat x, s - 1)`.
 
     References:
@@ -379,7 +374,7 @@ class ImprovedCold(ColdSampler):
     Example:
         >>> tilt = CustomDegradation(lambda x, s: x + s.unsqueeze(-1) * torch.arange(3.0), 4)
         >>> x = tilt(torch.ones(3), torch.tensor(4))
-        >>> ImprovedCold().sample(lambda x, s: torch.zeros_like(x), tilt, x)
+        >>> TACoS().sample(lambda x, s: torch.zeros_like(x), tilt, x)
         tensor([1., 1., 1.])
     """
 

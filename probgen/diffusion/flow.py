@@ -20,14 +20,14 @@ from ..core import is_wrapped
 from ..transforms import Continuous
 from ..transforms.continuous import Method
 from .denoisers import Denoiser
-from .grids import AngleGrid
 from .schedules import Schedule
+from .time_grids import AngleGrid
 
 __all__ = ["flow_table", "probability_flow"]
 
 
 def flow_table(schedule: Schedule, steps: int, cut: float = 1e-3) -> Tensor:
-    """The times and angles at the ends and in the middle of each step, with shape (2, 2 N + 1)."""
+    """Return times and angles at the ends and middles of all steps, with shape (2, 2 N + 1)."""
     t = AngleGrid(cut).times(schedule, 2 * steps + 1)
     return torch.stack([t, (-schedule.log_snr(t) / 2).exp().atan()])
 
@@ -40,7 +40,7 @@ def probability_flow(
     probes: int = 0,
     tolerance: float = 1e-5,
 ) -> tuple[Continuous, Tensor]:
-    r"""The flow of :math:`u` from the latest time to the least.
+    r"""Return the flow of :math:`u` from the latest time to the least.
 
     Arguments:
         denoiser: The denoiser.

@@ -10,35 +10,26 @@ with coefficients of the schedule alone, which are computed once before the firs
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .. import mcmc
-from ..core.bijector import name_of
-from ..core.checks import check_whole
-from ..core.registry import RECORDS
+from ..core.arguments import record
+from ..core.registry import Record
+from ..core.validation import check_whole
 from .denoisers import Denoiser
-from .grids import Grid, Path, RatioGrid, UniformGrid
 from .schedules import Schedule
+from .time_grids import Grid, Path, UniformGrid
 
-__all__ = [
-    "DDIM",
-    "Ancestral",
-    "AnnealedLangevin",
-    "EulerMaruyama",
-    "PredictorCorrector",
-    "Sampler",
-    "noise",
-]
+__all__ = ["DDIM", "Ancestral", "EulerMaruyama", "Sampler", "noise"]
 
 
-class Sampler(ABC):
+class Sampler(Record):
     """A way from noise to data; every sampler is a frozen dataclass of it.
 
     A subclass gives :meth:`walk`, and as fields `steps`, the number of its steps, and `grid`, the
@@ -46,6 +37,7 @@ class Sampler(ABC):
 
     Example:
         >>> from probgen.diffusion import VP, GaussianDenoiser
+        >>> from dataclasses import dataclass, field
         >>> @dataclass(frozen=True)
         ... class OneStep(Sampler):
         ...     steps: int = 1
@@ -60,13 +52,9 @@ class Sampler(ABC):
     steps: int
     grid: Grid
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        RECORDS[name_of(cls)] = cls
-
     @abstractmethod
     def walk(self, denoiser: Denoiser, x: Tensor, context: Tensor | None) -> Iterator[Tensor]:
-        """The values after each step, as :meth:`sample` takes them."""
+        """Return the values after each step, as :meth:`sample` takes them."""
 
     def sample(
         self,
@@ -77,7 +65,7 @@ class Sampler(ABC):
         callback: Callable[[int, Tensor], Any] | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Takes all steps.
+        """Take all steps.
 
         Arguments:
             denoiser: The denoiser, with its schedule.
@@ -125,7 +113,7 @@ def noise(denoiser: Denoiser, shape: torch.Size, like: Tensor) -> Tensor:
     return spread * draws
 
 
-class Linear(Sampler):
+class LinearSampler(Sampler):
     """A sampler whose steps are linear in the value and in what was denoised.
 
     Attributes:
@@ -136,7 +124,7 @@ class Linear(Sampler):
 
     @abstractmethod
     def coefficients(self, schedule: Schedule, path: Path) -> tuple[Tensor, Tensor, Tensor]:
-        """The coefficients :math:`A`, :math:`B` and :math:`C` of all steps, with shape `(N)`."""
+        """Return coefficients :math:`A`, :math:`B` and :math:`C` of all steps, with shape `(N)`."""
 
     def walk(self, denoiser: Denoiser, x: Tensor, context: Tensor | None) -> Iterator[Tensor]:
         path = self.grid.path(denoiser.schedule, self.steps)
@@ -148,14 +136,14 @@ class Linear(Sampler):
             yield x
 
     def datum(self, denoiser: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        r"""What a step takes for :math:`\hat x_0`."""
+        r"""Return the estimate of :math:`\hat x_0` that a step uses."""
         if self.draws:
             return denoiser(x, t, context).sample()
         return denoiser.mean(x, t, context)
 
 
-@dataclass(frozen=True)
-class DDIM(Linear):
+@record
+class DDIM(LinearSampler):
     r"""Denoising diffusion implicit models: steps without noise, or with a part of it.
 
     .. math:: x_s = \alpha_s \hat x_0 + \sqrt{\sigma_s^2 - \tau^2} \, \hat \epsilon + \tau \xi,
@@ -198,18 +186,18 @@ class DDIM(Linear):
 
 
 def added_variance(path: Path) -> Tensor:
-    r"""The variance between two times, :math:`\sigma_t^2 - (\alpha_t / \alpha_s)^2 \sigma_s^2`."""
+    r"""Return the variance :math:`\sigma_t^2 - (\alpha_t / \alpha_s)^2 \sigma_s^2`."""
     ratio = path.alpha[:-1] / path.alpha[1:]
     return path.sigma[:-1].square() - ratio.square() * path.sigma[1:].square()
 
 
 def posterior_variance(path: Path) -> Tensor:
-    r"""The variance of :math:`x_s` given :math:`x_t` and :math:`x_0`."""
+    r"""Return the variance of :math:`x_s` given :math:`x_t` and :math:`x_0`."""
     return added_variance(path) * (path.sigma[1:] / path.sigma[:-1]).square()
 
 
-@dataclass(frozen=True)
-class Ancestral(Linear):
+@record
+class Ancestral(LinearSampler):
     r"""The sampler of DDPM: from the posterior given what was denoised.
 
     .. math:: x_s = \frac{\alpha_t \sigma_s^2}{\alpha_s \sigma_t^2} \, x_t +
@@ -263,8 +251,8 @@ class Ancestral(Linear):
         return a, b, variance.clamp_min(0).sqrt()
 
 
-@dataclass(frozen=True)
-class EulerMaruyama(Linear):
+@record
+class EulerMaruyama(LinearSampler):
     r"""Euler's method for the reverse equation.
 
     .. math:: x_s = x_t - (t - s) \, \bigl( f_t x_t - g_t^2 \nabla \log p(x_t) \bigr)
@@ -302,136 +290,3 @@ class EulerMaruyama(Linear):
         a = torch.cat([1 - dt * (f + g2 / sigma.square()), none])
         b = torch.cat([dt * g2 * alpha / sigma.square(), one])
         return a, b, torch.cat([(g2 * dt).sqrt(), none])
-
-
-@dataclass(frozen=True)
-class PredictorCorrector(Sampler):
-    r"""Steps of a predictor, each followed by Langevin steps at the new time.
-
-    .. math:: x \leftarrow x + \epsilon \nabla \log p(x_s) + \sqrt{2 \epsilon} \, \xi, \qquad
-        \epsilon = 2 r^2 \sigma_s^2
-
-    The size is that of Song et al. for noise that explodes, under every schedule,
-    :math:`2 (r |\xi| / |\nabla \log p(x_s)|)^2`, where the score has the norm that noise alone
-    would give it, so that draws depend neither on each other nor on where they stand.
-
-    References:
-        | Score-Based Generative Modeling through Stochastic Differential Equations (Song et al.,
-          2021), https://arxiv.org/abs/2011.13456
-
-    Arguments:
-        predictor: The predictor, one of the linear samplers.
-        corrections: The number of Langevin steps after each of its steps but the last.
-        ratio: The ratio :math:`r` of signal to noise of a correction.
-
-    Raises:
-        ValueError: If a number is impossible.
-        TypeError: If the predictor is no linear sampler.
-
-    Example:
-        >>> from probgen.diffusion import GaussianDenoiser, VP, noise
-        >>> _ = torch.manual_seed(0)
-        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VP())
-        >>> start = noise(denoiser, torch.Size([4000]), torch.ones(()))
-        >>> x = PredictorCorrector(Ancestral(100)).sample(denoiser, start)
-        >>> abs(float(x.mean()) - 1) < 0.1, abs(float(x.std()) - 2) < 0.15
-        (True, True)
-    """
-
-    predictor: Linear = field(default_factory=Ancestral)
-    corrections: int = 1
-    ratio: float = 0.16
-
-    def __post_init__(self) -> None:
-        check_whole(1, corrections=self.corrections)
-        if not isinstance(self.predictor, Linear):
-            raise TypeError(
-                f"Expected a `predictor` such as Ancestral, got a {type(self.predictor).__name__}."
-            )
-        if not self.ratio > 0:
-            raise ValueError(f"Expected a positive `ratio`, got {self.ratio}.")
-
-    @property
-    def steps(self) -> int:  # type: ignore[override]
-        """The number of steps of the predictor."""
-        return self.predictor.steps
-
-    @property
-    def grid(self) -> Grid:  # type: ignore[override]
-        """That of the predictor."""
-        return self.predictor.grid
-
-    def walk(self, denoiser: Denoiser, x: Tensor, context: Tensor | None) -> Iterator[Tensor]:
-        path = self.grid.path(denoiser.schedule, self.steps)
-        table = torch.stack(self.predictor.coefficients(denoiser.schedule, path), 1).tolist()
-        times = path.times.to(x)
-        sizes = (2 * self.ratio**2 * path.sigma.square()).tolist()
-        for k, (a, b, c) in enumerate(table):
-            mean = self.predictor.datum(denoiser, x, times[k], context)
-            x = a * x + b * mean + c * torch.randn_like(x)
-            for _ in range(self.corrections if k + 1 < len(table) else 0):
-                score, size = denoiser.score(x, times[k + 1], context), sizes[k + 1]
-                x = x + size * score + (2 * size) ** 0.5 * torch.randn_like(x)
-            yield x
-
-
-@dataclass(frozen=True)
-class AnnealedLangevin(Sampler):
-    r"""Langevin steps at each of the levels of a grid, by :class:`probgen.mcmc.AnnealedLangevin`.
-
-    In :math:`y = x / \alpha` and :math:`\varsigma = \sigma / \alpha` a step at a level is
-
-    .. math:: y \leftarrow y + \epsilon \varsigma^2 \nabla \log p(y) + \sqrt{2 \epsilon} \,
-        \varsigma \xi.
-
-    After the last level the result is what is denoised. Few moves lag behind levels that fall fast,
-    and draws are a little wide then; twice as many moves more than halve it.
-
-    References:
-        | Generative Modeling by Estimating Gradients of the Data Distribution (Song & Ermon, 2019)
-        | https://arxiv.org/abs/1907.05600
-
-    Arguments:
-        steps: The number of levels.
-        moves: The number of Langevin steps at each.
-        step_size: The step :math:`\epsilon`, in units of the variance of the level's noise.
-        grid: The grid of times.
-
-    Raises:
-        ValueError: If a number is impossible.
-
-    Example:
-        >>> from probgen.diffusion import VE, GaussianDenoiser, noise
-        >>> _ = torch.manual_seed(0)
-        >>> denoiser = GaussianDenoiser(torch.ones(2), 4 * torch.eye(2), VE(0.01, 20.0))
-        >>> start = noise(denoiser, torch.Size([4000]), torch.ones(()))
-        >>> x = AnnealedLangevin(50, 20, 0.2).sample(denoiser, start)
-        >>> abs(float(x.mean()) - 1) < 0.1, abs(float(x.std()) - 2) < 0.1
-        (True, True)
-    """
-
-    steps: int = 100
-    moves: int = 5
-    step_size: float = 0.2
-    grid: Grid = field(default_factory=RatioGrid)
-
-    def __post_init__(self) -> None:
-        check_whole(1, steps=self.steps, moves=self.moves)
-        if not self.step_size > 0:
-            raise ValueError(f"Expected a positive `step_size`, got {self.step_size}.")
-
-    def walk(self, denoiser: Denoiser, x: Tensor, context: Tensor | None) -> Iterator[Tensor]:
-        path = self.grid.path(denoiser.schedule, self.steps)
-        times, alphas = path.times.to(x), path.alpha.tolist()
-        levels, shape = (path.sigma / path.alpha).to(x), x.shape
-        for k, (t, a) in enumerate(zip(times, alphas)):
-            kernel = mcmc.AnnealedLangevin(levels[k : k + 1], self.moves, self.step_size)
-
-            def score(y: Tensor, sigma: Tensor, t: Tensor = t, a: float = a) -> Tensor:
-                return a * denoiser.score(a * y.reshape(shape), t, context).reshape(y.shape)
-
-            x = a * kernel.sample((x / a).reshape(-1, *denoiser.shape), score).reshape(shape)
-            if k + 1 < len(times):
-                x = alphas[k + 1] / a * x
-                yield x
-        yield denoiser.mean(x, times[-1], context)

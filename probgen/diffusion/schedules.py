@@ -24,8 +24,8 @@ from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
 from ..core import is_wrapped, register
-from ..core.checks import check_whole
 from ..core.derive import derived
+from ..core.validation import check_whole
 
 __all__ = [
     "VE",
@@ -104,7 +104,7 @@ class Schedule(nn.Module):
 
     @derived
     def time(self, log_snr: Tensor) -> Tensor:
-        r"""The times at which :math:`\lambda_t` has given values; by bisection where need be."""
+        r"""Return times at which :math:`\lambda_t` has given values; by bisection where need be."""
         low, high = torch.zeros_like(log_snr), torch.full_like(log_snr, self.latest)
         for _ in range(torch.finfo(log_snr.dtype).bits):
             middle = (low + high) / 2
@@ -113,7 +113,7 @@ class Schedule(nn.Module):
         return (low + high) / 2
 
     def betas(self, steps: int) -> Tensor:
-        r"""The view in so many steps, :math:`\beta_k = 1 - \alpha_{k/T}^2 / \alpha_{(k-1)/T}^2`.
+        r"""Return view in so many steps, :math:`\beta_k = 1 - \alpha_{k/T}^2 / \alpha_{(k-1)/T}^2`.
 
         Arguments:
             steps: The number of steps :math:`T`.
@@ -134,7 +134,7 @@ def check_times(t: Tensor) -> None:
 
 
 def slope(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """The derivative at times with shape `(*)`, which torch casts to float64 where that is `()`."""
+    """Return the derivative at times with shape `(*)`; torch casts `()` to float64."""
     u = t.unsqueeze(0).contiguous()  # a dual number needs memory of its own
     return torch.func.jvp(function, (u,), (torch.ones_like(u),))[1].squeeze(-t.ndim - 1)
 
@@ -158,7 +158,7 @@ class LinearRate(Schedule):
         return -t.square() * ((self.high - self.low) / 4) - t * (self.low / 2)
 
     def time_of(self, log_alpha: Tensor) -> Tensor:
-        r"""The times at which :math:`\log \alpha_t` has given values."""
+        r"""Return the times at which :math:`\log \alpha_t` has given values."""
         twice, slope = -4 * log_alpha, self.high - self.low  # of a square of t and t itself
         return 2 * twice / (2 * self.low + (4 * self.low**2 + 4 * slope * twice).sqrt())
 

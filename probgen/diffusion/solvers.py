@@ -12,24 +12,25 @@ are of second order or more.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_whole
+from ..core.arguments import record
+from ..core.validation import check_whole
 from ..transforms.continuous import Method, check_method
 from .denoisers import Denoiser
 from .flow import flow_table, probability_flow
-from .grids import AngleGrid, Grid, Path, RatioGrid, RhoGrid
 from .samplers import Sampler
 from .schedules import Schedule
+from .time_grids import AngleGrid, Grid, KarrasGrid, LogSNRGrid, Path
 
 __all__ = ["DPMSolver", "Heun", "ODESolver"]
 
 
-@dataclass(frozen=True)
+@record
 class DPMSolver(Sampler):
     r"""DPM-Solver++(2M): the exact linear part and a line through what was denoised last.
 
@@ -59,7 +60,7 @@ class DPMSolver(Sampler):
     """
 
     steps: int = 20
-    grid: Grid = field(default_factory=RatioGrid)
+    grid: Grid = field(default_factory=LogSNRGrid)
 
     def __post_init__(self) -> None:
         check_whole(1, steps=self.steps)
@@ -80,7 +81,7 @@ class DPMSolver(Sampler):
             yield x
 
 
-@dataclass(frozen=True)
+@record
 class Heun(Sampler):
     r"""The second-order method of EDM, with fresh noise on the way if asked.
 
@@ -117,7 +118,7 @@ class Heun(Sampler):
     low: float = 0.0
     high: float = torch.inf
     inflate: float = 1.0
-    grid: Grid = field(default_factory=RhoGrid)
+    grid: Grid = field(default_factory=KarrasGrid)
 
     def __post_init__(self) -> None:
         check_whole(1, steps=self.steps)
@@ -130,7 +131,7 @@ class Heun(Sampler):
             raise ValueError(f"Expected 0 <= `low` <= `high`, got {self.low} and {self.high}.")
 
     def raised(self, schedule: Schedule, path: Path) -> tuple[Path, Tensor]:
-        """The path with raised noise before each step, and what each step adds, in units of y."""
+        """Return the path with raised noise, and the increments of its steps in units of y."""
         level = path.sigma[:-1] / path.alpha[:-1]
         gamma = min(self.churn / self.steps, 2**0.5 - 1)
         chosen = (level >= self.low) & (level <= self.high)
@@ -173,7 +174,7 @@ class Heun(Sampler):
             yield x
 
 
-@dataclass(frozen=True)
+@record
 class ODESolver(Sampler):
     r"""A solver of ordinary equations along the probability flow.
 

@@ -1,42 +1,39 @@
 """Lazy distributions and the Pyro distributions that they return."""
 
 from ..core import Density, Fixed, LazyDistribution
-from .codebook import Codebook, Quantization
-from .cold import ColdDiffusion, RestorerMLP
-from .composed import Energy, ProductOfExperts, Tilted
-from .dequantized import Dequantized
-from .diffusion import Diffusion, DiffusionDistribution
-from .discrete import DiscreteDiffusion, JumpDiffusion
+from ..core.deprecation import former_names
+from .diffusion.cold import ColdDiffusion, RestorerMLP
+from .diffusion.continuous import Diffusion
+from .diffusion.discrete import DiscreteDiffusion, JumpDiffusion
+from .diffusion.distribution import DiffusionDistribution
 from .embedded import Embedded
-from .energy import EnergyBased, Partition
-from .energy_distribution import EnergyDistribution
-from .flow import Flow, FlowDistribution
-from .heads import (
+from .energy.base import EnergyBased, Partition
+from .energy.composed import Energy, ProductOfExperts, Tilted
+from .energy.distribution import EnergyDistribution
+from .flows.dequantized import Dequantized
+from .flows.flow import Flow, FlowDistribution
+from .implicit.pushforward import Pushforward
+from .latent.base import LatentVariable, Marginal
+from .latent.codebook import Codebook, Quantization
+from .latent.hierarchical import Hierarchy
+from .latent.layers import LatentLayer, PosteriorUpdate, PrecisionWeightedUpdate, ResidualUpdate
+from .latent.quantized import Quantized
+from .latent.semisupervised import SemiSupervised
+from .latent.vae import Latent
+from .latent.vamp_prior import VampPrior
+from .module_distribution import ModuleDistribution
+from .parametric.discretized import DiscretizedLogistic, DiscretizedLogisticMixture
+from .parametric.likelihoods import (
     Bernoulli,
     Beta,
     Categorical,
     ContinuousBernoulli,
-    DiscretizedLogistic,
-    DiscretizedLogisticMixture,
     Poisson,
     StudentT,
 )
-from .hierarchy import Hierarchy
-from .latent import Latent
-from .latent_variable import LatentVariable, Marginal
-from .module_distribution import ModuleDistribution
-from .parametric import (
-    DiagonalNormal,
-    FullNormal,
-    GaussianMixture,
-    StandardNormal,
-    UniformAngles,
-)
-from .pushforward import Pushforward
-from .quantized import Quantized
-from .rungs import Merge, PrecisionWeighted, Residual, Rung
-from .semisupervised import SemiSupervised
-from .vamp_prior import VampPrior
+from .parametric.mixture import GaussianMixture
+from .parametric.normal import DiagonalNormal, FullNormal
+from .parametric.standard import StandardNormal, UniformAngles
 
 __all__ = [
     "Bernoulli",
@@ -65,21 +62,21 @@ __all__ = [
     "Hierarchy",
     "JumpDiffusion",
     "Latent",
+    "LatentLayer",
     "LatentVariable",
     "LazyDistribution",
     "Marginal",
-    "Merge",
     "ModuleDistribution",
     "Partition",
     "Poisson",
-    "PrecisionWeighted",
+    "PosteriorUpdate",
+    "PrecisionWeightedUpdate",
     "ProductOfExperts",
     "Pushforward",
     "Quantization",
     "Quantized",
-    "Residual",
+    "ResidualUpdate",
     "RestorerMLP",
-    "Rung",
     "SemiSupervised",
     "StandardNormal",
     "StudentT",
@@ -87,3 +84,5 @@ __all__ = [
     "UniformAngles",
     "VampPrior",
 ]
+
+__getattr__ = former_names(__name__)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..core import Density
-from ..core.checks import check_event
 from ..core.contexts import batch_of, expand_context
 from ..core.contracts import MadeBy
 from ..core.lazy import shown
+from ..core.validation import check_event
 from .supports import check_support, interior, mask_outside, readable
 
 __all__ = ["ModuleDistribution"]
@@ -89,7 +89,7 @@ class ModuleDistribution(TorchDistribution):
             return self.module.draw(torch.Size(sample_shape) + self.batch_shape, self.context)
 
     def widened(self, value: Tensor) -> tuple[Tensor, Any]:
-        """A value of the right shape, one for each item, and the contexts."""
+        """Return a value of the right shape, one for each item, and the contexts."""
         check_event(value, self.event_shape)
         batch = value.shape[: value.ndim - len(self.event_shape)]
         try:
@@ -120,7 +120,7 @@ class ModuleDistribution(TorchDistribution):
         return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
 
     def elbo(self, value: Tensor, **options: Any) -> Tensor:
-        """An unbiased estimate of the evidence lower bound, where `log_prob` is such a bound.
+        """Return unbiased estimate of the evidence lower bound, where `log_prob` is such a bound.
 
         Arguments:
             value: The data, with shape :math:`(*, *event)`.

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.distributions import Transform, VonMises, biject_to, constraints
 
 from ..core import Bijector, is_wrapped
-from ..core.checks import ends
 from ..core.contracts import MadeBy
+from ..core.validation import ends
 
 
-def cuts_of(base: TorchDistribution, transforms: Sequence[Transform]) -> list[Any]:
-    """Checks that the parts of a flow fit, and says where a value may leave it half-way.
+def check_parts(base: TorchDistribution, transforms: Sequence[Transform]) -> list[Any]:
+    """Check that the parts of a flow fit; return where a value may leave it half-way.
 
     For each transform: none, or its support and :func:`interior`, where the next takes more
     values than it gives.
@@ -61,12 +61,12 @@ def cuts_of(base: TorchDistribution, transforms: Sequence[Transform]) -> list[An
 
 
 def sum_last(value: Tensor, dims: int) -> Tensor:
-    """The sum over so many of the last dimensions, which may be none."""
+    """Return the sum over so many of the last dimensions, which may be none."""
     return value.sum(tuple(range(-dims, 0))) if dims else value
 
 
 def interior(support: Any) -> Transform | None:
-    """The map whose value at zero lies inside a support, none if all values do."""
+    """Return the map whose value at zero lies inside a support, none if all values do."""
     if is_real(support):
         return None
     try:

@@ -1,9 +1,9 @@
 """Inference with learned parts, and by variational guides."""
 
 from .guides import ContinuousGuide, FlowGuide, FullCovariance, MeanField
-from .latents import Diagnosis, attribute, diagnose, interpolate
-from .posterior import Posterior, posterior
-from .psis import Smoothed, khat, psis
+from .importance import Smoothed, khat, psis
+from .latent_diagnostics import Diagnosis, attribute, diagnose, interpolate
+from .posteriors import Posterior, posterior
 
 __all__ = [
     "ContinuousGuide",

@@ -18,12 +18,13 @@ from pyro.infer.autoguide import AutoContinuous, init_to_median
 from torch import Tensor
 
 from ..core import Density, LazyDistribution
-from ..core.checks import check_whole
-from ..core.plates import register, unique_name
+from ..core.arguments import checked
+from ..core.pyro_sites import register, unique_name
+from ..core.validation import check_whole
 from ..distributions import DiagonalNormal, Flow, FullNormal, StandardNormal
 from ..mcmc import Draws, potential
 from ..transforms import Autoregressive, Standardize
-from .psis import psis, warned
+from .importance import psis, warned
 
 __all__ = ["ContinuousGuide", "FlowGuide", "FullCovariance", "MeanField"]
 
@@ -42,6 +43,7 @@ class ContinuousGuide(AutoContinuous):
 
     normal: ClassVar[bool] = False  #: whether its distribution is normal
 
+    @checked
     def __init__(
         self, model: Callable[..., Any], init_loc_fn: Callable[..., Any], scale: float
     ) -> None:
@@ -61,7 +63,7 @@ class ContinuousGuide(AutoContinuous):
 
     @abstractmethod
     def build(self, size: int) -> LazyDistribution:
-        """The distribution of so many real numbers."""
+        """Return the distribution of so many real numbers."""
 
     @staticmethod
     def _prototype_hide_fn(msg: dict[str, Any]) -> bool:
@@ -99,19 +101,19 @@ class ContinuousGuide(AutoContinuous):
         self.add_module("distribution", module)
 
     def begin(self, module: Any, loc: Tensor) -> None:
-        """Puts a distribution where the guide begins."""
+        """Put a distribution where the guide begins."""
         if self.normal:
             return begin_normal(module, loc, self.scale)
         module.initialize(torch.stack([loc - self.scale, loc + self.scale]))
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
-        r"""The distribution of :math:`u`, with its parameters registered."""
+        r"""Return the distribution of :math:`u`, with its parameters registered."""
         module: Any = self._modules["distribution"]  # which PyroModule does not see
         register(module)
         return module()
 
     def ready(self, *args: Any, **kwargs: Any) -> Any:
-        r"""The distribution of :math:`u`, after a first run of the model if there was none."""
+        r"""Return distribution of :math:`u`, after a first run of the model if there was none."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         module: Any = self._modules["distribution"]
@@ -120,7 +122,7 @@ class ContinuousGuide(AutoContinuous):
     def weigh(
         self, count: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Tensor, Tensor, Tensor]:
-        r"""The model's density, draws of :math:`u`, and their log densities under both."""
+        r"""Return the model's density, draws of :math:`u`, and their log densities under both."""
         check_whole(1, draws=count)
         q = self.ready(*args, **kwargs)
         target = potential(self._stated[0], *args, base=False, **kwargs)
@@ -168,7 +170,7 @@ class ContinuousGuide(AutoContinuous):
         return Draws(samples, {n: v.unsqueeze(0) for n, v in stats.items()}, latent, [])
 
     def khat(self, *args: Any, samples: int = 1000, **kwargs: Any) -> Tensor:
-        r"""The shape :math:`\hat k` of the importance weights, with a warning above 0.7.
+        r"""Return the shape :math:`\hat k` of the importance weights, with a warning above 0.7.
 
         Arguments:
             args: The arguments of the model.
@@ -215,6 +217,7 @@ class MeanField(ContinuousGuide):
 
     normal = True
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],
@@ -252,6 +255,7 @@ class FullCovariance(ContinuousGuide):
 
     normal = True
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],
@@ -297,6 +301,7 @@ class FlowGuide(ContinuousGuide):
         torch.Size([2])
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],
@@ -330,7 +335,7 @@ class FlowGuide(ContinuousGuide):
 
 
 def begin_normal(module: Any, loc: Tensor, scale: float) -> None:
-    """Sets the location, and the log scales, which follow the location in the parameters."""
+    """Set the location, and the log scales, which follow the location in the parameters."""
     module.standardizer.shift.copy_(loc)
     module.phi[len(loc) : 2 * len(loc)] = torch.tensor(scale).log()
 

@@ -1,27 +1,27 @@
 """Markov chain Monte Carlo with all chains along one batch axis."""
 
 from .adaptation import StepSize, TrajectoryLength, warm_up
-from .annealed import AnnealedLangevin, AnnealedState
+from .adapters import BatchedMCMC, PyroKernel
+from .annealing import Annealed, ais, smc
 from .convergence import ConvergenceWarning
 from .diagnostics import ess, ess_tail, mcse, nested_rhat, rhat
-from .discrete_sites import infer_discrete
 from .draws import Draws, Summary
-from .elliptical import EllipticalSlice
-from .gibbs import BlockGibbs, Direct, Gibbs, GibbsInfo, GibbsState, GraphGibbs, colours
-from .hmc import HMC, ChEES, ChEESState, Trajectory
-from .kernel import GradientState, Info, Kernel, LogDensity, LowRank, PositionState, Score
-from .langevin import MALA, SGLD, ULA, SGLDState, minibatch
-from .lattice import Checkerboard
-from .likelihood import Likelihood, likelihood
-from .metric import Moments
-from .metropolis import Metropolis
-from .potential import Potential, potential
-from .pyro_kernel import BatchedMCMC, PyroKernel
-from .replicas import ParallelTempering, ReplicaState
-from .run import run
-from .tempering import Annealed, ais, smc
-from .trial import ChainByChainWarning
-from .units import BinaryUnits, CategoricalUnits, GaussianUnits, Units
+from .kernels.annealed_langevin import AnnealedState, AnnealedULA
+from .kernels.base import GradientState, Info, Kernel, LogDensity, LowRank, PositionState, Score
+from .kernels.elliptical_slice import EllipticalSlice
+from .kernels.gibbs import BlockGibbs, Direct, Gibbs, GibbsInfo, GibbsState, GraphGibbs, colours
+from .kernels.hmc import HMC, ChEES, ChEESState, Trajectory
+from .kernels.langevin import MALA, SGLD, ULA, SGLDState, minibatch
+from .kernels.lattice import Checkerboard
+from .kernels.metric import Moments
+from .kernels.metropolis import Metropolis
+from .kernels.parallel_tempering import ParallelTempering, ReplicaState
+from .kernels.units import BinaryUnits, CategoricalUnits, GaussianUnits, Units
+from .pyro.discrete_sites import infer_discrete
+from .pyro.likelihood import Likelihood, likelihood
+from .pyro.potential import Potential, potential
+from .pyro.trial import ChainByChainWarning
+from .sampling import run
 
 __all__ = [
     "HMC",
@@ -29,8 +29,8 @@ __all__ = [
     "SGLD",
     "ULA",
     "Annealed",
-    "AnnealedLangevin",
     "AnnealedState",
+    "AnnealedULA",
     "BatchedMCMC",
     "BinaryUnits",
     "BlockGibbs",

@@ -4,7 +4,7 @@ Three objects, each apart from the kernels and from each other:
 
 - the step size, by stochastic approximation of :math:`E[\alpha] = \delta`, where :math:`\alpha` is
   the mean acceptance over chains and :math:`\delta` the kernel's target;
-- the metric, from positions and gradients of all chains (:mod:`probgen.mcmc.metric`);
+- the metric, from positions and gradients of all chains (:mod:`probgen.mcmc.kernels.metric`);
 - the length of a trajectory, by ascent of the chains' mean square jump per unit of work.
 """
 
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernel import LogDensity, Scale, shrink, total
-from .metric import Metric, Moments, metric_kind
+from .kernels.base import LogDensity, Scale, shrink, total
+from .kernels.metric import Metric, Moments, metric_kind
 
 __all__ = ["StepSize", "TrajectoryLength", "WarmUp", "warm_up"]
 
@@ -120,7 +120,7 @@ class TrajectoryLength:
         return math.exp(self.log_average)
 
     def update(self, before: Tensor, info: Any, scale: Scale | None) -> None:
-        """Takes the trajectories of all chains into account."""
+        """Take the trajectories of all chains into account."""
         x, y, weight = shrink(scale, before), shrink(scale, info.proposal), info.acceptance
         if len(x) > 1:
             new = spread(x)
@@ -140,7 +140,7 @@ class TrajectoryLength:
         self.log_average += (self.log_length - self.log_average) / (1 + 0.1 * self.count)
 
     def limit(self, low: float, high: float) -> None:
-        r"""Keeps the length in bounds, and below a quarter of the longest period of a normal law.
+        r"""Keep the length in bounds, and below a quarter of the longest period of a normal law.
 
         That is :math:`2 \pi \sqrt{\lambda}` for the greatest variance
         :math:`\lambda \le \|\Sigma\|_F`. Beyond it, positions forget where they came from, and
@@ -152,7 +152,7 @@ class TrajectoryLength:
 
 
 def spread(x: Tensor) -> float:
-    r"""An estimate of :math:`\|\Sigma\|_F^2` for the covariance of positions from all chains."""
+    r"""Estimate :math:`\|\Sigma\|_F^2` of the covariance of positions from all chains."""
     n, d = len(x), x[0].numel()
     x = (x - x.mean(0)).reshape(n, d)
     products = (x @ x.mT if n < d else x.mT @ x) / (n - 1)
@@ -287,7 +287,7 @@ class WarmUp:
         return new, state, info
 
     def window(self, taken: int) -> int | None:
-        """The window that ends after so many steps, if one does."""
+        """Return the window that ends after so many steps, if one does."""
         ends = {round(part * self.steps): k for k, part in enumerate(WINDOWS)}
         return ends.get(taken)
 
@@ -295,7 +295,7 @@ class WarmUp:
 def adapted(
     kernel: Any, size: StepSize, length: TrajectoryLength | None, info: Any, last: bool
 ) -> Any:
-    """The kernel with the step size and the length of the next step, or those to keep."""
+    """Return the kernel with the step size and the length of the next step, or those to keep."""
     if length is not None:
         size.limit(1.5 * length.current)
     kernel = dataclasses.replace(kernel, step_size=size.average if last else size.current)
@@ -307,13 +307,13 @@ def adapted(
 
 
 def rescaled(kernel: Any, moments: Moments) -> Any:
-    """The kernel with the scale of the moments, if they have one."""
+    """Return the kernel with the scale of the moments, if they have one."""
     scale: Scale | None = moments.scale()
     return kernel if scale is None else dataclasses.replace(kernel, scale=scale)
 
 
 def relocated(state: Any, moved: Tensor) -> Any:
-    """The state, in which chains that have not moved take the place of random ones that have."""
+    """Return state, in which chains that have not moved take the place of random ones that have."""
     stuck = ~moved
     if not bool(stuck.any()) or 2 * int(stuck.sum()) > len(moved):
         return state
@@ -330,7 +330,7 @@ def crossing(
     measure: Callable[[Any], float] | None = None,
     level: float | None = None,
 ) -> Any:
-    """The kernel with the step size, among powers of 2, where acceptance crosses a level.
+    """Return the kernel with the step size, among powers of 2, where acceptance crosses a level.
 
     Arguments:
         kernel: The kernel.
@@ -358,12 +358,12 @@ def crossing(
 
 
 def mean_acceptance(acceptance: Tensor) -> float:
-    """The mean over chains."""
+    """Return the mean over chains."""
     return float(acceptance.mean())
 
 
 def usable_acceptance(info: Any) -> float:
-    """The mean acceptance, for trajectories of an adapted length of those within the support.
+    """Return mean acceptance, for trajectories of an adapted length of those within the support.
 
     A trajectory that ends outside is too long rather than too coarse.
     """

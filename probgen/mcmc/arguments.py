@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from .kernel import Kernel
+from .kernels.base import Kernel
 
 __all__ = ["check_kernel", "check_options", "check_run_options", "check_vector_kernel"]
 
 KERNELS = ("ChEES", "HMC", "MALA", "ULA", "SGLD", "Metropolis", "EllipticalSlice")
 OTHERS = {  # kernels whose positions are no vectors of a Pyro model
-    "AnnealedLangevin": "targets a sequence of scores",
+    "AnnealedULA": "targets a sequence of scores",
     "BlockGibbs": "updates blocks of units",
     "Checkerboard": "updates a lattice",
     "Direct": "updates one block",
@@ -152,7 +152,7 @@ def check_options(where: str, options: dict[str, Any], known: frozenset[str] = f
 
 
 def own_of(model: Callable[..., Any] | None) -> frozenset[str]:
-    """The names of a model's parameters; a star if it takes any."""
+    """Return the names of a model's parameters; a star if it takes any."""
     if model is None:
         return frozenset()
     try:

@@ -31,7 +31,7 @@ def stack(parts: list[Any], axis: int) -> Any:
 
 
 def scatter(part: Any, shape: list[int], index: tuple[Any, ...]) -> Any:
-    """An array of zeros but for some elements."""
+    """Return an array of zeros but for some elements."""
     out = np.zeros(shape, part.dtype)
     out[index] = part
     return out
@@ -52,7 +52,7 @@ def small(value: Tensor) -> bool:
 def array_text(
     op: Any, values: list[Tensor], real: Callable[[int], int], name_of: Callable[[int], str | None]
 ) -> str:
-    """An operation as text for arrays, or nothing.
+    """Return an operation as text for arrays, or nothing.
 
     Arguments:
         op: The operation.
@@ -89,7 +89,7 @@ def formed(
     real: Callable[[int], int],
     name_of: Callable[[int], str | None],
 ) -> str:
-    """The text, given that of the operands."""
+    """Return the text, given that of the operands."""
     args = op.args
     if op.kwargs:
         return ""

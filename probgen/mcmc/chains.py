@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.processes import mix
+from ..core.distributed import mix
 from .adaptation import WarmUp
-from .evaluation import Evaluation
-from .hmc import Trajectory
-from .metric import Metric
-from .place import unchecked
-from .potential import Potential
-from .replicas import LadderWarmUp, ParallelTempering, ReplicaState
+from .kernels.hmc import Trajectory
+from .kernels.metric import Metric
+from .kernels.parallel_tempering import LadderWarmUp, ParallelTempering, ReplicaState
+from .pyro.evaluation import Evaluation
+from .pyro.model_run import unchecked
+from .pyro.potential import Potential
 from .resume import Keeper, Point, Saved
 from .starting import Start
 
@@ -145,7 +145,7 @@ class Chains:
         return store, {**stats, "diverged": room(value, none, torch.bool)}
 
     def content(self, density: float | None) -> dict[str, Any]:
-        """What is written of a run beside its point and its draws."""
+        """Return the fields of a run that are written beside its point and its draws."""
         return {
             "settings": {**self.settings, "seed": str(self.seed)},
             "steps": self.warmup,
@@ -156,7 +156,7 @@ class Chains:
 
 
 def density_at(start: Start, state: Any) -> float | None:
-    """A log density at fixed points, by which other models and data are told."""
+    """Return a log density at fixed points, by which other models and data are told."""
     target = start.target
     if not start.kernel.exact:  # which takes a score, or an estimate from some of the data
         return None
@@ -209,7 +209,7 @@ class Progress:
 def record(
     store: dict[str, Tensor], stats: dict[str, Tensor], k: int, state: Any, info: Any
 ) -> None:
-    """Writes draw `k` of all chains."""
+    """Write draw `k` of all chains."""
     for name, value in positions(state).items():
         store[name][:, k] = value
     stats["log_density"][:, k] = state.log_density
@@ -219,7 +219,7 @@ def record(
 
 
 def positions(state: Any) -> dict[str, Tensor]:
-    """The positions by name; of replicas, those of the coldest."""
+    """Return the positions by name; of replicas, those of the coldest."""
     if isinstance(state, ReplicaState):
         return {"x": state.position[:, -1]}
     return state.position if isinstance(state.position, dict) else {"x": state.position}

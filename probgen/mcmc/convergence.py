@@ -79,7 +79,7 @@ def quantities(samples: dict[str, Tensor]) -> list[Quantity]:
 
 
 def element(flat: int, shape: torch.Size) -> str:
-    """The index of an element of a shape, in brackets."""
+    """Return the index of an element of a shape, in brackets."""
     if not shape:
         return ""
     index: list[str] = []
@@ -136,7 +136,7 @@ def listed(names: list[str]) -> str:
 
 
 def allowed(q: Quantity, limit: float) -> float:
-    r"""The R-hat up to which a quantity may be converged.
+    r"""Return the R-hat up to which a quantity may be converged.
 
     The means of half chains of :math:`s` draws that have converged and whose autocorrelation time
     is :math:`\tau` give :math:`\hat R^2 \approx 1 + (\tau - 1) / s`, which exceeds the limit

@@ -24,11 +24,14 @@ import math
 import torch
 from torch import Tensor
 
+from ..core.arguments import checked
+
 __all__ = ["ess", "ess_tail", "mcse", "nested_rhat", "rhat"]
 
 
+@checked
 def ess(draws: Tensor) -> Tensor:
-    """The bulk effective sample size.
+    """Return the bulk effective sample size.
 
     Arguments:
         draws: The draws, with shape :math:`(C, S, *)`, where :math:`S \\ge 4`.
@@ -47,8 +50,9 @@ def ess(draws: Tensor) -> Tensor:
     return effective(normal_scores(halves(draws)))
 
 
+@checked
 def ess_tail(draws: Tensor) -> Tensor:
-    """The tail effective sample size: the lesser of those of the 5 % and the 95 % quantile.
+    """Return the tail effective sample size: the lesser of those of the 5 % and the 95 % quantile.
 
     Arguments:
         draws: The draws, with shape :math:`(C, S, *)`, where :math:`S \\ge 4`.
@@ -58,8 +62,9 @@ def ess_tail(draws: Tensor) -> Tensor:
     return torch.minimum(*sizes)
 
 
+@checked
 def mcse(draws: Tensor) -> Tensor:
-    """The Monte-Carlo standard error of the mean.
+    """Return the Monte-Carlo standard error of the mean.
 
     Arguments:
         draws: The draws, with shape :math:`(C, S, *)`, where :math:`S \\ge 4`.
@@ -67,8 +72,9 @@ def mcse(draws: Tensor) -> Tensor:
     return draws.flatten(0, 1).std(0) / effective(halves(draws)).sqrt()
 
 
+@checked
 def rhat(draws: Tensor) -> Tensor:
-    r"""The rank-normalised split :math:`\hat R`, of location or scale, whichever is greater.
+    r"""Return the rank-normalised split :math:`\hat R`, of location or scale, whichever is greater.
 
     Arguments:
         draws: The draws, with shape :math:`(C, S, *)`, where :math:`S \ge 4`.
@@ -84,12 +90,12 @@ def rhat(draws: Tensor) -> Tensor:
 
 
 def folded_scores(split: Tensor) -> Tensor:
-    """The normal scores of distances from the median."""
+    """Return the normal scores of distances from the median."""
     return normal_scores((split - split.flatten(0, 1).median(0).values).abs())
 
 
 def diagnose(draws: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The split :math:`\hat R`, and the lesser of the bulk and the tail effective sample size.
+    r"""Return split :math:`\hat R`, and the lesser of the bulk and the tail effective sample size.
 
     It is :func:`rhat`, :func:`ess` and :func:`ess_tail` for the price of less.
 
@@ -102,8 +108,9 @@ def diagnose(draws: Tensor) -> tuple[Tensor, Tensor]:
     return worst, torch.fmin(effective(scores), ess_tail(draws))
 
 
+@checked
 def nested_rhat(draws: Tensor, superchains: int) -> Tensor:
-    r"""The nested :math:`\hat R`, for many short chains.
+    r"""Return the nested :math:`\hat R`, for many short chains.
 
     Chains of one superchain have started at one point, so that the variance between superchains
     shows what is left of the start, however short the chains. The variance between is that of
@@ -129,7 +136,7 @@ def nested_rhat(draws: Tensor, superchains: int) -> Tensor:
 
 
 def halves(draws: Tensor) -> Tensor:
-    """The two halves of each chain as chains, in double precision."""
+    """Return the two halves of each chain as chains, in double precision."""
     if draws.ndim < 2 or draws.shape[1] < 4:
         raise ValueError(
             f"Expected draws with shape (chains, draws, *) and 4 draws or more, got "
@@ -156,12 +163,12 @@ def normal_scores(x: Tensor) -> Tensor:
 
 
 def quantile(flat: Tensor, q: float) -> Tensor:
-    """A quantile along the leading axis, of any number of values: the one below it."""
+    """Return a quantile along the leading axis, of any number of values: the one below it."""
     return flat.kthvalue(math.floor(q * (len(flat) - 1)) + 1, 0).values
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The variance within chains and the pooled one."""
+    """Return the variance within chains and the pooled one."""
     s = x.shape[1]
     within = x.var(1).mean(0)
     between = x.mean(1).var(0) if len(x) > 1 else torch.zeros_like(within)
@@ -174,7 +181,7 @@ def ratio(x: Tensor) -> Tensor:
 
 
 def effective(x: Tensor) -> Tensor:
-    """The effective sample size of chains, by Geyer's initial monotone sequence."""
+    """Return the effective sample size of chains, by Geyer's initial monotone sequence."""
     c, s = x.shape[:2]
     within, pooled = moments(x)
     rho = 1 - (within - autocovariance(x) * s / (s - 1)) / pooled
@@ -190,7 +197,7 @@ def effective(x: Tensor) -> Tensor:
 
 
 def autocovariance(x: Tensor) -> Tensor:
-    """The autocovariance at every lag, the mean over chains, with shape :math:`(S, *)`."""
+    """Return the autocovariance at every lag, the mean over chains, with shape :math:`(S, *)`."""
     s = x.shape[1]
     d = x - x.mean(1, keepdim=True)
     spectrum = torch.fft.rfft(d, n=2 * s, dim=1)

@@ -12,11 +12,12 @@ import torch
 from pyro.infer import Predictive
 from torch import Tensor
 
-from ..core.checkpoint import CheckpointError, read, write
+from ..core.checkpoint import CheckpointError
+from ..core.folders import read, write
 from . import diagnostics
 from .convergence import HOTTER, TEMPER, problems
-from .discrete_sites import infer_discrete
-from .replicas import ParallelTempering
+from .kernels.parallel_tempering import ParallelTempering
+from .pyro.discrete_sites import infer_discrete
 
 __all__ = ["Draws", "Summary"]
 
@@ -104,7 +105,7 @@ class Draws:
         return f"Draws({chains} chains of {draws} draws: {sites})"
 
     def ess(self, kind: Literal["bulk", "tail"] = "bulk") -> dict[str, Tensor]:
-        """The effective sample size of each element of each site.
+        """Return the effective sample size of each element of each site.
 
         Arguments:
             kind: `"bulk"` or `"tail"`.
@@ -115,11 +116,11 @@ class Draws:
         return {name: measure(x) for name, x in self.samples.items()}
 
     def rhat(self) -> dict[str, Tensor]:
-        """The rank-normalised split R-hat of each element of each site."""
+        """Return the rank-normalised split R-hat of each element of each site."""
         return {name: diagnostics.rhat(x) for name, x in self.samples.items()}
 
     def nested_rhat(self) -> dict[str, Tensor]:
-        """The nested R-hat of each element of each site, for chains in superchains.
+        """Return the nested R-hat of each element of each site, for chains in superchains.
 
         Raises:
             ValueError: If the run had no superchains.
@@ -251,7 +252,7 @@ class Draws:
         return {name: value[index] for name, value in values.items()}
 
     def to_arviz(self) -> Any:
-        """The draws as an `InferenceData` of ArviZ.
+        """Return the draws as an `InferenceData` of ArviZ.
 
         Raises:
             ImportError: If ArviZ is not installed.
@@ -311,14 +312,14 @@ class Draws:
 
 
 def strings(value: Any) -> list[str]:
-    """The value, if it is a list of strings."""
+    """Return the value, if it is a list of strings."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"{value!r:.40} for a list of names")
     return value
 
 
 def shown(value: float, sd: float) -> str:
-    """A number in 11 places, with two digits of the standard deviation where there is room."""
+    """Return number in 11 places, with two digits of the standard deviation where there is room."""
     text = f"{value:11.4g}"
     if abs(value) > 100 * sd > 0 and math.isfinite(value):
         digits = max(0, 1 - math.floor(math.log10(sd)))
@@ -328,7 +329,7 @@ def shown(value: float, sd: float) -> str:
 
 
 def names(shape: torch.Size) -> list[str]:
-    """The index of each element, in brackets."""
+    """Return the index of each element, in brackets."""
     if not shape:
         return [""]
     indices = torch.cartesian_prod(*(torch.arange(n) for n in shape)).reshape(-1, len(shape))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from .place import RADIUS, Place, unchecked
-from .vmapping import Batchable
-
-if TYPE_CHECKING:
-    from .potential import Potential
+from .pyro.evaluation import Evaluation
+from .pyro.model_run import RADIUS, SiteRecorder, unchecked
+from .pyro.vmapping import Batchable
 
 __all__ = ["Initial", "initial"]
 
@@ -23,13 +21,13 @@ TRIES = 100  # of initial points for a chain
 
 
 def initial(
-    potential: Potential, how: Initial | dict[str, Tensor], chains: int, gradient: bool
+    potential: Evaluation, how: Initial | dict[str, Tensor], chains: int, gradient: bool
 ) -> Tensor:
-    """Finds initial points at which the log density, and its gradient, are finite.
+    """Find initial points at which the log density, and its gradient, are finite.
 
     Arguments:
         potential: The log density.
-        how: As of :meth:`Potential.initial`.
+        how: As of :meth:`~probgen.mcmc.Potential.initial`.
         chains: The number of chains.
         gradient: Whether the gradient must be finite too.
 
@@ -54,7 +52,7 @@ def initial(
     raise ValueError(explain(potential, draws[bad.nonzero()[0, 0]]))
 
 
-def guess(potential: Potential, how: Initial | dict[str, Tensor], chains: int) -> Tensor:
+def guess(potential: Evaluation, how: Initial | dict[str, Tensor], chains: int) -> Tensor:
     if isinstance(how, dict):
         return draw(potential, chains, values=given(potential, how, chains))
     if how == "uniform":
@@ -78,11 +76,11 @@ def guess(potential: Potential, how: Initial | dict[str, Tensor], chains: int) -
     )
 
 
-def draw(potential: Potential, chains: int, **options: Any) -> Tensor:
+def draw(potential: Evaluation, chains: int, **options: Any) -> Tensor:
     """Points from the prior, from given values, or uniform ones, with shape :math:`(C, D)`."""
 
     def point(given: dict[str, Tensor]) -> Tensor:
-        place = Place(values=given, **options)
+        place = SiteRecorder(values=given, **options)
         with poutine.block(), place, Batchable(given.get("")):
             potential.model()
         return torch.cat([place.parts[name].reshape(-1) for name in potential.layout])
@@ -98,8 +96,8 @@ def draw(potential: Potential, chains: int, **options: Any) -> Tensor:
         return torch.stack([point(row) for row in rows])
 
 
-def given(potential: Potential, values: dict[str, Tensor], chains: int) -> dict[str, Tensor]:
-    """The given values, with chains before their shape."""
+def given(potential: Evaluation, values: dict[str, Tensor], chains: int) -> dict[str, Tensor]:
+    """Return the given values, with chains before their shape."""
     place = potential.at(draw(potential, 1)[0])
     with unchecked(), torch.no_grad():
         potential.run(place)
@@ -119,7 +117,7 @@ def given(potential: Potential, values: dict[str, Tensor], chains: int) -> dict[
     return full
 
 
-def explain(potential: Potential, u: Tensor) -> str:
+def explain(potential: Evaluation, u: Tensor) -> str:
     """Names a site whose log density, or its gradient, is not finite at a point."""
     place = potential.at(u)
     with unchecked(), torch.no_grad():

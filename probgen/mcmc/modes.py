@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .kernel import LogDensity
+from .kernels.base import LogDensity
 from .paths import ENOUGH, Paths, evaluate_all
 
 __all__ = ["Modes", "find_modes"]

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernel import LogDensity, LowRank, Scale
-from .metric import RANK, Metric, metric_kind
+from .kernels.base import LogDensity, LowRank, Scale
+from .kernels.metric import RANK, Metric, metric_kind
 from .modes import Modes, find_modes
 from .paths import evaluate, optimize
 
@@ -144,7 +144,7 @@ def prepare(
 
 
 def reduced(factor: Tensor, kind: str) -> Scale:
-    """A Cholesky factor in the form of a metric."""
+    """Return a Cholesky factor in the form of a metric."""
     if kind == "dense":
         return factor
     sd = factor.square().sum(-1).sqrt()
@@ -157,7 +157,7 @@ def reduced(factor: Tensor, kind: str) -> Scale:
 
 
 def mixture(z: Tensor, centers: Tensor, factors: Tensor, share: Tensor) -> Tensor:
-    """The log density of a mixture of normal distributions, with shape :math:`(N)`."""
+    """Return the log density of a mixture of normal distributions, with shape :math:`(N)`."""
     terms = []
     for m, factor, weight in zip(centers, factors, share):
         solved = torch.linalg.solve_triangular(factor, (z - m).mT, upper=False)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .kernel import LogDensity, value_and_gradient
+from .kernels.base import LogDensity, value_and_gradient
 
 __all__ = ["ENOUGH", "Paths", "evaluate", "evaluate_all", "optimize"]
 
@@ -48,7 +48,7 @@ class Paths(NamedTuple):
 
 
 def evaluate(x: Tensor, log_density: LogDensity, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The log density, -inf where it or its gradient is not finite, and the gradient."""
+    """Return the log density, -inf where it or its gradient is not finite, and the gradient."""
     value, gradient = value_and_gradient(x.to(dtype), log_density)
     usable = torch.isfinite(value) & torch.isfinite(gradient).flatten(1).all(-1)
     value = torch.where(usable, value, -torch.inf)
@@ -56,7 +56,7 @@ def evaluate(x: Tensor, log_density: LogDensity, dtype: torch.dtype) -> tuple[Te
 
 
 def initial_inverse(x: Tensor, g: Tensor) -> Tensor:
-    r"""The diagonal of a first inverse Hessian, from the spread of positions and gradients.
+    r"""Return the diagonal of a first inverse Hessian, from the spread of positions and gradients.
 
     It is :math:`\operatorname{sd}(x) / \operatorname{sd}(g)`, exact for independent normal
     variables; where gradients are all the same up to rounding, :math:`1 / g^2`, with which a step
@@ -145,7 +145,7 @@ def update(
     usable: Tensor,
     fresh: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    r"""The inverse Hessians and log determinants after steps that changed slopes.
+    r"""Return the inverse Hessians and log determinants after steps that changed slopes.
 
     Arguments:
         h: The inverse Hessians, with shape :math:`(K, D, D)`.

@@ -16,13 +16,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.checkpoint import CheckpointError, CheckpointWarning, read, write
+from ..core.checkpoint import CheckpointError
+from ..core.folders import CheckpointWarning, read, write
 from ..core.identity import differences, outline
 from .adaptation import StepSize, TrajectoryLength, WarmUp
-from .kernel import Kernel, LowRank
-from .metric import Moments
+from .kernels.base import Kernel, LowRank
+from .kernels.metric import Moments
+from .kernels.parallel_tempering import LadderWarmUp, ParallelTempering
 from .modes import Modes
-from .replicas import LadderWarmUp, ParallelTempering
 from .starting import COLD, WARMUP
 
 __all__ = ["Keeper", "Point", "Saved", "identity", "settings_of"]
@@ -133,7 +134,7 @@ class Saved:
 
     @classmethod
     def find(cls, folder: Path | None) -> Saved | None:
-        """What a folder holds of a run, if it does."""
+        """Return the run that a folder holds, or None."""
         if folder is None or not (folder / "model.json").is_file():
             return None
         return cls(folder)
@@ -168,7 +169,7 @@ class Saved:
             )
 
     def restore(self, first: Point, store: dict[str, Tensor], draws: int) -> Point:
-        """The point where the run was interrupted, whose draws are copied to a store.
+        """Return the point where the run was interrupted, whose draws are copied to a store.
 
         Arguments:
             first: The first point of the run.
@@ -265,13 +266,13 @@ class Keeper:
 
 
 def fields_of(warm: WarmUp | LadderWarmUp) -> dict[str, Any]:
-    """What warm-up has learned, without the kernel."""
+    """Return the state of warm-up, without the kernel."""
     found = {field.name: getattr(warm, field.name) for field in dataclasses.fields(warm)}
     return {name: value for name, value in found.items() if name != "kernel"}
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """A nested value as JSON, whose tensors go to a dictionary.
+    """Return a nested value as JSON, whose tensors go to a dictionary.
 
     Example:
         >>> import torch
@@ -302,7 +303,7 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
 
 
 def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The value of which :func:`pack` made JSON; states come back as dictionaries."""
+    """Return the value of which :func:`pack` made JSON; states come back as dictionaries."""
     if not isinstance(value, dict):
         return value
     if "float" in value:
@@ -323,7 +324,7 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def like(template: Any, value: Any) -> Any:
-    """A state of the classes, types and devices of another one."""
+    """Return a state of the classes, types and devices of another one."""
     if isinstance(template, Tensor):
         if value.shape != template.shape:
             raise KeyError(f"shape {tuple(value.shape)} for {tuple(template.shape)}")
@@ -336,7 +337,7 @@ def like(template: Any, value: Any) -> Any:
 
 
 def adapted_of(kernel: Any, prefix: str = "") -> dict[str, Any]:
-    """What warm-up has adapted of a kernel, and of one that it holds."""
+    """Return the adapted fields of a kernel, and of one that it holds."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(kernel):
         value = getattr(kernel, field.name)
@@ -348,7 +349,7 @@ def adapted_of(kernel: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def with_adapted(kernel: Any, values: dict[str, Any], prefix: str = "") -> Any:
-    """A kernel with what another one has adapted."""
+    """Return a kernel with what another one has adapted."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(kernel):
         name, value = prefix + field.name, getattr(kernel, field.name)

@@ -2,7 +2,8 @@
 
 A hierarchical model whose scale can shrink to nothing has a density without a mode, and its chains
 would be lost in a funnel. If optimisation finds no mode, sites of an unknown scale are standardised
-(:mod:`probgen.mcmc.reparam`): the posterior is the same, and so are the sites that a run returns.
+(:mod:`probgen.mcmc.pyro.reparam`): the posterior is the same, and so are the sites that a run
+returns.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import torch
 from torch import Tensor
 
 from .initial import Initial
-from .kernel import Guarded, Kernel
-from .metric import Metric
+from .kernels.base import Guarded, Kernel
+from .kernels.metric import Metric
+from .kernels.parallel_tempering import ParallelTempering
 from .modes import Modes
 from .pathfinder import prepare
-from .potential import Potential, potential
-from .reparam import funnels, named, noncentered
-from .replicas import ParallelTempering
+from .pyro.potential import Potential, potential
+from .pyro.reparam import funnels, named, noncentered
 
 __all__ = ["COLD", "WARMUP", "Start", "begin", "begin_model"]
 
@@ -142,7 +143,7 @@ def prior_draws(target: Potential, like: Tensor) -> Tensor | None:
 
 
 def kernel_of(kernel: Any) -> Any:
-    """The kernel that has a scale: of replicas, that of each."""
+    """Return the kernel that has a scale: of replicas, that of each."""
     return kernel.kernel if isinstance(kernel, ParallelTempering) else kernel
 
 

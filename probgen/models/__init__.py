@@ -1,16 +1,17 @@
 """Recipes: complete models, one call each."""
 
-from ..distributions.belief import DeepBeliefNetwork
-from ..distributions.boltzmann import BoltzmannMachine, Ising
-from ..distributions.cold import ColdDiffusion
-from ..distributions.rbm import RBM
-from ..networks.hopfield import HopfieldNetwork, ModernHopfield
+from ..distributions.diffusion.cold import ColdDiffusion
+from ..distributions.energy.boltzmann import BoltzmannMachine
+from ..distributions.energy.deep_belief_network import DeepBeliefNetwork
+from ..distributions.energy.ising import Ising
+from ..distributions.energy.rbm import RBM
 from .convolutional import VQVAE, AutoencoderKL, ConvVAE
 from .diffusion import CNF, DDPM, EDM, NCSN, FlowMatching, ScoreSDE
 from .discrete import CTMC, D3PM
 from .energy import EnergyModel, JointEnergyModel
 from .flows import IAF, MAF, NICE, NSF, CircularNSF, RealNVP
 from .hierarchical import HierarchicalVAE, LadderVAE
+from .hopfield import HopfieldNetwork, ModernHopfield
 from .residual import PlanarFlow, RadialFlow, SylvesterFlow
 from .vae import VAE, ConditionalVAE, SemiSupervisedVAE
 

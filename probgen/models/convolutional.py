@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 
 from ..core import LazyDistribution
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 from ..distributions import Codebook, DiagonalNormal, Latent, Quantized, StandardNormal
 from ..networks import Decoder, Encoder
 from ..networks.convolution import check_channels, check_image
@@ -31,7 +31,7 @@ def likelihood_of(
     blocks: int,
     activation: Activation,
 ) -> LazyDistribution:
-    """A likelihood of images given vectors or features on a grid, with a convolutional decoder."""
+    """Build a likelihood of images, with a convolutional decoder of vectors or a grid."""
     if isinstance(likelihood, LazyDistribution):
         return likelihood
     head: Any = named("likelihood", likelihood, LIKELIHOODS)
@@ -47,7 +47,7 @@ class ConvVAE(Latent):
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
-        | Deep Residual Learning for Image Recognition (He et al., 2016)
+        | Deep ResidualUpdate Learning for Image Recognition (He et al., 2016)
         | https://arxiv.org/abs/1512.03385
 
     Arguments:

@@ -7,31 +7,31 @@ from typing import Any
 
 from torch import nn
 
-from ..core.checks import check_whole
 from ..core.contexts import shape_of, size_of
+from ..core.validation import check_whole
 from ..diffusion import (
     DDIM,
     VE,
     VP,
     Ancestral,
     AnnealedLangevin,
+    BetaSchedule,
     Heun,
     Karras,
     NetworkDenoiser,
     PredictorCorrector,
     Rectified,
     Sampler,
-    Tabulated,
     UniformGrid,
     linear_betas,
 )
 from ..distributions import Diffusion, Flow, StandardNormal
-from ..distributions.parametric import shape_of as event_shape_of
+from ..distributions.parametric.base import shape_of as event_shape_of
 from ..networks import TimeMLP, UNet
 from ..objectives import Denoising
 from ..transforms import ContinuousTransform
 from ..transforms.continuous import Method
-from .flows import to_data, vector
+from .stacks import to_data, vector
 
 __all__ = ["CNF", "DDPM", "EDM", "NCSN", "FlowMatching", "ScoreSDE"]
 
@@ -42,7 +42,7 @@ def parts_of(
     context: Any,
     hidden_features: Sequence[int],
 ) -> tuple[nn.Module, tuple[int, ...], int]:
-    """The network, the shape of a datum and the number of features of the context."""
+    """Return the network, the shape of a datum and the number of features of the context."""
     shape, size = tuple(event_shape_of(features)), size_of(shape_of(context))
     if given is not None:
         return given, shape, size
@@ -96,9 +96,9 @@ class DDPM(Diffusion):
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
-        check_whole(1, steps=steps)
+        check_whole(1, steps=steps, solver_steps=solver_steps)
         part, shape, size = parts_of(network, features, context, hidden_features)
-        schedule = Tabulated(linear_betas(steps, 0.1 / steps, min(20 / steps, 0.999)))
+        schedule = BetaSchedule(linear_betas(steps, 0.1 / steps, min(20 / steps, 0.999)))
         super().__init__(
             NetworkDenoiser(part, schedule, shape, size, "eps"),
             Ancestral(steps) if sampler is None else sampler,
@@ -158,6 +158,7 @@ class NCSN(Diffusion):
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
+        check_whole(1, solver_steps=solver_steps)
         part, shape, size = parts_of(network, features, context, hidden_features)
         super().__init__(
             NetworkDenoiser(part, VE(low, high), shape, size, "eps"),
@@ -207,6 +208,7 @@ class ScoreSDE(Diffusion):
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
+        check_whole(1, solver_steps=solver_steps)
         part, shape, size = parts_of(network, features, context, hidden_features)
         super().__init__(
             NetworkDenoiser(part, VP(), shape, size, "eps"),
@@ -258,6 +260,7 @@ class EDM(Diffusion):
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
+        check_whole(1, solver_steps=solver_steps)
         part, shape, size = parts_of(network, features, context, hidden_features)
         super().__init__(
             NetworkDenoiser(part, Karras(), shape, size, "edm"),
@@ -310,6 +313,7 @@ class FlowMatching(Diffusion):
         solver_steps: int = 32,
         probes: int = 0,
     ) -> None:
+        check_whole(1, solver_steps=solver_steps)
         part, shape, size = parts_of(network, features, context, hidden_features)
         super().__init__(
             NetworkDenoiser(part, Rectified(), shape, size, "flow"),

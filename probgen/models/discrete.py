@@ -9,22 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from ..core import DataDependentNetwork
-from ..core.checks import check_whole
 from ..core.contexts import shape_of, size_of
-from ..diffusion import Absorbing, Binomial, Corruption, DiscretizedGaussian, Uniform
-from ..diffusion.discrete import equal
+from ..core.validation import check_whole
+from ..diffusion import (
+    AbsorbingCorruption,
+    BinomialCorruption,
+    Corruption,
+    GaussianCorruption,
+    UniformCorruption,
+)
+from ..diffusion.discrete.corruptions import equal
 from ..distributions import DiscreteDiffusion, JumpDiffusion
-from ..distributions.parametric import weighted_mean
+from ..distributions.parametric.base import weighted_mean
 from ..networks import TimeMLP
 
 __all__ = ["CTMC", "D3PM", "StateMLP"]
 
 Named = Literal["absorbing", "binomial", "gaussian", "uniform"]
 CORRUPTIONS: dict[str, Callable[[int, int], Corruption]] = {
-    "absorbing": Absorbing,
-    "binomial": Binomial,
-    "gaussian": DiscretizedGaussian,
-    "uniform": Uniform,
+    "absorbing": AbsorbingCorruption,
+    "binomial": BinomialCorruption,
+    "gaussian": GaussianCorruption,
+    "uniform": UniformCorruption,
 }
 RARE = 0.5  # what is added to the count of each class at the start
 
@@ -47,7 +53,7 @@ class StateMLP(DataDependentNetwork):
         ValueError: If a size is not positive, or the widths differ.
 
     Example:
-        >>> network = StateMLP(3, Absorbing(2, steps=10), hidden_features=(16,))
+        >>> network = StateMLP(3, AbsorbingCorruption(2, steps=10), hidden_features=(16,))
         >>> x, t = torch.tensor([[0, 1, 2]]), torch.tensor([5])
         >>> network(x, t).softmax(-1)  # known, known and masked
         tensor([[[1.0000, 0.0000],
@@ -76,7 +82,7 @@ class StateMLP(DataDependentNetwork):
         bias[:, : len(classes)] = (count / count.sum(-1, keepdim=True)).log()
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Maps states with shape :math:`(*, D)` at steps with shape :math:`(*)` to logits."""
+        r"""Map states with shape :math:`(*, D)` at steps with shape :math:`(*)` to logits."""
         like = self.body.last.bias
         seen = equal(x, self.corruption.states).to(like.dtype).flatten(-2)
         time = 20 * t.to(like.dtype) / self.corruption.steps - 10  # as wide as a log of ratios
@@ -87,7 +93,7 @@ class StateMLP(DataDependentNetwork):
 def corruption_of(
     corruption: Named | Corruption, features: int, classes: int, steps: int | None
 ) -> Corruption:
-    """The corruption that a recipe is given, by name or as one."""
+    """Return the corruption that a recipe is given, by name or as one."""
     check_whole(1, features=features)
     check_whole(2, classes=classes)
     if isinstance(corruption, Corruption):
@@ -141,7 +147,7 @@ class D3PM(DiscreteDiffusion):
         self,
         features: int,
         classes: int = 2,
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (128, 128),
         steps: int | None = None,
         corruption: Named | Corruption = "absorbing",
@@ -195,7 +201,7 @@ class CTMC(JumpDiffusion):
         self,
         features: int,
         classes: int = 2,
-        context: int = 0,
+        context: Any = 0,
         hidden_features: Sequence[int] = (128, 128),
         steps: int | None = None,
         corruption: Named | Corruption = "absorbing",

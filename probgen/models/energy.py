@@ -12,9 +12,9 @@ from torch.distributions import Distribution
 from torch.nn.functional import cross_entropy
 
 from ..core import is_wrapped, register
-from ..core.checks import check_event, check_whole
 from ..core.contexts import shape_of, size_of
 from ..core.contracts import HasLabels
+from ..core.validation import check_event, check_whole
 from ..distributions import DiagonalNormal, Tilted
 from ..mcmc import Kernel
 from ..networks import EnergyNetwork
@@ -171,17 +171,17 @@ class JointEnergyModel(Tilted):
         self.context_optional, self.criterion = True, JointEnergy()
 
     def logits(self, x: Tensor) -> Tensor:
-        r"""The logits :math:`f_y(x)` of values with shape :math:`(*, event)`, the classes last."""
+        r"""Return the logits :math:`f_y(x)` of values, the classes last."""
         check_event(x, self.event_shape)
         energies: Any = self.network
         return energies.network(x)
 
     def classify(self, x: Tensor) -> dist.Categorical:
-        r"""The law of the label given values with shape :math:`(*, event)`."""
+        r"""Return the law of the label given values with shape :math:`(*, event)`."""
         return dist.Categorical(logits=self.logits(x))
 
     def label_loss(self, x: Tensor, context: Tensor | None) -> Tensor:
-        r"""The losses :math:`-\log p(y \mid x)`, zero where the label is unknown."""
+        r"""Return the losses :math:`-\log p(y \mid x)`, zero where the label is unknown."""
         logits = self.logits(x)
         if context is None:
             return logits.new_zeros(logits.shape[:-1])

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ..core import LazyDistribution
-from ..core.checks import check_whole
-from ..distributions import Hierarchy, PrecisionWeighted, Residual, Rung
+from ..core.validation import check_whole
+from ..distributions import Hierarchy, LatentLayer, PrecisionWeightedUpdate, ResidualUpdate
 from ..networks.dense import Activation, activation_named, check_sizes
 from ..networks.residual import InvertedResidual, Pixels, zeroed
 from .vae import LIKELIHOODS, named
@@ -25,7 +25,7 @@ LEAST = 1e-3  # standard deviation to be made 1
 
 
 def level(layer: nn.Linear, x: Tensor, rows: int | None = None) -> None:
-    """Gives the (first) outputs of a layer mean 0 and variance 1 over inputs."""
+    """Give the (first) outputs of a layer mean 0 and variance 1 over inputs."""
     with torch.no_grad():
         out = layer(x)[:, :rows]
         shift, scale = out.mean(0), out.std(0, correction=0)
@@ -34,7 +34,7 @@ def level(layer: nn.Linear, x: Tensor, rows: int | None = None) -> None:
         layer.bias[:rows] = (layer.bias[:rows] - shift) / scale
 
 
-class DenseRung(Rung):
+class DenseRung(LatentLayer):
     """A layer of vectors; its state is its latents, its evidence comes from below alone.
 
     Units start standardised over the data, as do the means of prior and evidence, the scales at 1.
@@ -156,10 +156,10 @@ class LadderVAE(Hierarchy):
         if not isinstance(likelihood, LazyDistribution):
             head: Callable[..., LazyDistribution] = named("likelihood", likelihood, LIKELIHOODS)
             likelihood = head(features, latents[0], (hidden_features[0],) * 2, activation)
-        super().__init__(rungs, likelihood, PrecisionWeighted(), checkpoint, samples)
+        super().__init__(rungs, likelihood, PrecisionWeightedUpdate(), checkpoint, samples)
 
 
-class ImageRung(Rung):
+class ImageRung(LatentLayer):
     """A layer of images, with a residual cell on the way up and one on the way down.
 
     It may be half as wide and high as the layer below.
@@ -254,7 +254,7 @@ class HierarchicalVAE(Hierarchy):
             )
         states = [(channels << s, shape[1] >> s, shape[2] >> s) for s in range(len(layers) + 1)]
         depth = sum(layers)
-        rungs: list[Rung] = []
+        rungs: list[LatentLayer] = []
         for s, (below, state) in enumerate(itertools.pairwise(states)):
             inputs = below[0] if s else shape[0]
             for i in range(layers[s]):
@@ -263,11 +263,11 @@ class HierarchicalVAE(Hierarchy):
         if not isinstance(likelihood, LazyDistribution):
             head = named("likelihood", likelihood, LIKELIHOODS)
             likelihood = pixelwise(head, shape, states[0])
-        super().__init__(rungs, likelihood, Residual(), checkpoint, samples)
+        super().__init__(rungs, likelihood, ResidualUpdate(), checkpoint, samples)
 
 
 def pixelwise(head: Any, shape: Sequence[int], state: tuple[int, int, int]) -> LazyDistribution:
-    """A head of images whose network is convolutional, with as many rows as the head has."""
+    """Return a head of images whose network is convolutional, with as many rows as the head has."""
     blank = head(shape, math.prod(state), network=nn.Identity())
     rows = (len(blank.phi) - blank.free) // math.prod(shape)
     return head(shape, math.prod(state), network=Pixels(state, rows * shape[0]))

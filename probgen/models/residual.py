@@ -8,10 +8,10 @@ from typing import Any
 from torch.distributions import Transform
 
 from ..core import Bijector, LazyTransform
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 from ..distributions import Flow, StandardNormal
 from ..transforms import Learned, Planar, Radial, Sylvester
-from .flows import to_data, vector
+from .stacks import to_data, vector
 
 __all__ = ["PlanarFlow", "RadialFlow", "SylvesterFlow"]
 
@@ -24,7 +24,7 @@ def residuals(
     hidden_features: Sequence[int],
     **options: Any,
 ) -> list[LazyTransform | Transform]:
-    """Transforms from noise to data, then the scale and shape of the data."""
+    """Return transforms from noise to data, then the scale and shape of the data."""
     check_whole(1, transforms=transforms)
     size = vector(features)
     parts: list[LazyTransform | Transform] = [

@@ -10,8 +10,8 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 
 from ..core import LazyDistribution
-from ..core.checks import check_whole
 from ..core.contexts import shape_of, size_of
+from ..core.validation import check_whole
 from ..distributions import (
     Bernoulli,
     Beta,
@@ -44,7 +44,7 @@ POSTERIORS: dict[str, Callable[..., LazyDistribution]] = {
 
 
 def named(kind: str, name: Any, among: dict[str, Any]) -> Any:
-    """A part by name.
+    """Return a part by name.
 
     Raises:
         ValueError: If there is none of that name.

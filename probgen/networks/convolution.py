@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from ..core import register
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 from .dense import Activation, activation_named
 
 __all__ = ["Decoder", "Encoder"]
 
 
 def check_image(shape: Sequence[int]) -> tuple[int, int, int]:
-    """The shape of an image, as a tuple; raises a ValueError if it is none."""
+    """Return the shape of an image, as a tuple; raises a ValueError if it is none."""
     if isinstance(shape, str) or not isinstance(shape, Sequence) or len(shape) != 3:
         raise ValueError(f"Expected a `shape` of channels, height and width, got {shape!r:.80}.")
     check_whole(1, **{f"shape[{i}]": n for i, n in enumerate(shape)})
@@ -34,7 +34,7 @@ def check_image(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def check_channels(channels: Sequence[int]) -> tuple[int, ...]:
-    """The width of each level, as a tuple; raises a ValueError if it is none."""
+    """Return the width of each level, as a tuple; raises a ValueError if it is none."""
     if isinstance(channels, str) or not isinstance(channels, Sequence) or not channels:
         raise ValueError(f"Expected `channels` as a tuple of widths, got {channels!r:.80}.")
     check_whole(1, **{f"channels[{i}]": n for i, n in enumerate(channels)})
@@ -49,7 +49,7 @@ def sizes(shape: Sequence[int], levels: int) -> list[tuple[int, int]]:
     return out
 
 
-class Block(nn.Module):
+class ConvolutionBlock(nn.Module):
     """A residual block of a convolution over neighbours and one over channels."""
 
     def __init__(self, width: int, activation: Activation) -> None:
@@ -106,14 +106,14 @@ class Encoder(nn.Module):
             nn.Conv2d(n, m, 3, stride=2, padding=1)
             for n, m in itertools.pairwise((self.shape[0], *widths))
         )
-        self.blocks = nn.ModuleList(Block(widths[-1], activation) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ConvolutionBlock(widths[-1], activation) for _ in range(blocks))
         self.last = nn.Conv2d(widths[-1], features, 1)
         self.activation = activation_named(activation)
         self.grid = (features, *sizes(self.shape, len(widths))[-1])
         self.outputs = math.prod(self.grid)
 
     def forward(self, x: Tensor) -> Tensor:
-        r"""Maps images, :math:`(*, C, H, W)` or :math:`(*, C H W)`, to :math:`(*, F h w)`."""
+        r"""Map images, :math:`(*, C, H, W)` or :math:`(*, C H W)`, to :math:`(*, F h w)`."""
         if x.shape[-3:] == self.shape:
             batch = x.shape[:-3]
         elif x.shape[-1:] == (math.prod(self.shape),):
@@ -197,7 +197,7 @@ class Decoder(nn.Module):
                 nn.Linear(inputs, math.prod(self.grid)), nn.Unflatten(1, self.grid)
             )
             self.inputs, self.grid = inputs, (inputs,)
-        self.blocks = nn.ModuleList(Block(wide, activation) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ConvolutionBlock(wide, activation) for _ in range(blocks))
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(n, m, 4, stride=2, padding=1)
             for n, m in itertools.pairwise((*widths[::-1], rows * self.shape[0]))
@@ -208,7 +208,7 @@ class Decoder(nn.Module):
         self.activation = activation_named(activation)
 
     def forward(self, z: Tensor) -> Tensor:
-        r"""Maps vectors with shape :math:`(*, n)` to images with shape :math:`(*, P C, H, W)`."""
+        r"""Map vectors with shape :math:`(*, n)` to images with shape :math:`(*, P C, H, W)`."""
         if z.shape[-1:] != (self.inputs,):
             raise ValueError(
                 f"Expected vectors with shape (*, {self.inputs}), got {tuple(z.shape)}."

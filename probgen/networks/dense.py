@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.functional import linear
 
 from ..core import register
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 
 __all__ = ["MLP", "ResidualMLP"]
 
@@ -45,7 +45,7 @@ CONSUMING = {**ACTIVATIONS, "relu": torch.relu_, "tanh": torch.tanh_}
 def activation_named(
     name: str, among: dict[str, Callable[[Tensor], Tensor]] = ACTIVATIONS
 ) -> Callable[[Tensor], Tensor]:
-    """An activation function by name.
+    """Return an activation function by name.
 
     Raises:
         ValueError: If there is none of that name.
@@ -56,7 +56,7 @@ def activation_named(
 
 
 def leading(weight: Tensor, bias: Tensor, h: Tensor) -> Tensor:
-    r"""The map :math:`W h + b`, from :math:`(*, n)` to :math:`(m, *)`, each output contiguous."""
+    r"""Apply :math:`W h + b`, from :math:`(*, n)` to :math:`(m, *)`, outputs contiguous."""
     out = torch.addmm(
         bias.unsqueeze(-1), weight, h.reshape(math.prod(h.shape[:-1]), h.shape[-1]).t()
     )
@@ -64,7 +64,7 @@ def leading(weight: Tensor, bias: Tensor, h: Tensor) -> Tensor:
 
 
 def first(layers: Layers, weight: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
-    r"""The first layer :math:`W x + V c + b`, from :math:`(n, *A)` and :math:`(*B, C)`."""
+    r"""Return the first layer :math:`W x + V c + b`, from :math:`(n, *A)` and :math:`(*B, C)`."""
     h = linear(x.movedim(0, -1), weight, entries(layers.biases)[0])
     if layers.context_weight is None and context is None:
         return h
@@ -76,7 +76,7 @@ def first(layers: Layers, weight: Tensor, x: Tensor, context: Tensor | None) -> 
 
 
 def uniform(*shape: int, inputs: int) -> nn.Parameter:
-    """Starting values of a layer with so many inputs, uniform and of their inverse root."""
+    """Return initial values of a layer, uniform with the inverse root of its inputs."""
     bound = 1 / math.sqrt(max(inputs, 1))
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
@@ -102,12 +102,12 @@ class Layers(nn.Module):
 
 
 def entries(parameters: nn.ParameterList) -> list[Tensor]:
-    """The tensors of a list, past its slow access by number; `functional_call` may swap them."""
+    """Return tensors of a list, past its slow access by number; `functional_call` may swap them."""
     return list(parameters._parameters.values())  # type: ignore[arg-type]
 
 
 def along_last(network: Any, x: Tensor, offset: Tensor | None = None) -> Tensor:
-    """Applies a network along the last axis, whichever axis it reads by itself.
+    """Apply a network along the last axis, whichever axis it reads by itself.
 
     An `offset`, with shape :math:`(m)`, is added. A perceptron does so in its last bias; its rows
     are items throughout, so that what reads them need not stride over the batch, and flat, so
@@ -128,13 +128,13 @@ def along_last(network: Any, x: Tensor, offset: Tensor | None = None) -> Tensor:
 
 
 def start_at(network: nn.Module, values: Tensor) -> None:
-    """Makes a network that was just built answer `values`, with shape :math:`(m)`, everywhere."""
+    """Make a new network answer `values`, with shape :math:`(m)`, everywhere."""
     with torch.no_grad():
         network.layers.biases[-1].copy_(values)  # type: ignore[union-attr, index]
 
 
 def start_apart(network: Any) -> None:
-    """Starts the output layer of a network at random where it is at zero, as an encoder's must.
+    """Start the output layer of a network at random where it is at zero, as an encoder's must.
 
     What reads it may start at zero too, and then neither would ever get a gradient.
     """
@@ -152,7 +152,7 @@ def feed(
     x: Tensor,
     context: Tensor | None,
 ) -> Tensor:
-    """Passes features, with shape :math:`(n, *)`, through all layers."""
+    """Pass features, with shape :math:`(n, *)`, through all layers."""
     biases = entries(layers.biases)
     if len(weights) == 1:
         return first(layers, weights[0], x, context).movedim(-1, 0)
@@ -165,7 +165,7 @@ def feed(
 
 
 def check_sizes(**sizes: int | Sequence[int]) -> None:
-    """Raises a ValueError that names the first size that is not positive."""
+    """Raise a ValueError that names the first size that is not positive."""
     for name, size in sizes.items():
         if name == "hidden_features" and (isinstance(size, str) or not isinstance(size, Sequence)):
             raise ValueError(f"Expected `{name}` as a tuple of widths, got {size!r:.80}.")
@@ -212,7 +212,7 @@ class MLP(nn.Module):
         self.activation = activation_named(activation, CONSUMING)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Maps `x`, with shape :math:`(n, *)`, to outputs with shape :math:`(m, *)`."""
+        r"""Map `x`, with shape :math:`(n, *)`, to outputs with shape :math:`(m, *)`."""
         return feed(self.layers, entries(self.layers.weights), self.activation, x, context)
 
 
@@ -221,7 +221,7 @@ class ResidualMLP(nn.Module):
     r"""A residual multilayer perceptron along the leading axis, blocks :math:`h + W_2 a(W_1 a(h))`.
 
     References:
-        | Deep Residual Learning for Image Recognition (He et al., 2016)
+        | Deep ResidualUpdate Learning for Image Recognition (He et al., 2016)
         | https://arxiv.org/abs/1512.03385
 
     Arguments:
@@ -259,7 +259,7 @@ class ResidualMLP(nn.Module):
         self.activation = activation_named(activation)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Maps `x`, with shape :math:`(n, *)`, to outputs with shape :math:`(m, *)`."""
+        r"""Map `x`, with shape :math:`(n, *)`, to outputs with shape :math:`(m, *)`."""
         weights, biases = entries(self.layers.weights), entries(self.layers.biases)
         h = first(self.layers, weights[0], x, context)
         for block in self.blocks:

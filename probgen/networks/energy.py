@@ -63,8 +63,8 @@ class EnergyNetwork(nn.Module):
         )
         if len(self.shape) not in (1, 3) or not hidden_features:
             raise ValueError(
-                f"Expected `features` of a vector or an image and a hidden layer, got "
-                f"{self.shape} and {tuple(hidden_features)}."
+                f"Expected `features` of a vector or an image, and `hidden_features` of a layer or "
+                f"more, got {self.shape} and {tuple(hidden_features)}."
             )
         self.activation = activation_named(activation)
         layers: list[nn.Module] = []
@@ -84,7 +84,7 @@ class EnergyNetwork(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Maps values with shape :math:`(*, event)`, and contexts, to shape :math:`(*)`."""
+        r"""Map values with shape :math:`(*, event)`, and contexts, to shape :math:`(*)`."""
         flat = len(self.shape) > 1 and x.shape[-1:] == (math.prod(self.shape),)
         batch = x.shape[: x.ndim - (1 if flat else len(self.shape))]
         h = x.reshape(math.prod(batch), *self.shape)
@@ -100,7 +100,7 @@ class EnergyNetwork(nn.Module):
         return out.reshape(batch if out.shape[1] == 1 else (*batch, out.shape[1]))
 
     def apply_layer(self, layer: Any, h: Tensor) -> Tensor:
-        """What a hidden layer gives, its weight divided by its largest singular value if asked."""
+        """Apply a hidden layer, its weight divided by its largest singular value if asked."""
         weight = layer.weight
         if self.spectral:
             size = spectral_norm(weight.flatten(1))

@@ -90,12 +90,12 @@ class MADE(nn.Module):
         self.known = [[int((u <= d).sum()) for d in range(features + 1)] for u in degrees]
 
     def weights(self) -> list[Tensor]:
-        """The masked weights of every layer."""
+        """Return the masked weights of every layer."""
         masks: Iterable[Any] = self._buffers.values()
         return [w * mask.to(w.dtype) for w, mask in zip(entries(self.layers.weights), masks)]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Maps features, with shape :math:`(D E, *)`, to outputs with shape :math:`(P, D, *)`."""
+        r"""Map features, with shape :math:`(D E, *)`, to outputs with shape :math:`(P, D, *)`."""
         phi = feed(self.layers, self.weights(), self.activation, x, context)
         return phi.unflatten(0, (self.outputs, self.features))
 
@@ -105,7 +105,7 @@ class MADE(nn.Module):
         context: Tensor | None,
         like: Tensor,
     ) -> Tensor:
-        r"""Finds features one after the other, each from the outputs of those before it.
+        r"""Find features one after the other, each from the outputs of those before it.
 
         Arguments:
             invert: Maps the number :math:`i` of a feature and its outputs, with shape
@@ -140,8 +140,8 @@ class MADE(nn.Module):
             for rows, b, run in zip(weights, offsets, runs)
         ]
         flat = like.reshape(-1)
-        inputs = Rows(self.features * e, flat)
-        hidden = [Rows(w.shape[0], flat) for w in weights[:-1]]
+        inputs = RowLayer(self.features * e, flat)
+        hidden = [RowLayer(w.shape[0], flat) for w in weights[:-1]]
         features: list[Tensor] = [like] * self.features
         for i, feature in enumerate(self.order):
             below = inputs
@@ -156,7 +156,7 @@ class MADE(nn.Module):
         return torch.stack(features)
 
 
-class Rows:
+class RowLayer:
     """A matrix that grows by rows: in place where no derivative is recorded."""
 
     def __init__(self, total: int, like: Tensor) -> None:
@@ -173,7 +173,7 @@ class Rows:
             self.joined = torch.cat([self.joined, rows])
 
     def add(self, b: Tensor, w: Tensor, h: Tensor, activation: Callable[[Tensor], Tensor]) -> None:
-        """Appends the rows :math:`a(W h + b)`."""
+        """Append the rows :math:`a(W h + b)`."""
         if self.buffer is None or activation not in (torch.relu_, torch.tanh_):
             return self.append(activation(torch.addmm(b, w, h)))
         start, self.count = self.count, self.count + w.shape[0]

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ..core import register
-from ..core.checks import check_event, check_whole
+from ..core.validation import check_event, check_whole
 
 __all__ = ["InvertedResidual", "Pixels"]
 
 
 def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """A convolution that starts at zero."""
+    """Return a convolution that starts at zero."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -67,7 +67,7 @@ class InvertedResidual(nn.Module):
         self.squeeze, self.excite = nn.Linear(channels, narrow), nn.Linear(narrow, channels)
 
     def forward(self, h: Tensor) -> Tensor:
-        r"""Maps `h`, with shape :math:`(B, C, H, W)`, to the same shape."""
+        r"""Map `h`, with shape :math:`(B, C, H, W)`, to the same shape."""
         u = self.narrow(silu(self.depthwise(silu(self.widen(silu(h))))))
         e = 2 * torch.sigmoid(self.excite(silu(self.squeeze(u.mean((-2, -1))))))
         return h + e[..., None, None] * u
@@ -99,7 +99,7 @@ class Pixels(nn.Module):
         self.layer = nn.Conv2d(inputs[0], channels, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
-        r"""Maps `h`, with shape :math:`(*, C H W)`, to shape :math:`(*, m, H, W)`."""
+        r"""Map `h`, with shape :math:`(*, C H W)`, to shape :math:`(*, m, H, W)`."""
         check_event(h, (math.prod(self.inputs),))
         out = self.layer(silu(h.reshape(-1, *self.inputs)))
         return out.reshape(*h.shape[:-1], *out.shape[1:])

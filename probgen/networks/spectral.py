@@ -16,7 +16,7 @@ __all__ = ["spectral_norm"]
 
 
 def spectral_norm(weight: Tensor, squarings: int = 5) -> Tensor:
-    r"""The largest singular values of matrices with shape :math:`(*, m, n)`, by power iteration.
+    r"""Return largest singular values of matrices with shape :math:`(*, m, n)`, by power iteration.
 
     The gradient is that of :math:`u^\top W v` with both vectors held.
 

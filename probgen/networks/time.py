@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import register
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 from .dense import Activation, activation_named, check_sizes
 
 __all__ = ["TimeEmbedding", "TimeMLP"]
@@ -55,7 +55,7 @@ class TimeEmbedding(nn.Module):
         self.layer = nn.Linear(2 * frequencies, features)
 
     def forward(self, t: Tensor) -> Tensor:
-        r"""Maps times with shape :math:`(*)` to shape :math:`(*, n)`."""
+        r"""Map times with shape :math:`(*)` to shape :math:`(*, n)`."""
         angle = t.unsqueeze(-1) * self.omega
         return F.silu(self.layer(torch.cat([angle.sin(), angle.cos()], -1)))
 
@@ -97,7 +97,7 @@ class TimeMLP(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(
-            features=features, outputs=embedding, context=context, hidden_features=hidden_features
+            features=features, embedding=embedding, context=context, hidden_features=hidden_features
         )
         if len(set(hidden_features)) != 1:
             raise ValueError(f"Expected equal `hidden_features`, got {tuple(hidden_features)}.")
@@ -114,7 +114,7 @@ class TimeMLP(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Maps values with shape :math:`(*, D)` at times with shape :math:`(*)` to that shape."""
+        r"""Map values with shape :math:`(*, D)` at times with shape :math:`(*)` to that shape."""
         e = self.time(t)
         if self.given is not None:
             if context is None:

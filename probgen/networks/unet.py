@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import register, save
-from ..core.checks import check_event, check_whole
+from ..core.validation import check_event, check_whole
 from .convolution import check_channels
 from .dense import Activation, activation_named
 from .time import TimeEmbedding
@@ -31,7 +31,7 @@ __all__ = ["UNet"]
 
 
 def power(h: Tensor) -> Tensor:
-    """What gives mean square 1 over the grid and each of up to 8 groups, as `(N, C, 1, ...)`.
+    """Return factors that give each of up to 8 groups mean square 1, as `(N, C, 1, ...)`.
 
     Torch's own normalisations lose a part of the gradient through forward-mode derivatives.
     """
@@ -42,7 +42,7 @@ def power(h: Tensor) -> Tensor:
     return scale.reshape(n, width, *[1] * (h.ndim - 2))
 
 
-class Block(nn.Module):
+class UNetBlock(nn.Module):
     """A residual block that time and context modulate."""
 
     def __init__(
@@ -90,7 +90,7 @@ class SelfAttention(nn.Module):
 class Level(nn.Module):
     """Blocks on one grid, each followed by attention if asked."""
 
-    def __init__(self, blocks: Sequence[Block], attention: Sequence[SelfAttention]) -> None:
+    def __init__(self, blocks: Sequence[UNetBlock], attention: Sequence[SelfAttention]) -> None:
         super().__init__()
         self.blocks, self.attention = nn.ModuleList(blocks), nn.ModuleList(attention)
 
@@ -103,7 +103,7 @@ class Level(nn.Module):
 
 
 def convolution(dims: int, inputs: int, outputs: int, width: int = 3, stride: int = 1) -> nn.Module:
-    """A convolution of a signal or an image."""
+    """Return a convolution of a signal or an image."""
     kind = nn.Conv1d if dims == 1 else nn.Conv2d
     return kind(inputs, outputs, width, stride=stride, padding=width // 2)
 
@@ -193,7 +193,7 @@ class UNet(nn.Module):
         def level(i: int, inputs: int) -> Level:
             each = [inputs, *[widths[i]] * (blocks - 1)]
             return Level(
-                [Block(dims, n, widths[i], embedding, dropout, activation) for n in each],
+                [UNetBlock(dims, n, widths[i], embedding, dropout, activation) for n in each],
                 [SelfAttention(widths[i], heads) for _ in each if attention[i]],
             )
 
@@ -213,7 +213,7 @@ class UNet(nn.Module):
             nn.init.zeros_(p)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Maps values with shape :math:`(*, C, H, W)` or :math:`(*, C, L)` to that shape.
+        r"""Map values with shape :math:`(*, C, H, W)` or :math:`(*, C, L)` to that shape.
 
         Arguments:
             x: The values.
@@ -245,7 +245,7 @@ class UNet(nn.Module):
 
 
 def check_datum(shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a signal or an image, as a tuple; raises a ValueError if it is none."""
+    """Return the shape of a signal or an image, as a tuple; raises a ValueError if it is none."""
     if isinstance(shape, (int, str)) or len(shape) not in (2, 3):
         raise ValueError(f"Expected a `shape` of (C, L) or (C, H, W), got {shape!r:.80}.")
     check_whole(1, **{f"shape[{i}]": n for i, n in enumerate(shape)})

@@ -1,7 +1,8 @@
 """Training objectives, objects to hand to :func:`probgen.fit` and to Pyro's `SVI`."""
 
+from ..core.deprecation import former_names
 from .base import Objective, Player
-from .belief import Greedy, UpDown
+from .belief import GreedyLayerwise, UpDown
 from .contrastive import ContrastiveDivergence, JointEnergy, NoiseContrastive
 from .denoising import Denoising, EvidenceBound
 from .discrete import DiscreteDenoising
@@ -18,14 +19,7 @@ from .score import (
     parzen_score,
 )
 from .spectral import SpectralRegularized
-from .variational import (
-    ELBO,
-    IWAE,
-    DReG,
-    StickingTheLanding,
-    Supervised,
-    Variational,
-)
+from .variational import ELBO, IWAE, DReG, StickingTheLanding, Supervised, Variational
 from .weights import Weights
 
 __all__ = [
@@ -40,7 +34,7 @@ __all__ = [
     "EvidenceBound",
     "ExplicitScoreMatching",
     "ForwardKL",
-    "Greedy",
+    "GreedyLayerwise",
     "ImplicitScoreMatching",
     "JointEnergy",
     "MaximumLikelihood",
@@ -62,3 +56,5 @@ __all__ = [
     "Weights",
     "parzen_score",
 ]
+
+__getattr__ = former_names(__name__)

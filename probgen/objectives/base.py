@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
+from ..core.arguments import record
 from ..core.contracts import Contract, HasDensity, MadeBy
 
 __all__ = [
@@ -173,7 +174,7 @@ def is_partial(objective: Objective) -> bool:
     return objective.partial or inner
 
 
-@dataclass(frozen=True)
+@record
 class Function(Objective):
     """A function of a module, data and contexts as an objective.
 

@@ -9,24 +9,25 @@ of contrastive divergence, and what comes down from its chains teaches the way u
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..core.arguments import record
 from ..core.contracts import HasLayers
 from .base import Objective
 from .contrastive import ContrastiveDivergence
 from .variational import ELBO
 
-__all__ = ["Greedy", "UpDown"]
+__all__ = ["GreedyLayerwise", "UpDown"]
 
 PERSISTENT, FEW = ContrastiveDivergence(persistent=True), ContrastiveDivergence(steps=5)
 
 
-@dataclass(frozen=True)
-class Greedy(Objective):
+@record
+class GreedyLayerwise(Objective):
     """One layer after the other: equal parts of the training go to each machine.
 
     References:
@@ -42,7 +43,7 @@ class Greedy(Objective):
 
     Example:
         >>> import probgen as pg
-        >>> Greedy()(pg.models.DeepBeliefNetwork([6, 4, 3]), torch.ones(5, 6)).shape
+        >>> GreedyLayerwise()(pg.models.DeepBeliefNetwork([6, 4, 3]), torch.ones(5, 6)).shape
         torch.Size([5])
     """
 
@@ -59,12 +60,12 @@ class Greedy(Objective):
             ValueError: Always.
         """
         raise ValueError(
-            "Expected no `validation`, since Greedy trains one layer after the other, and the best "
-            "parameters are those of the end."
+            "Expected no `validation`, since GreedyLayerwise trains one layer after the other, and "
+            "the best parameters are those of the end."
         )
 
-    def at(self, fraction: float) -> Greedy:
-        """The objective after a fraction of the training."""
+    def at(self, fraction: float) -> GreedyLayerwise:
+        """Return the objective after a fraction of the training."""
         return replace(self, fraction=fraction)
 
     def losses(self, module: HasLayers, x: Tensor, context: Any) -> Tensor:
@@ -78,7 +79,7 @@ class Greedy(Objective):
         return self.objective(module.machines[layer], h)
 
 
-@dataclass(frozen=True)
+@record
 class UpDown(Objective):
     """The up-down algorithm, contrastive wake-sleep, which trains all layers together.
 
@@ -103,7 +104,7 @@ class UpDown(Objective):
     requires = (HasLayers,)
 
     def held_out(self, module: Any) -> Objective:
-        """The evidence lower bound compares held-out data."""
+        """Return the evidence lower bound compares held-out data."""
         return ELBO()
 
     def losses(self, module: HasLayers, x: Tensor, context: Any) -> Tensor:

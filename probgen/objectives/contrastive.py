@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,8 +23,9 @@ from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
 from ..core import Density, is_wrapped
-from ..core.checks import check_whole, ends
+from ..core.arguments import record
 from ..core.contracts import HasEnergy, HasFlips, HasLabels, HasTilt
+from ..core.validation import check_whole, ends
 from ..mcmc import Metropolis, ParallelTempering
 from .base import Around, Objective, as_objective
 from .likelihood import MaximumLikelihood
@@ -35,7 +35,7 @@ from .score import SlicedScoreMatching
 __all__ = ["ContrastiveDivergence", "JointEnergy", "NoiseContrastive"]
 
 
-@dataclass(frozen=True)
+@record
 class ContrastiveDivergence(Objective):
     r"""Contrastive divergence: the mean of :math:`f` at chains less that at the data.
 
@@ -109,7 +109,7 @@ class ContrastiveDivergence(Objective):
                 raise ValueError("Expected `persistent` chains, since `betas` are given.")
 
     def held_out(self, module: Any) -> Objective:
-        """The objective that compares held-out data, since this one is no measure of fit.
+        """Return the objective that compares held-out data, since this one is no measure of fit.
 
         It is maximum likelihood for a model with an exact density, pseudo-likelihood for binary
         units, and sliced score matching for real numbers.
@@ -186,7 +186,7 @@ class ContrastiveDivergence(Objective):
         return module.push(state.position)
 
     def watch(self, losses: Tensor, x: Tensor) -> None:
-        """Stops a training that runs away, with advice."""
+        """Stop a training that runs away, with advice."""
         if not Distribution._validate_args or losses.device.type == "meta" or is_wrapped(losses):
             return
         gap = abs(float(losses.detach().mean()))
@@ -198,7 +198,7 @@ class ContrastiveDivergence(Objective):
             )
 
 
-@dataclass(frozen=True)
+@record
 class NoiseContrastive(Objective):
     r"""Noise-contrastive estimation: logistic regression of data against noise.
 
@@ -262,7 +262,7 @@ class NoiseContrastive(Objective):
         return softplus(-g[0]) + softplus(g[1:]).sum(0)
 
 
-@dataclass(frozen=True)
+@record
 class JointEnergy(Around):
     r"""The objective of a classifier that is an energy: of labels given data, and of data.
 

@@ -13,17 +13,17 @@ evidence lower bound :math:`-\dot r_t / 2`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..core.arguments import record
 from ..core.bijector import name_of
-from ..core.checks import check_whole
 from ..core.contracts import HasDenoiser
 from ..core.registry import RECORDS
+from ..core.validation import check_whole
 from ..diffusion import LearnedVariance, Schedule
 from .base import Objective
 
@@ -45,7 +45,7 @@ WEIGHTS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
+@record
 class Denoising(Objective):
     r"""The squared error of a denoiser, at one time for each datum.
 
@@ -140,7 +140,7 @@ class Denoising(Objective):
         return losses
 
 
-@dataclass(frozen=True)
+@record
 class EvidenceBound(Objective):
     r"""Minus the evidence lower bound of a diffusion's chain, whole.
 
@@ -181,7 +181,7 @@ for objective in (Denoising, EvidenceBound):  # so that a diffusion that is give
 
 
 def by_angle(schedule: Schedule, part: Tensor, cut: float) -> Tensor:
-    """The times at which so large parts of the angle from the least time on have passed."""
+    """Return the times at which so large parts of the angle from the least time on have passed."""
     ends = part.new_tensor([cut if schedule.clean else 0.0, schedule.latest])
     first, last = (-schedule.log_snr(ends) / 2).exp().atan()
     t = schedule.time(-2 * (first + part * (last - first)).tan().log())
@@ -189,7 +189,7 @@ def by_angle(schedule: Schedule, part: Tensor, cut: float) -> Tensor:
 
 
 def paired(y: Tensor, eps: Tensor) -> Tensor:
-    """The noise in the order in which its squared distances from data are least."""
+    """Return the noise in the order in which its squared distances from data are least."""
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError:

@@ -12,11 +12,11 @@ from one step for each datum, drawn so that those of a batch are evenly spread.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from ..core.arguments import record
 from ..core.bijector import name_of
 from ..core.contracts import HasCorruption
 from ..core.registry import RECORDS
@@ -26,7 +26,7 @@ from .denoising import spread
 __all__ = ["DiscreteDenoising"]
 
 
-@dataclass(frozen=True)
+@record
 class DiscreteDenoising(Objective):
     r"""The bound of a discrete diffusion and the cross-entropy of its denoiser, at one step each.
 

@@ -10,18 +10,18 @@ exact one, the divergence the other way round, and that of :math:`\chi^2`,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..core.arguments import record
 from .variational import Variational, Weights, log_mean_exp, with_scores
 
 __all__ = ["ChiSquare", "ForwardKL", "Renyi"]
 
 
-@dataclass(frozen=True)
+@record
 class Renyi(Variational):
     r"""The variational Renyi bound of order :math:`\alpha`.
 
@@ -55,7 +55,7 @@ class Renyi(Variational):
             raise ValueError(f"Expected a finite `alpha`, got {self.alpha}.")
 
     def bound(self, log_w: Tensor, dim: int = 0) -> Tensor:
-        """The bound of log weights, along their axis of draws."""
+        """Return the bound of log weights, along their axis of draws."""
         rest = 1 - self.alpha
         if rest == 0:
             return log_w.mean(dim)
@@ -69,7 +69,7 @@ class Renyi(Variational):
         return -with_scores(self.bound, weights.log_weights, weights.score)
 
 
-@dataclass(frozen=True)
+@record
 class ForwardKL(Variational):
     r"""Reweighted wake-sleep: the divergence from the exact posterior to ours.
 
@@ -104,7 +104,7 @@ class ForwardKL(Variational):
         return value.detach() - value - log_mean_exp(log_w)
 
 
-@dataclass(frozen=True)
+@record
 class ChiSquare(Variational):
     r"""The upper bound :math:`\frac{1}{n} \log E_q[w^n] \ge \log p(x)`, to be lowered.
 

@@ -13,20 +13,20 @@ a lazy distribution and a batch it returns one loss per item, which :func:`probg
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_whole
+from ..core.arguments import record
 from ..core.contracts import HasDensity
+from ..core.validation import check_whole
 from .base import Objective
 
 __all__ = ["MaximumLikelihood", "ReverseKL"]
 
 
-@dataclass(frozen=True)
+@record
 class MaximumLikelihood(Objective):
     """The negative log-likelihood of data, or its bound where `log_prob` is one.
 
@@ -42,7 +42,7 @@ class MaximumLikelihood(Objective):
         return -module(context).log_prob(x)
 
 
-@dataclass(frozen=True)
+@record
 class ReverseKL(Objective):
     r"""The Kullback-Leibler divergence from the model to an unnormalised target.
 

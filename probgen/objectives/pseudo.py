@@ -6,19 +6,19 @@ turned over, the partition function cancels: :math:`p(x_i \mid x_{-i}) = \sigma(
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ..core.arguments import record
 from ..core.contracts import HasFlips
 from .base import Objective
 
 __all__ = ["PseudoLikelihood", "RatioMatching"]
 
 
-@dataclass(frozen=True)
+@record
 class PseudoLikelihood(Objective):
     r"""The negative log pseudo-likelihood, :math:`-\sum_i \log p(x_i \mid x_{-i})`.
 
@@ -37,7 +37,7 @@ class PseudoLikelihood(Objective):
         return softplus(module.flip_gains(x).flatten(1)).sum(-1)
 
 
-@dataclass(frozen=True)
+@record
 class RatioMatching(Objective):
     r"""Ratio matching, :math:`\sum_i \sigma(g_i(x))^2`.
 

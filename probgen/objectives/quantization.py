@@ -12,18 +12,18 @@ where :math:`\mathrm{sg}` stops gradients, and the likelihood's gradient in :mat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from ..core.arguments import record
 from ..core.contracts import HasCodebook
 from .base import Objective
 
 __all__ = ["VectorQuantization"]
 
 
-@dataclass(frozen=True)
+@record
 class VectorQuantization(Objective):
     r"""The bound on the likelihood, the codebook's loss and the encoder's commitment.
 

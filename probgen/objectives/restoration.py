@@ -8,11 +8,11 @@ over levels :math:`s = 1, \dots, S`, one for each datum, those of a batch evenly
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from ..core.arguments import record
 from ..core.bijector import name_of
 from ..core.contracts import HasDegradation
 from ..core.registry import RECORDS
@@ -22,7 +22,7 @@ from .denoising import spread
 __all__ = ["Restoration"]
 
 
-@dataclass(frozen=True)
+@record
 class Restoration(Objective):
     """The error of a restorer, at one level for each datum.
 
@@ -40,7 +40,8 @@ class Restoration(Objective):
 
     Example:
         >>> import probgen as pg, torch
-        >>> model = pg.models.ColdDiffusion(64, pg.diffusion.Blur((8, 8)), hidden_features=(16,))
+        >>> blur = pg.diffusion.BlurDegradation((8, 8))
+        >>> model = pg.models.ColdDiffusion(64, blur, hidden_features=(16,))
         >>> Restoration()(model, torch.randn(5, 64)).shape
         torch.Size([5])
     """

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core import Density
-from ..core.checks import check_whole, ends
+from ..core.arguments import checked, record
 from ..core.contracts import HasDenoiser, HasDensity, HasEnergy
+from ..core.validation import check_whole, ends
 from .base import Objective, find
 from .denoising import by_angle, spread
 
@@ -98,7 +98,7 @@ def norm(s: Tensor) -> Tensor:
     return s.flatten(1).square().sum(-1) / 2
 
 
-@dataclass(frozen=True)
+@record
 class ExplicitScoreMatching(Objective):
     r"""Half the squared distance to a score that is known, or to an estimate of it.
 
@@ -132,8 +132,9 @@ class ExplicitScoreMatching(Objective):
         return norm(s - goal)
 
 
+@checked
 def parzen_score(data: Tensor, sigma: float) -> Score:
-    r"""The score of a kernel density estimate, :math:`\frac{1}{N} \sum_i N(x; x_i, \sigma^2 I)`.
+    r"""Return score of a kernel density estimate, :math:`\frac{1}{N} \sum_i N(x; x_i, \sigma^2 I)`.
 
     Arguments:
         data: The data, with shape :math:`(N, *)`.
@@ -158,7 +159,7 @@ def parzen_score(data: Tensor, sigma: float) -> Score:
     return score
 
 
-@dataclass(frozen=True)
+@record
 class ImplicitScoreMatching(Objective):
     r"""Implicit score matching: :math:`\operatorname{tr} \nabla s(x) + |s(x)|^2 / 2`.
 
@@ -190,7 +191,7 @@ class ImplicitScoreMatching(Objective):
         return torch.func.vmap(second)(basis).sum(0) + norm(score(x))
 
 
-@dataclass(frozen=True)
+@record
 class SlicedScoreMatching(Objective):
     r"""Sliced score matching: the trace along random directions, :math:`v^\top \nabla s(x) \, v`.
 
@@ -228,7 +229,7 @@ class SlicedScoreMatching(Objective):
         return total / self.projections + norm(s)
 
 
-@dataclass(frozen=True)
+@record
 class DenoisingScoreMatching(Objective):
     r"""Denoising score matching: :math:`|\sigma s(x + \sigma \epsilon) + \epsilon|^2 / 2`.
 

@@ -3,13 +3,13 @@ r"""Spectral regularisation: a price on the largest singular values of convoluti
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import check_whole
+from ..core.arguments import record
+from ..core.validation import check_whole
 from ..networks.spectral import spectral_norm
 from .base import Around, as_objective
 
@@ -18,7 +18,7 @@ __all__ = ["SpectralRegularized"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-@dataclass(frozen=True)
+@record
 class SpectralRegularized(Around):
     r"""An objective plus :math:`\lambda \sum_i \sigma_i` over the convolutions of a module.
 
@@ -63,7 +63,7 @@ class SpectralRegularized(Around):
         return self.objective(module, x, context) + self.weight * self.penalty(module)
 
     def penalty(self, module: nn.Module) -> Tensor:
-        r"""The sum :math:`\sum_i \sigma_i` over the convolutions of a module."""
+        r"""Return the sum :math:`\sum_i \sigma_i` over the convolutions of a module."""
         alike: dict[torch.Size, list[Tensor]] = {}
         for part in module.modules():
             if isinstance(part, CONVOLUTIONS):

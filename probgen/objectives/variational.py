@@ -20,17 +20,18 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_whole
+from ..core.arguments import record
 from ..core.contracts import HasLabels, HasLatents, HasPrior
-from ..core.processes import mean_over
+from ..core.distributed import mean_over
+from ..core.validation import check_whole
 from .base import Around, Objective, as_objective
-from .traces import TraceObjective
+from .pyro_elbo import TraceObjective
 from .weights import Weights
 
 __all__ = [
@@ -96,7 +97,7 @@ class Variational(Objective):
                 )
 
     def elbo(self, max_plate_nesting: float = math.inf, vectorize_particles: bool = False) -> Any:
-        """The objective for Pyro's `SVI`, and any model and guide.
+        """Return the objective for Pyro's `SVI`, and any model and guide.
 
         Plates in which all sites lie hold independent items; without one the whole model is one
         item. Mini-batches are scaled as their plate says, and all draws see one of them. All
@@ -133,7 +134,7 @@ def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:
 def with_scores(
     bound: Callable[[Tensor, int], Tensor], log_w: Tensor, score: Tensor | None
 ) -> Tensor:
-    r"""A bound with the gradients of draws that have no derivative, each less its baseline.
+    r"""Return a bound with the gradients of draws that have no derivative, each less its baseline.
 
     The baseline of draw :math:`k` is the bound with :math:`\log w_k` replaced by the mean of the
     others.
@@ -156,7 +157,7 @@ def with_scores(
     return value + term - term.detach()
 
 
-@dataclass(frozen=True)
+@record
 class ELBO(Variational):
     r"""The evidence lower bound,
     :math:`E_q[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z \mid x) \| p(z))`.
@@ -200,7 +201,7 @@ class ELBO(Variational):
             raise ValueError(f"Expected `warm_up` in [0, 1], got {self.warm_up}.")
 
     def at(self, fraction: float) -> ELBO:
-        """The objective after a fraction of the training."""
+        """Return the objective after a fraction of the training."""
         if fraction >= self.warm_up:
             return self if self.warm_up == 0 else replace(self, warm_up=0.0)
         return replace(self, beta=self.beta * fraction / self.warm_up, warm_up=0.0)
@@ -223,7 +224,7 @@ class ELBO(Variational):
         return self.beta * kl.sum(-1) - weights.log_likelihood.mean(0)
 
 
-@dataclass(frozen=True)
+@record
 class StickingTheLanding(Variational):
     r"""The evidence lower bound, with the path derivative of the posterior alone.
 
@@ -251,7 +252,7 @@ class StickingTheLanding(Variational):
         return -weights.log_weights.mean(0)
 
 
-@dataclass(frozen=True)
+@record
 class IWAE(Variational):
     r"""The importance-weighted bound, :math:`E \log \frac{1}{K} \sum_k w_k \le \log p(x)`.
 
@@ -276,7 +277,7 @@ class IWAE(Variational):
         return -with_scores(log_mean_exp, weights.log_weights, weights.score)
 
 
-@dataclass(frozen=True)
+@record
 class DReG(Variational):
     r"""The importance-weighted bound, with the doubly reparameterised gradient.
 
@@ -324,7 +325,7 @@ class DReG(Variational):
         return value.detach() - value - log_mean_exp(log_w.detach())
 
 
-@dataclass(frozen=True)
+@record
 class Supervised(Around):
     r"""An objective plus that of a classifier, :math:`-\alpha \log q(y \mid x)` at known labels.
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from ..core import Bijector, Elementwise, LazyTransform, call_and_ladj, inverse_and_ladj
-from ..core.checks import check_whole
 from ..core.contexts import size_of
+from ..core.validation import check_whole
 from ..networks import MADE
 from ..networks.dense import Activation, start_at
 from .elementwise import Affine

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..core import Bijector, Density, LazyTransform
-from ..core.checks import check_whole
+from ..core.validation import check_number, check_whole
+from ..networks.dense import check_sizes
 
 __all__ = ["Continuous", "ContinuousTransform"]
 
@@ -39,13 +40,12 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 def check_method(method: str, tolerance: float) -> None:
-    """Raises a ValueError unless a solver has a method and a tolerance."""
+    """Raise a ValueError unless a solver has a method and a tolerance."""
     if method not in METHODS and method not in ADAPTIVE:
         raise ValueError(
             f"Expected `method` among {sorted((*METHODS, *ADAPTIVE))}, got {method!r:.80}."
         )
-    if not tolerance > 0:
-        raise ValueError(f"Expected a positive `tolerance`, got {tolerance}.")
+    check_number(0, tolerance=tolerance)
 
 
 class Continuous(Bijector):
@@ -103,7 +103,7 @@ class Continuous(Bijector):
         self.domain = self.codomain = constraints.independent(constraints.real, len(self.event))
 
     def coarser(self) -> Continuous:
-        """The same flow with half as many steps, or with ten times the tolerance."""
+        """Return the same flow with half as many steps, or with ten times the tolerance."""
         times, tolerance = self.times, self.tolerance
         if self.method in METHODS:
             times = torch.cat([times[:-1:2], times[-1:]])
@@ -134,7 +134,7 @@ class Continuous(Bijector):
         return self.path(self.widen(y), self.times.flip(0), None)[0]
 
     def follow(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """The value at the last time, and the integral of the divergence."""
+        """Return the value at the last time, and the integral of the divergence."""
         x = self.widen(x)
         size = x[(0,) * (x.ndim - len(self.event))].numel()
         eye = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *self.event)
@@ -171,7 +171,7 @@ class Continuous(Bijector):
     def solve(
         self, x: Tensor, times: Tensor, directions: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """What a method of torchdiffeq finds between the ends of the grid."""
+        """Solve by a method of torchdiffeq between the ends of the grid."""
         try:
             from torchdiffeq import odeint, odeint_adjoint
         except ImportError:
@@ -196,7 +196,7 @@ class Continuous(Bijector):
     def slope(
         self, x: Tensor, t: Tensor, directions: Tensor | None
     ) -> tuple[Tensor, Tensor | float]:
-        """The velocity, and its divergence."""
+        """Return the velocity, and its divergence."""
         if directions is None:
             return self.velocity(x, t), 0.0
         event = len(self.event)
@@ -254,6 +254,9 @@ class ContinuousTransform(LazyTransform):
     ) -> None:
         super().__init__()
         check_whole(1, steps=steps)
+        check_whole(0, probes=probes)
+        check_sizes(features=features)
+        check_number(0, tolerance=tolerance)
         self.event = (features,) if isinstance(features, int) else tuple(features)
         self.network, self.context, self.steps = network, context, steps
         self.method, self.probes, self.tolerance, self.adjoint = method, probes, tolerance, adjoint

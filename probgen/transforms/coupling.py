@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from ..core import Bijector, Elementwise, LazyTransform, call_and_ladj, inverse_and_ladj
-from ..core.checks import check_whole
 from ..core.contexts import size_of
+from ..core.validation import check_whole
 from ..networks import MLP
 from ..networks.dense import Activation, start_at
 from .elementwise import Affine
@@ -64,13 +64,13 @@ class CouplingTransform(Bijector):
         self.conditioner, self.kept = conditioner, kept
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The kept and the moved features, along the leading axis."""
+        """Return the kept and the moved features, along the leading axis."""
         x = self.widen(x).movedim(-1, 0)
         first, second = x.tensor_split([self.kept])
         return (first, second) if self.kept >= 0 else (second, first)
 
     def join(self, kept: Tensor, moved: Tensor) -> Tensor:
-        """Puts the two parts back in their places, along the last axis."""
+        """Put the two parts back in their places, along the last axis."""
         parts = [kept, moved] if self.kept >= 0 else [moved, kept]
         if moved.is_contiguous():
             return torch.cat(parts).movedim(0, -1)
@@ -150,7 +150,7 @@ class Coupling(LazyTransform):
         )
 
     def condition(self, context: Tensor | None, a: Tensor) -> Transform:
-        r"""The transform of :math:`x_B` given :math:`x_A`, with shape :math:`(|A|, *)`."""
+        r"""Return the transform of :math:`x_B` given :math:`x_A`, with shape :math:`(|A|, *)`."""
         phi = self.network(self.univariate.embed(a), context)
         if phi.shape[0] != self.outputs:
             raise ValueError(

@@ -17,8 +17,8 @@ from torch import nn
 from torch.distributions import Transform
 
 from ..core import Bijector, Elementwise, LazyTransform
-from ..core.checks import check_whole
 from ..core.contexts import size_of
+from ..core.validation import check_whole
 from ..networks import MLP
 from ..networks.dense import Activation
 
@@ -80,6 +80,6 @@ class Learned(LazyTransform):
 
 
 def check_class(value: Any, kind: type) -> None:
-    """Raises a TypeError unless `value` is a class of that kind."""
+    """Raise a TypeError unless `value` is a class of that kind."""
     if not (isinstance(value, type) and issubclass(value, kind)):
         raise TypeError(f"Expected a subclass of {kind.__name__}, got {value!r:.80}.")

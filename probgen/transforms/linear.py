@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from ..core import Bijector, LazyTransform, Standardizer, broadcast
-from ..core.checks import check_whole
-from ..core.lazy import register_flag
+from ..core.lazy_parts import register_flag
+from ..core.validation import check_whole
 
 __all__ = ["LU", "ActNorm", "Diagonal", "Permutation", "Standardize"]
 
@@ -242,5 +242,5 @@ def rows(y: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 def affine(unit: Standardizer, inverse: bool) -> tuple[Tensor, Tensor]:
-    """The shift and scale from standard values to data, or of the inverse of that."""
+    """Return the shift and scale from standard values to data, or of the inverse of that."""
     return (-unit.shift / unit.scale, 1 / unit.scale) if inverse else (unit.shift, unit.scale)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..core import Bijector, increasing_root
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 
 __all__ = ["Planar", "Radial", "Sylvester"]
 
@@ -209,7 +209,7 @@ class Sylvester(Bijector):
     def initial(
         cls, features: int, width: int | None = None, reflections: int = 0
     ) -> dict[str, Tensor]:
-        """Starting values for :math:`M` = `width`, by default :math:`D`."""
+        """Return initial values for :math:`M` = `width`, by default :math:`D`."""
         check_whole(0, reflections=reflections)
         m = features if width is None else width
         return {
@@ -247,18 +247,18 @@ class Sylvester(Bijector):
 
 
 def times(matrix: Tensor, x: Tensor) -> Tensor:
-    """The matrix times the vector, with shapes :math:`(*, M, D)` and :math:`(*, D)`."""
+    """Return the matrix times the vector, with shapes :math:`(*, M, D)` and :math:`(*, D)`."""
     return (matrix @ x.unsqueeze(-1)).squeeze(-1)
 
 
 def triangle(matrix: Tensor) -> Tensor:
-    """The upper triangle, with a diagonal within 1 so that its products exceed -1."""
+    """Return the upper triangle, with a diagonal within 1 so that its products exceed -1."""
     diagonal = (1 - MARGIN) * torch.tanh(matrix.diagonal(dim1=-2, dim2=-1))
     return matrix.triu(1) + torch.diag_embed(diagonal)
 
 
 def householder(reflections: Tensor, columns: int) -> Tensor:
-    r"""The first columns of :math:`\prod_k (I - 2 v_k v_k^\top / |v_k|^2)`, orthonormal."""
+    r"""Return the first columns of :math:`\prod_k (I - 2 v_k v_k^\top / |v_k|^2)`, orthonormal."""
     features = reflections.shape[-1]
     eye = torch.eye(features, columns, dtype=reflections.dtype, device=reflections.device)
     q = eye.expand(*reflections.shape[:-2], features, columns)
@@ -269,14 +269,14 @@ def householder(reflections: Tensor, columns: int) -> Tensor:
 
 
 def norm(x: Tensor) -> Tensor:
-    """The Euclidean norm, with a zero gradient at zero."""
+    """Return the Euclidean norm, with a zero gradient at zero."""
     square = x.square().sum(-1)
     positive = square > 0
     return torch.where(positive, square.where(positive, torch.ones_like(square)).sqrt(), 0.0)
 
 
 def check_sizes(**tensors: Tensor) -> None:
-    """Raises a ValueError unless all have the same last dimension."""
+    """Raise a ValueError unless all have the same last dimension."""
     if len({t.shape[-1] if t.ndim else None for t in tensors.values()}) > 1:
         names = " and ".join(f"`{name}`" for name in tensors)
         shapes = " and ".join(str(tuple(t.shape)) for t in tensors.values())

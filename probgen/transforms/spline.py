@@ -28,7 +28,7 @@ from torch.distributions import constraints
 from torch.nn.functional import pad, softplus
 
 from ..core import Elementwise
-from ..core.checks import check_whole
+from ..core.validation import check_whole
 
 __all__ = ["CircularRationalQuadratic", "RationalQuadratic"]
 
@@ -50,7 +50,7 @@ def slope(raw: Tensor) -> Tensor:
 
 
 def locate(u: Tensor, sizes: Tensor, others: Tensor) -> tuple[Tensor, ...]:
-    """The bin of each `u`, its start and size, and the start and size of its partner."""
+    """Return the bin of each `u`, its start and size, and the start and size of its partner."""
     ends = sizes.cumsum(0)
     k = (u >= ends[:-1]).sum(0, keepdim=True)
     size, other = sizes.gather(0, k)[0], others.gather(0, k)[0]
@@ -58,7 +58,7 @@ def locate(u: Tensor, sizes: Tensor, others: Tensor) -> tuple[Tensor, ...]:
 
 
 def forward(u: Tensor, widths: Tensor, heights: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
-    """Evaluates the spline and the log of its slope on the unit interval."""
+    """Evaluate the spline and the log of its slope on the unit interval."""
     k, u_k, w, v_k, h = locate(u, widths, heights)
     d, e = slopes(k)
     s, t = h / w, (u - u_k) / w
@@ -79,7 +79,7 @@ def inverse(v: Tensor, widths: Tensor, heights: Tensor, slopes: Slopes) -> tuple
 
 
 def evaluate(s: Tensor, d: Tensor, e: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The log slope at the fraction `t` of a bin, and the fraction of its height."""
+    """Return the log slope at the fraction `t` of a bin, and the fraction of its height."""
     f = 1 - t
     bump, square = t * f, t * t
     r = torch.addcmul(s, torch.sub(d + e, s, alpha=2), bump)
@@ -90,7 +90,7 @@ def evaluate(s: Tensor, d: Tensor, e: Tensor, t: Tensor) -> tuple[Tensor, Tensor
 
 
 def check_bins(bins: int, bound: float) -> None:
-    """Raises a ValueError unless a spline can have so many bins, and the bound."""
+    """Raise a ValueError unless a spline can have so many bins, and the bound."""
     most = int(1 / SMALLEST) - 1
     check_whole(2, bins=bins)
     if bins > most:
@@ -100,7 +100,7 @@ def check_bins(bins: int, bound: float) -> None:
 
 
 def shape_of(widths: Tensor, heights: Tensor, slopes: Tensor, extra: int) -> torch.Size:
-    """The shape of the elements; raises if the numbers of bins disagree."""
+    """Return the shape of the elements; raises if the numbers of bins disagree."""
     bins = len(widths)
     if bins < 2 or bins * SMALLEST >= 1:
         check_bins(bins, 1.0)
@@ -160,7 +160,7 @@ class RationalQuadratic(Elementwise):
     def between(
         self, function: Callable[..., tuple[Tensor, Tensor]], x: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Applies a map of the unit interval from :math:`-B` to :math:`B`."""
+        """Apply a map of the unit interval from :math:`-B` to :math:`B`."""
         x, widths, heights, raw = expand(x, self.widths, self.heights, self.raw)
         outside = ~(x.abs() < self.bound)  # and nan
         u = (x / (2 * self.bound) + 0.5).masked_fill(outside, 0.5)
@@ -213,7 +213,7 @@ class CircularRationalQuadratic(Elementwise):
 
     @staticmethod
     def embed(x: Tensor) -> Tensor:
-        """The cosine and sine of each angle, from :math:`(D, *)` to :math:`(2 D, *)`."""
+        """Return the cosine and sine of each angle, from :math:`(D, *)` to :math:`(2 D, *)`."""
         return torch.stack([x.cos(), x.sin()], 1).flatten(0, 1)
 
     @classmethod
@@ -237,12 +237,12 @@ class CircularRationalQuadratic(Elementwise):
 
 
 def line_slopes(raw: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """The slopes at both ends of bin `k`: 1 at the outer knots."""
+    """Return the slopes at both ends of bin `k`: 1 at the outer knots."""
     return both_ends(pad(raw, (0,) * (2 * raw.ndim - 2) + (1, 1)), k)
 
 
 def circle_slopes(raw: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """The slopes at both ends of bin `k`: the last knot is the first."""
+    """Return the slopes at both ends of bin `k`: the last knot is the first."""
     return both_ends(torch.cat([raw, raw[:1]]), k)
 
 
@@ -252,7 +252,7 @@ def both_ends(raw: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def wrap(turns: Tensor) -> Tensor:
-    """The fraction of a turn, in [0, 1) whatever the rounding."""
+    """Return the fraction of a turn, in [0, 1) whatever the rounding."""
     part = turns - turns.floor()
     return torch.where(part < 1, part, 0.0)
 

@@ -203,7 +203,7 @@ IMAGES = {  # families of contexts of any shape, by (event, context)
     ),
     "EnergyModel": lambda e, c: pg.models.EnergyModel(e, c, (4, 8), steps=3),
     "ColdDiffusion": lambda e, c: pg.models.ColdDiffusion(
-        e, pg.diffusion.Fade(e, 2), c, hidden_features=(8,)
+        e, pg.diffusion.FadeDegradation(e, 2), c, hidden_features=(8,)
     ),
 }
 VECTORS = {

@@ -12,7 +12,7 @@ from pyro.infer import MCMC, NUTS, SVI, Importance, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 import probgen as pg
-from probgen.core.table import Table
+from probgen.core.cached_tensor import CachedTensor
 from probgen.diffusion.flow import flow_table
 from tests.rosters import DIFFUSIONS, C, moved
 
@@ -81,7 +81,7 @@ def test_a_density_is_that_of_its_draws(name, float64):
     if name == "cnf":
         module.transforms[0].steps = 32
     else:
-        module.table = Table(flow_table(module.denoiser.schedule, 32))
+        module.table = CachedTensor(flow_table(module.denoiser.schedule, 32))
     d = module.double()()
     x, log_prob = d.rsample_and_log_prob((20,))
     error = 20 * d.solver_error(x.detach()) + 1e-6

@@ -291,7 +291,7 @@ def test_annealed_langevin_recovers_the_weights_that_plain_langevin_misses():
     n = 20_000
     sigmas = torch.logspace(math.log10(20), -1, 50, dtype=torch.double)
     start = 20 * torch.randn(n, 2, dtype=torch.double)
-    kernel = mcmc.AnnealedLangevin(sigmas, steps=20, step_size=0.1)
+    kernel = mcmc.AnnealedULA(sigmas, steps=20, step_size=0.1)
     x = kernel.sample(start, mixture_score)
     assert abs(float((x.sum(-1) > 0).double().mean()) - 0.8) < 0.02
     score = mcmc.Score(lambda x: mixture_score(x, 0.0))
@@ -308,7 +308,7 @@ def test_annealed_langevin_recovers_the_weights_that_plain_langevin_misses():
         (lambda: mcmc.HMC(0.1, 0), "positive `steps`, got 0"),
         (lambda: mcmc.ChEES(length=-1.0), "positive `length`, got -1.0"),
         (lambda: mcmc.SGLD(decay=-1.0), "`decay` of at least 0, got -1.0"),
-        (lambda: mcmc.AnnealedLangevin(torch.zeros(2, 2)), r"shape \(K,\), got \(2, 2\)"),
+        (lambda: mcmc.AnnealedULA(torch.zeros(2, 2)), r"shape \(K,\), got \(2, 2\)"),
         (lambda: mcmc.Gibbs({}), "at least one block"),
         (
             lambda: mcmc.BlockGibbs(torch.zeros(2, 3), torch.zeros(3), torch.zeros(2)),

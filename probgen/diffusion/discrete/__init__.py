@@ -1,0 +1,1 @@
+"""Corruption of discrete data in steps and in continuous time."""

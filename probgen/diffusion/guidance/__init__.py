@@ -1,0 +1,1 @@
+"""Draws of a diffusion given measurements."""

@@ -1,0 +1,1 @@
+"""Distributions given by draws alone."""

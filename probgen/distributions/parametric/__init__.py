@@ -1,0 +1,1 @@
+"""Distributions whose parameters are learned or predicted from a context."""

@@ -1,0 +1,1 @@
+"""Log densities and batched chains of Pyro models."""

@@ -1,0 +1,6 @@
+"""Training of lazy distributions."""
+
+from .fitting import fit
+from .state import History
+
+__all__ = ["History", "fit"]
