@@ -53,8 +53,9 @@ def test_levels_are_warned_of_by_name():
         pg.fit(small(), frame, steps=1, **QUICK)
     x = torch.as_tensor(frame.to_numpy())
     for data in (x, Counted(200, x.float().__getitem__), Stream(200, x.float().__getitem__)):
-        with pytest.warns(pg.DiscreteDataWarning, match="Column 1 of the data hold"):
+        with pytest.warns(pg.DiscreteDataWarning, match="Column 1 of the data hold") as caught:
             pg.fit(small(), data, steps=1, **QUICK)
+        assert caught[0].filename == __file__, "a warning points at the line of the user"
     continuous = pg.distributions.Flow([pg.transforms.NormalCDF(0.0, 6.0)], small())
     levels = torch.as_tensor(rng.integers(0, 6, (200, 2))).float()
     fade = pg.diffusion.FadeDegradation(2, 4)
