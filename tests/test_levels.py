@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -52,11 +53,17 @@ def test_levels_are_warned_of_by_name():
         pg.fit(small(), frame, steps=1, **QUICK)
     x = torch.as_tensor(frame.to_numpy())
     for data in (x, Counted(200, x.float().__getitem__), Stream(200, x.float().__getitem__)):
-        with pytest.warns(pg.DiscreteDataWarning, match="Column 1 of the data hold"):
+        with pytest.warns(pg.DiscreteDataWarning, match="Column 1 of the data hold") as caught:
             pg.fit(small(), data, steps=1, **QUICK)
+        assert caught[0].filename == __file__, "a warning points at the line of the user"
     continuous = pg.distributions.Flow([pg.transforms.NormalCDF(0.0, 6.0)], small())
     levels = torch.as_tensor(rng.integers(0, 6, (200, 2))).float()
-    pg.fit(pg.distributions.Dequantized(continuous, 6), levels, steps=1, **QUICK)
+    fade = pg.diffusion.FadeDegradation(2, 4)
+    without_density = pg.models.ColdDiffusion(2, fade, hidden_features=(8,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pg.DiscreteDataWarning)
+        for module in (pg.distributions.Dequantized(continuous, 6), without_density):
+            pg.fit(module, levels, steps=1, **QUICK)
 
 
 def test_shards_of_several_processes_have_one_length(tmp_path):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .arguments import checked
 from .contexts import ContextShape, batch_of, entries, leaves
+from .validation import outside
 
 __all__ = ["ContextStandardizer", "OutlierWarning", "ScaleWarning", "Standardizer", "moments"]
 
@@ -150,7 +151,7 @@ class Standardizer(nn.Module):
                 f"deviation {float(std[i]):.4g}. What was learned stays as it is. Build the "
                 f"module anew, or pass initialize=True, for other data.",
                 ScaleWarning,
-                stacklevel=4,
+                stacklevel=outside(),
             )
 
     def log_scale(self) -> Tensor:
@@ -297,5 +298,5 @@ def warn(
         f"{f', as in {count - 1} more features' if count > 1 else ''}. Remove these values, "
         f"transform the feature, or give them weight 0.",
         OutlierWarning,
-        stacklevel=3,
+        stacklevel=outside(),
     )

@@ -1,8 +1,9 @@
-"""Checks of what a user gives, shared by several modules."""
+"""Checks of what a user gives, shared by several modules, and where their warnings point."""
 
 from __future__ import annotations
 
 import math
+import sys
 from numbers import Integral, Real
 from typing import Any
 
@@ -10,7 +11,17 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["check_event", "check_number", "check_precision", "check_whole", "ends", "find_device"]
+__all__ = [
+    "check_event",
+    "check_number",
+    "check_precision",
+    "check_whole",
+    "ends",
+    "find_device",
+    "outside",
+]
+
+INSIDE = ("probgen.", "torch.", "contextlib")  # modules whose lines a user did not write
 
 
 def check_whole(least: int, **values: Any) -> None:
@@ -80,3 +91,11 @@ def ends(support: Any) -> tuple[float, float] | None:
     if (low is None and high is None) or isinstance(low, Tensor) or isinstance(high, Tensor):
         return None
     return -math.inf if low is None else low, math.inf if high is None else high
+
+
+def outside() -> int:
+    """Return the level of the first frame outside of this package, for warnings."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(INSIDE):
+        frame, level = frame.f_back, level + 1
+    return level

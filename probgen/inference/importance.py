@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core.arguments import checked
 from ..core.contracts import HasLatents
-from ..core.validation import check_whole
+from ..core.validation import check_whole, outside
 from ..objectives import IWAE
 
 __all__ = ["GOOD", "Smoothed", "khat", "psis"]
@@ -173,10 +173,10 @@ def khat(module: Any, *args: Any, guide: Any = None, samples: int = 1000, **kwar
                 f"Expected a module with latent variables, such as pg.models.VAE, or a Pyro model "
                 f"with its `guide`, got a {type(module).__name__}."
             )
-    return warned(psis(log_w).khat, stacklevel=3)
+    return warned(psis(log_w).khat)
 
 
-def warned(k: Tensor, stacklevel: int = 2) -> Tensor:
+def warned(k: Tensor) -> Tensor:
     """Return the shapes as they are, after a warning if one is too large."""
     bad = ~(k <= GOOD)
     if bool(bad.any()):
@@ -185,6 +185,6 @@ def warned(k: Tensor, stacklevel: int = 2) -> Tensor:
             f"Pareto k-hat is above {GOOD} for {part}, at most {float(k.max()):.2f}: the "
             f"approximation is far from the posterior, and importance weights cannot mend it. "
             f"Train longer, or take a richer one.",
-            stacklevel=stacklevel + 1,
+            stacklevel=outside(),
         )
     return k

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.arguments import checked
 from ..core.contracts import Encodes, HasLatents
-from ..core.validation import check_whole
+from ..core.validation import check_whole, outside
 
 __all__ = ["Diagnosis", "attribute", "diagnose", "interpolate"]
 
@@ -116,7 +116,7 @@ def diagnose(module: Any, x: Tensor, context: Tensor | None = None, samples: int
         warnings.warn(
             f"Posterior collapse: {count} of {size} latents depend on the data. Train with warm-up "
             f"of the divergence or free bits, such as ELBO(warm_up=0.5), or take fewer latents.",
-            stacklevel=2,
+            stacklevel=outside(),
         )
     return found
 

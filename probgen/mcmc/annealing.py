@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..core.validation import outside
 from .adaptation import crossing
 from .arguments import check_kernel
 from .kernels.base import Kernel, LogDensity, value_and_gradient
@@ -361,15 +362,26 @@ def chosen(position: Any, index: Tensor) -> Any:
     return position[index]
 
 
-def finish(position: Any, weights: Tensor, ess: float, betas: Tensor, groups: Tensor) -> Annealed:
-    """Return the evidence from independent groups of log weights, with shape :math:`(G, 1)`."""
+def finish(
+    position: Any,
+    weights: Tensor,
+    ess: float,
+    betas: Tensor,
+    groups: Tensor,
+    few: str = "chains",
+    more: str = "temperatures",
+) -> Annealed:
+    """Return the evidence from independent groups of log weights, with shape :math:`(G, 1)`.
+
+    A warning names the `few` that carry it, and `more` of what to take.
+    """
     parts = groups[:, 0].double()
     log_z = float(parts.logsumexp(0)) - math.log(len(parts))
     se = float((parts - log_z).exp().std()) / math.sqrt(len(parts))
     if ess < len(weights) / 10:
         warnings.warn(
             f"The effective sample size is {ess:.1f} of {len(weights)}: the log evidence rests on "
-            f"a few chains, and its standard error is too small. Take more temperatures.",
-            stacklevel=3,
+            f"a few {few}, and its standard error is too small. Take more {more}.",
+            stacklevel=outside(),
         )
     return Annealed(position, weights, log_z, se, ess, betas)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..core.checkpoint import CheckpointError
 from ..core.folders import CheckpointWarning, read, write
 from ..core.identity import differences, outline
+from ..core.validation import outside
 from .adaptation import StepSize, TrajectoryLength, WarmUp
 from .kernels.base import Kernel, LowRank
 from .kernels.metric import Moments
@@ -241,7 +242,7 @@ class Keeper:
                     f"The run could not be written to {self.folder}: {error}. Its draws are "
                     f"returned all the same; save them elsewhere.",
                     CheckpointWarning,
-                    stacklevel=2,
+                    stacklevel=outside(),
                 )
             self.failed = True
         cost = time.monotonic() - now

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..core.distributed import agree, join, mean_over, mix, seed_of
 from ..core.folders import claim, probe
+from ..core.validation import outside
 from .arguments import check_kernel, check_run_options
 from .chains import Chains
 from .convergence import ConvergenceWarning, unvisited
@@ -226,14 +226,6 @@ def listed(names: Any) -> Any:
     return names if names is None or isinstance(names, bool) else list(names)
 
 
-def outside() -> int:
-    """Return the level of the first frame that is not of this package, for warnings."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("probgen."):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
 def saturates(target: Any, flat: Tensor) -> bool:
     """Whether far along a direction the type of a site no longer resolves its values."""
     if not isinstance(target, Potential):
@@ -266,7 +258,7 @@ def metric_of(metric: Metric, dense: bool | None) -> Metric:
     if dense is not None:
         metric = "dense" if dense else "diagonal"
         message = f"`dense` is deprecated: use metric={metric!r}."
-        warnings.warn(message, DeprecationWarning, stacklevel=3)
+        warnings.warn(message, DeprecationWarning, stacklevel=outside())
     metric_kind(metric, 1)
     return metric
 

@@ -174,7 +174,9 @@ def ranks(ranks: Tensor, draws: int, ax: Any = None, *, bins: int = 20) -> Any:
     ax = axes(ax)
     bins = min(bins, draws + 1)
     edges = torch.arange(bins + 1) * (draws + 1) // bins
-    count = torch.bincount(torch.bucketize(ranks.flatten().cpu(), edges[1:], right=True))
+    count = torch.bincount(
+        torch.bucketize(ranks.flatten().cpu().contiguous(), edges[1:], right=True)
+    )
     n, p = ranks.numel(), edges.diff() / (draws + 1)
     count = torch.cat([count, count.new_zeros(bins - len(count))])
     width = NormalDist().inv_cdf(0.995) * (n * p * (1 - p)).sqrt()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core import Density
 from ..core.distributed import mix
 from .items import Batch, ItemReader
 from .levels import warn_of_levels
@@ -234,7 +235,8 @@ def mean_weight(batch: Batch) -> float:
 
 
 def look_for_levels(batch: Batch, reader: ItemReader, columns: tuple[str, ...] = ()) -> None:
-    if not reader.support.is_discrete:
+    """Warn of columns of levels, unless there is no density that could grow at them."""
+    if not reader.support.is_discrete and reader.module.density is not Density.PUSHFORWARD:
         warn_of_levels(batch.x, columns)
 
 

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.validation import outside
+
 __all__ = ["DiscreteDataWarning", "describe_levels", "find_levels", "warn_of_levels"]
 
 FEWEST = 50  # data below which nothing is said
@@ -96,4 +98,4 @@ def describe_levels(x: Tensor, names: Sequence[str] = ()) -> str | None:
 def warn_of_levels(x: Tensor, names: Sequence[str] = ()) -> None:
     """Warn of columns of levels; arguments as of :func:`describe_levels`."""
     if (said := describe_levels(x, names)) is not None:
-        warnings.warn(said, DiscreteDataWarning, stacklevel=4)
+        warnings.warn(said, DiscreteDataWarning, stacklevel=outside())

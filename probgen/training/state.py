@@ -20,6 +20,7 @@ from ..core.checkpoint import arguments
 from ..core.digests import compare
 from ..core.distributed import mean_over
 from ..core.folders import CheckpointWarning, read, write
+from ..core.validation import outside
 from ..objectives.base import SINGLE
 from .batches import Batches
 from .interrupts import Interrupts
@@ -339,5 +340,5 @@ def saving(folder: str | os.PathLike[str]) -> Iterator[None]:
             f"Could not write to {folder}: {error}. What was trained is in memory: make room, or "
             f"save the module to another folder.",
             CheckpointWarning,
-            stacklevel=4,
+            stacklevel=outside(),
         )

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ..core.distributed import mix
+from ..core.validation import outside
 from .batches import NUMBERS, STARTING_ITEMS, Batches, look_for_levels, mean_weight
 from .items import Batch, ItemReader, parts_of
 from .sources import collate, digest_of, seeded
@@ -169,7 +170,7 @@ class StreamBatches(Batches):
                 f"{self.length}. Training goes on with the next pass, so `epochs` are longer than "
                 f"a pass. Make its __len__ say how many there are.",
                 LengthWarning,
-                stacklevel=4,
+                stacklevel=outside(),
             )
 
     def locate(self, step: int) -> tuple[int, int]:

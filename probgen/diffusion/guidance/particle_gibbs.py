@@ -36,7 +36,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...core.arguments import record
-from ...core.validation import check_whole
+from ...core.validation import check_whole, outside
 from ...mcmc import diagnostics
 from ..denoisers import Denoiser
 from ..samplers import Ancestral, LinearSampler, noise
@@ -235,7 +235,7 @@ def warn(found: GibbsDraws, method: ParticleGibbs) -> None:
         warnings.warn(
             f"Chains of particle Gibbs have not mixed: {', and '.join(wrong)}. Take more "
             f"`particles` than {method.particles}, or more `draws` than {draws}.",
-            stacklevel=3,
+            stacklevel=outside(),
         )
 
 

@@ -167,7 +167,9 @@ class TwistedSMC:
         groups = log_z + grouped(weights, self.islands)
         weights = weights + log_z.repeat_interleave(particles // self.islands)
         ess = float((2 * weights.logsumexp(0) - (2 * weights).logsumexp(0)).exp())
-        return finish(x, weights, ess, times, groups[:, None])
+        return finish(
+            x, weights, ess, times, groups[:, None], "particles", "of them, or of the steps"
+        )
 
     def drawn(self, weights: Tensor, log_z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Resample if the ESS is low; return weights, log evidence and ancestors."""

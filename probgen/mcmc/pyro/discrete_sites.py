@@ -23,6 +23,7 @@ from pyro.ops.rings import SampleRing
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from ...core.validation import outside
 from ..checks import check_enumerated
 from .model_run import Enumerate, nesting_of, structure, unchecked
 from .trial import ChainByChainWarning
@@ -91,7 +92,7 @@ def infer_discrete(
             f"torch.func.vmap does not take this model, so discrete sites are drawn for one draw "
             f"after the other, which is slow: {reason}",
             ChainByChainWarning,
-            stacklevel=2,
+            stacklevel=outside(),
         )
         count = len(next(iter(values.values())))
         rows = [one({name: value[k] for name, value in values.items()}) for k in range(count)]

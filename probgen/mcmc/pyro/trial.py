@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.validation import outside
 from .evaluation import Evaluation
 from .model_run import unchecked
 
@@ -64,7 +65,7 @@ def check(potential: Evaluation, u: Tensor) -> None:
         f"which is slow: {reasons[0]}. It takes models made of torch's operations that do "
         f"not branch on values: torch.where in place of `if`, and no .item() or numpy.",
         ChainByChainWarning,
-        stacklevel=5,
+        stacklevel=outside(),
     )
 
 
