@@ -504,5 +504,6 @@ def test_bad_input():
             Hierarchy(*parts)
     wrong = copy.deepcopy(LadderVAE(6, (2,), (8,)).rungs[0])
     wrong.shape = (5,)
-    with pytest.raises(ValueError, match=r"`statistics` of `rungs\[0\]`, .*\(B, 10\), got \(1, 4\)"):
+    message = r"`statistics` of `rungs\[0\]`, .*\(B, 10\), got \(1, 4\)"
+    with pytest.raises(ValueError, match=message):
         Hierarchy([wrong], head, ResidualUpdate())
