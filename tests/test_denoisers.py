@@ -35,7 +35,7 @@ def test_networks_of_every_kind_are_one_denoiser(schedule, predicts):
 
     def plain(x, t):
         if predicts != "edm":
-            return truth.say(predicts, x, t)
+            return truth.predict(predicts, x, t)
         alpha, sigma = truth.signal(t)
         size = alpha.square() + sigma.square()
         return (truth.mean(x, t) - alpha / size * x) * size.sqrt() / sigma

@@ -73,7 +73,7 @@ def test_the_flow_converges_at_the_order_of_its_method(method, order, float64):
     counts = (32, 64, 128)
     for n in counts:
         flow = pg.transforms.Continuous(
-            lambda y, t: denoiser.say("flow", y, t),
+            lambda y, t: denoiser.predict("flow", y, t),
             torch.linspace(1.0, 0.2, n + 1),
             method,
             event=(3,),

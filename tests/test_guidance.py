@@ -92,7 +92,7 @@ def test_gradients_that_say_nothing_are_refused():
         with pytest.raises(ValueError, match=words):
             pg.inference.posterior(model, method=method, draws=4, progress=False)
     for wrong, words in (
-        (lambda x, t: x, r"one number for each datum, with shape \(2,\), got \(2, 3\)"),
+        (lambda x, t: x, r"one number for each item, with shape \(2,\), got \(2, 3\)"),
         (lambda x, t: torch.zeros(2), "with a gradient"),
     ):
         with pytest.raises(ValueError, match=words):

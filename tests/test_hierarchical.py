@@ -103,8 +103,8 @@ def test_the_precision_weighted_merge_is_the_product_of_two_normal_laws(float64)
 def test_residual_posteriors_without_evidence_cost_nothing():
     model = moved(HierarchicalVAE((1, 8, 8), 2, 4, (2, 1)), 0.5)
     for rung in model.rungs:
-        nn.init.zeros_(rung.see.weight)
-        nn.init.zeros_(rung.see.bias)
+        nn.init.zeros_(rung.posterior_head.weight)
+        nn.init.zeros_(rung.posterior_head.bias)
     x = model().sample((5,))
     w = model.weigh(x, None, 3, analytic=True)
     assert (w.divergence == 0).all()
@@ -123,7 +123,7 @@ def test_divergences_are_those_of_draws(float64, name):
         return z
 
     with torch.no_grad():
-        model.walk(model.rise(x.expand(count, *x.shape)), choose)
+        model.walk(model.bottom_up(x.expand(count, *x.shape)), choose)
         found = [model.weigh(x, None, 100, analytic=True).divergence for _ in range(10)]
     found = torch.stack(found)
     for i in range(len(model.rungs)):
@@ -141,19 +141,19 @@ class LinearRung(LatentLayer):
         self.register_buffer("loadings", loadings)
         self.noise = noise
 
-    def rise(self, d):
+    def bottom_up(self, d):
         return d @ self.loadings / self.loadings.square().sum(0)
 
     def prior(self, h):
         raise NotImplementedError
 
-    def evidence(self, h, d):
+    def statistics(self, h, d):
         scale = math.sqrt(self.noise) / self.loadings.square().sum(0).sqrt()
         limit = 5.0
         log_scale = limit * torch.atanh(scale.log() / limit)
         return torch.cat([d, log_scale.expand_as(d)], -1)
 
-    def descend(self, h, z):
+    def top_down(self, h, z):
         return z
 
 
@@ -283,9 +283,9 @@ def test_ladders_start_standardised_and_once():
     model, x = LadderVAE(64, (8, 4), (32, 16)), digits(False)
     model.initialize(x)
     h = None
-    for i, d in ((1, model.rise(x)[1]), (0, model.rise(x)[0])):
+    for i, d in ((1, model.bottom_up(x)[1]), (0, model.bottom_up(x)[0])):
         p, q = model.laws(i, h, d)
-        a = model.rungs[i].evidence(h, d)[:, : model.latent_shapes[i][0]]
+        a = model.rungs[i].statistics(h, d)[:, : model.latent_shapes[i][0]]
         checks = [(a, 1e-4)] if h is None else [(a, 1e-4), (p.mean, 0.4)]  # other draws of h
         for mean, slack in checks:
             zero = torch.zeros_like(mean[0])
@@ -456,7 +456,7 @@ def test_no_output_gives_an_infinite_density():
         for scale in (1e3, -1e3):
             with torch.no_grad():
                 for rung in model.rungs:
-                    for part in (rung.see, rung.say):
+                    for part in (rung.posterior_head, rung.prior_head):
                         for p in part.parameters() if part is not None else ():
                             if p.ndim == 1:
                                 p[len(p) // 2 :] = scale
@@ -504,5 +504,6 @@ def test_bad_input():
             Hierarchy(*parts)
     wrong = copy.deepcopy(LadderVAE(6, (2,), (8,)).rungs[0])
     wrong.shape = (5,)
-    with pytest.raises(ValueError, match=r"`evidence` of `rungs\[0\]`, .*\(B, 10\), got \(1, 4\)"):
+    message = r"`statistics` of `rungs\[0\]`, .*\(B, 10\), got \(1, 4\)"
+    with pytest.raises(ValueError, match=message):
         Hierarchy([wrong], head, ResidualUpdate())

@@ -30,7 +30,7 @@ DERIVED = {  # abstract members that a class is given, unless it defines them
     "LazyDistribution": {"event_shape", "standardized_parts", "support"},
     "LazyTransform": {"initialize", "initialized"},
     "Parametric": {"set_parameters"},
-    "LatentLayer": {"start_prior", "start_rise"},
+    "LatentLayer": {"initialize_prior", "initialize_bottom_up"},
     "Schedule": {"forward", "log_snr_slope", "time"},
     "Units": {"log_measure"},
 }

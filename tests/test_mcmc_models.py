@@ -28,7 +28,7 @@ ROSTER = {
     "Bernoulli logits": lambda a, s, p: (dist.Bernoulli(logits=a), tensor([1.0, 0.0])),
     "Beta": lambda a, s, p: (dist.Beta(s, 2.0), tensor([0.3, 0.5])),
     "BetaBinomial": lambda a, s, p: (dist.BetaBinomial(s, 2.0, tensor(5.0)), tensor([3.0, 1.0])),
-    "BinomialCorruption": lambda a, s, p: (dist.Binomial(5, p), tensor([3.0, 1.0])),
+    "Binomial": lambda a, s, p: (dist.Binomial(5, p), tensor([3.0, 1.0])),
     "Binomial logits": lambda a, s, p: (
         dist.Binomial(tensor([5.0, 6.0]), logits=a),
         tensor([3.0, 1.0]),
@@ -293,7 +293,7 @@ ROSTER = {
         dist.TruncatedPolyaGamma(prototype=torch.ones(1)),
         tensor([0.2]),
     ),
-    "UniformCorruption": lambda a, s, p: (dist.Uniform(-s - 2, s + 2), tensor([0.2, 0.8])),
+    "Uniform": lambda a, s, p: (dist.Uniform(-s - 2, s + 2), tensor([0.2, 0.8])),
     "Unit": lambda a, s, p: (dist.Unit(a), torch.empty(0)),
     "VonMises": lambda a, s, p: (dist.VonMises(a, s), tensor([0.2, 0.8])),
     "VonMises3D": lambda a, s, p: (dist.VonMises3D(torch.stack([a, s, p])), tensor([1.0, 0, 0])),

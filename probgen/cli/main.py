@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         "probgen score run data.csv --out scores.npy",
     )
     score.add_argument("folder", help="the folder that fit wrote")
-    score.add_argument("data", help="a .npy, .npz or .csv file, a row per datum")
+    score.add_argument("data", help="a .npy, .npz or .csv file, a row per item")
     score.add_argument("--out", required=True, help="the .npy or .csv file to write")
     score.set_defaults(run=run_score)
 
@@ -149,7 +149,7 @@ def command(commands: Any, name: str, summary: str, example: str) -> argparse.Ar
 
 def add_fit(options: argparse.ArgumentParser, recipe: type[LazyDistribution]) -> None:
     """Add what `fit` needs, then the recipe's own arguments, read from its signature."""
-    options.add_argument("data", help="a .npy, .npz or .csv file, a row per datum")
+    options.add_argument("data", help="a .npy, .npz or .csv file, a row per item")
     options.add_argument("--out", required=True, help="the folder to write")
     options.add_argument("--columns", help="the columns to learn, with commas; all by default")
     options.add_argument("--context", help="the columns to condition on, with commas")

@@ -1,4 +1,4 @@
-"""What is declared of a distribution: its density, how it is trained, what a draw costs."""
+"""Declared properties of distributions: density, training, cost of a draw."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Card", "Density", "Traits", "reorder"]
 
 
 class Density(Enum):
-    """What the `log_prob` of a distribution is, from the strongest to the weakest."""
+    """The meaning of a distribution's `log_prob`, from the strongest to the weakest."""
 
     EXACT = "exact"  #: the log density
     ODE = "ode"  #: exact up to the error of an ODE solver
@@ -48,7 +48,7 @@ class Card(NamedTuple):
 
 
 class Traits(NamedTuple):
-    """What a family declares for its :class:`Card`."""
+    """The properties that a family declares for its :class:`Card`."""
 
     latent: str = "none"
     draw: str = "one pass"

@@ -32,6 +32,10 @@ FORMER_STATE: list[tuple[str, tuple[str, ...]]] = [
     (r"(^|\.)standardizer\.scale$", (r"\1scale", r"\1x_scale", r"\1width")),
     (r"(^|\.)standardizer\.fitted$", (r"\1started",)),
     (r"(^|\.)initialized_flag$", (r"\1started",)),
+    (r"(rungs\.\d+\.)prior_head\.(.*)$", (r"\1say.\2",)),
+    (r"(rungs\.\d+\.)posterior_head\.(.*)$", (r"\1see.\2",)),
+    (r"(rungs\.\d+\.)bottom_up_layers\.(.*)$", (r"\1lift.\2",)),
+    (r"(rungs\.\d+\.)top_down_layers\.(.*)$", (r"\1drop.\2",)),
 ]
 # What older schemas lack in a state, as regular expressions, and the value it has; none stands for
 # that of a module that was just built.

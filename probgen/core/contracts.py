@@ -1,4 +1,4 @@
-"""Contracts: what an objective needs of a module.
+"""Contracts: the members that an objective needs of a module.
 
 Families join a contract by registration, `@HasLatents.register` above their class, and not by
 inheritance. A class that is registered has every abstract member of the contract.

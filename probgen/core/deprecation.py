@@ -9,13 +9,15 @@ from typing import Any
 
 __all__ = ["RENAMED", "former_names"]
 
-RENAMED = {  # by former name; unregistered private ones are not kept
+RENAMED = {  # by former name
     "Absorbing": "AbsorbingCorruption",
     "Binomial": "BinomialCorruption",
     "Blur": "BlurDegradation",
+    "DenseRung": "DenseLatentLayer",
     "DiscretizedGaussian": "GaussianCorruption",
     "Fade": "FadeDegradation",
     "Greedy": "GreedyLayerwise",
+    "ImageRung": "ImageLatentLayer",
     "ImprovedCold": "TACoS",
     "Jumps": "ContinuousTimeCorruption",
     "Mask": "MaskDegradation",

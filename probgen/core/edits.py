@@ -1,4 +1,4 @@
-"""What a module is now, beside what it was built with.
+"""Changes of a module since it was built, as they are saved.
 
 The module is built again, without its weights, and compared with the living one: public
 attributes, parts, settings. What differs is an *edit*, the path of an attribute and its value.
@@ -239,7 +239,7 @@ def imitate(module: nn.Module, device: str | None) -> nn.Module:
 
 
 class Comparison:
-    """What differs between a living module and a rebuilt one.
+    """The differences between a module and one that was rebuilt.
 
     Attributes:
         found: Paths, and the living values there, `MISSING` if they are gone.

@@ -1,4 +1,4 @@
-"""What tells values apart: short descriptions with a digest of all that they hold.
+"""Identities of values: short descriptions with a digest of their contents.
 
 A run that goes on must have the model, the data and the settings of the run that was interrupted.
 Tensors are told apart by their bytes, modules by their parameters, and functions by their code and

@@ -45,7 +45,7 @@ Restorer = Callable[..., Tensor]
 
 @register
 class Degradation(nn.Module):
-    """What takes more and more of data, level by level, without noise.
+    """A deterministic degradation of increasing severity.
 
     Arguments:
         levels: The number of levels :math:`S`, besides that of data.
@@ -95,7 +95,7 @@ class Degradation(nn.Module):
 
 
 class CustomDegradation(Degradation):
-    """A degradation by a function of one's own.
+    """A degradation by a given function.
 
     Arguments:
         function: The map from data with shape :math:`(*, event)` and levels with shape
@@ -335,7 +335,7 @@ class ColdSampler(Record):
                 levels with shape :math:`(*)` to data.
             degradation: The degradation.
             x: Data at the last level, with shape :math:`(*, event)`.
-            event_dim: The number of dimensions of a datum.
+            event_dim: The number of dimensions of an item.
 
         Returns:
             Data, with the shape of `x`.
@@ -347,7 +347,7 @@ class ColdSampler(Record):
 
 @record
 class NaiveCold(ColdSampler):
-    r"""What is restored is degraded to the level below, :math:`x_{s-1} = D(\hat x, s - 1)`.
+    r"""Restore, then degrade to the level below, :math:`x_{s-1} = D(\hat x, s - 1)`.
 
     References:
         | Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise (Bansal et al., 2022)
@@ -365,7 +365,7 @@ class NaiveCold(ColdSampler):
 
 @record
 class TACoS(ColdSampler):
-    r"""What a level takes is added back, :math:`x_{s-1} = x_s - D(\hat x, s) + D(\hat x, s - 1)`.
+    r"""Add back one level, :math:`x_{s-1} = x_s - D(\hat x, s) + D(\hat x, s - 1)`.
 
     References:
         | Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise (Bansal et al., 2022)

@@ -1,4 +1,4 @@
-r"""Schedules of one's own: from a table, from functions, and from a linear equation.
+r"""Custom schedules: from a table, from functions, and from a linear SDE.
 
 A table gives the variance that each of :math:`T` steps adds, functions :math:`\log \alpha_t` and
 :math:`\log \sigma_t`, and an equation :math:`f_t` and :math:`g_t^2`, see
@@ -100,7 +100,7 @@ def linear_betas(steps: int = 1000, low: float = 1e-4, high: float = 0.02) -> Te
 
 
 class CustomSchedule(Schedule):
-    r"""A schedule of one's own.
+    r"""A schedule by a given function.
 
     References:
         | Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630
@@ -135,7 +135,7 @@ class CustomSchedule(Schedule):
 
 
 class LinearSDE(Schedule):
-    r"""The schedule of a linear equation of one's own, :math:`dx = f_t \, x \, dt + g_t \, dw`.
+    r"""The schedule of a linear SDE, :math:`dx = f_t \, x \, dt + g_t \, dw`.
 
     .. math:: \log \alpha_t = \int_0^t f_s \, ds, \qquad
         \sigma_t^2 = \int_0^t g_s^2 \, \frac{\alpha_t^2}{\alpha_s^2} \, ds,

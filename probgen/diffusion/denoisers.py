@@ -1,6 +1,6 @@
 r"""Denoisers.
 
-A denoiser maps noisy values, with their time, to a distribution of the datum,
+A denoiser maps noisy values, with their time, to a distribution of the item,
 :math:`p(x_0 \mid x_t)`. Its mean :math:`\hat x_0` is one way to say what other networks say:
 
 .. math:: \hat \epsilon = \frac{x_t - \alpha \hat x_0}{\sigma}, \qquad
@@ -40,11 +40,11 @@ Kind = Literal["eps", "flow", "score", "v", "x_0"]
 
 @register
 class Denoiser(nn.Module):
-    """What maps noisy values to a distribution of the datum, under a schedule.
+    """A map from noisy values to a distribution of the clean data, under a schedule.
 
     Arguments:
         schedule: The schedule.
-        shape: The shape of a datum.
+        shape: The shape of an item.
         context: The number of features of the context.
     """
 
@@ -62,7 +62,7 @@ class Denoiser(nn.Module):
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> TorchDistribution:
-        r"""Return the distribution of the datum.
+        r"""Return the distribution of the item.
 
         Arguments:
             x: Noisy values :math:`x_t`, with shape :math:`(*, event)`.
@@ -70,7 +70,7 @@ class Denoiser(nn.Module):
             context: Their contexts, with shape :math:`(*, C)`.
 
         Returns:
-            A distribution with the event shape of a datum.
+            A distribution with the event shape of an item.
         """
 
     def signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ class Denoiser(nn.Module):
         r""":math:`\hat x_0`, with the shape of `x`; by default the mean of the distribution."""
         return self(x, t, context).mean
 
-    def say(self, kind: str, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+    def predict(self, kind: str, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the prediction in another parameterization, see :func:`convert`."""
         alpha, sigma = self.signal(t)
         slopes = tuple(map(self.wide, self.schedule.slopes(t))) if kind == "flow" else None
@@ -98,7 +98,7 @@ class Denoiser(nn.Module):
 
     def score(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         r""":math:`\nabla \log p(x_t)`, with the shape of `x`."""
-        return self.say("score", x, t, context)
+        return self.predict("score", x, t, context)
 
 
 def check_arguments(network: Any, count: int) -> None:
@@ -119,7 +119,7 @@ def check_arguments(network: Any, count: int) -> None:
 
 
 class NetworkDenoiser(Denoiser):
-    r"""A denoiser of a network, one's own or one to train.
+    r"""A denoiser by a network, trained or to be trained.
 
     The network sees :math:`x_t` divided by :math:`\sqrt{\alpha^2 + \sigma^2}` and the log of signal
     over noise. After training :class:`Rescheduled` puts it under another schedule. With
@@ -141,7 +141,7 @@ class NetworkDenoiser(Denoiser):
             :math:`(*)`, or :math:`()` where all have one time, and contexts third if there are any,
             to the shape of the values.
         schedule: The schedule.
-        shape: The shape of a datum.
+        shape: The shape of an item.
         context: The number of features of the context.
         predicts: What the network says: `"eps"`, `"v"`, `"x_0"`, `"score"`, `"flow"`, or `"edm"`,
             which preconditions it.

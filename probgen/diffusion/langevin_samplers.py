@@ -81,7 +81,7 @@ class PredictorCorrector(Sampler):
         times = path.times.to(x)
         sizes = (2 * self.ratio**2 * path.sigma.square()).tolist()
         for k, (a, b, c) in enumerate(table):
-            mean = self.predictor.datum(denoiser, x, times[k], context)
+            mean = self.predictor.clean_estimate(denoiser, x, times[k], context)
             x = a * x + b * mean + c * torch.randn_like(x)
             for _ in range(self.corrections if k + 1 < len(table) else 0):
                 score, size = denoiser.score(x, times[k + 1], context), sizes[k + 1]

@@ -1,6 +1,6 @@
 r"""Samplers: from noise to data by a denoiser, in so many steps.
 
-A grid of times :math:`t_0 > \dots > t_{N-1}` ends in a last step to the datum, without noise. Most
+A grid of times :math:`t_0 > \dots > t_{N-1}` ends in a last step to the item, without noise. Most
 steps, from time :math:`t` to :math:`s`, are linear in the value and in what was denoised,
 
 .. math:: x_s = A x_t + B \hat x_0(x_t) + C \xi, \qquad \xi \sim \mathcal{N}(0, I),
@@ -130,12 +130,14 @@ class LinearSampler(Sampler):
         path = self.grid.path(denoiser.schedule, self.steps)
         table = torch.stack(self.coefficients(denoiser.schedule, path), 1).tolist()
         for t, (a, b, c) in zip(path.times.to(x), table):
-            x = a * x + b * self.datum(denoiser, x, t, context)
+            x = a * x + b * self.clean_estimate(denoiser, x, t, context)
             if c:
                 x = x + c * torch.randn_like(x)
             yield x
 
-    def datum(self, denoiser: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    def clean_estimate(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, context: Tensor | None
+    ) -> Tensor:
         r"""Return the estimate of :math:`\hat x_0` that a step uses."""
         if self.draws:
             return denoiser(x, t, context).sample()

@@ -1,6 +1,6 @@
 r"""Noise schedules.
 
-At time :math:`t`, from 0 (data) to 1 (noise), a datum is seen as
+At time :math:`t`, from 0 (data) to 1 (noise), an item is seen as
 
 .. math:: x_t = \alpha_t x_0 + \sigma_t \epsilon, \qquad \epsilon \sim \mathcal{N}(0, I),
 
@@ -40,7 +40,7 @@ __all__ = [
 
 @register
 class Schedule(nn.Module):
-    """What gives signal and noise at a time; it has nothing to train.
+    """Signal and noise levels as functions of time, without parameters to train.
 
     A subclass gives :meth:`logs`, smooth in time. The rest follows by automatic derivatives and
     bisection; it may give :meth:`time` in closed form. It sets `latest` below 1 if nothing is left

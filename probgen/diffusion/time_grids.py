@@ -1,6 +1,6 @@
 r"""Grids of times for samplers.
 
-A grid has :math:`N` falling times with noise, and ends in the datum, without noise.
+A grid has :math:`N` falling times with noise, and ends in the item, without noise.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Path(NamedTuple):
 class Grid(Record):
     """Where a sampler puts its times; every grid is a frozen dataclass of it.
 
-    A subclass gives :meth:`times`; :meth:`path` adds signal and noise, and the datum at the end.
+    A subclass gives :meth:`times`; :meth:`path` adds signal and noise, and the item at the end.
 
     Example:
         >>> from probgen.diffusion import VP

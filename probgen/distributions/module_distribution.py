@@ -1,4 +1,4 @@
-"""The Pyro distributions that lazy modules return, where those are no transforms of a base."""
+"""The base of Pyro distributions returned by lazy modules."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-r"""Pareto-smoothed importance sampling, and what its shape says of an approximation.
+r"""Pareto-smoothed importance sampling and its diagnostic.
 
 The largest of the weights :math:`w_s = p(x, z_s) / q(z_s)`, :math:`s = 1, \dots, S`, follow a
-generalised Pareto law above a cutoff :math:`u`, with distribution function
+generalised Pareto distribution above a cutoff :math:`u`, with distribution function
 
 .. math:: F(w) = 1 - \left(1 + k \, \frac{w - u}{\sigma}\right)^{-1 / k},
 
@@ -43,7 +43,7 @@ class Smoothed(NamedTuple):
 
 @checked
 def psis(log_weights: Tensor, dim: int = 0) -> Smoothed:
-    r"""Replace the largest weights by quantiles of the Pareto law fitted to them.
+    r"""Replace the largest weights by quantiles of the Pareto distribution fitted to them.
 
     Weights whose largest do not differ beyond rounding have :math:`\hat k = -\infty`, and those of
     which four or fewer are not negligible :math:`\hat k = \infty`.
@@ -102,7 +102,7 @@ def psis(log_weights: Tensor, dim: int = 0) -> Smoothed:
 
 
 def fit_pareto(y: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return the shape and scale of a generalised Pareto law, by an empirical Bayes estimate.
+    r"""Estimate shape and scale of a generalised Pareto distribution by empirical Bayes.
 
     Arguments:
         y: Excesses in falling order, with zeros after the first `n`, with shape :math:`(*, M)`.

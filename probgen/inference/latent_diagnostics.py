@@ -1,4 +1,4 @@
-r"""What the latents of a trained model hold, and arithmetic with them.
+r"""Diagnostics of and arithmetic with latent codes.
 
 The divergence :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))`, averaged over data, is what latent
 :math:`j` tells of them in nats; a latent whose posterior is the prior whatever :math:`x` has
@@ -24,7 +24,7 @@ ROWS = 40  # of a table that are printed
 
 
 class Diagnosis(NamedTuple):
-    r"""What the latents of a model hold, which prints itself as a table.
+    r"""A report of latent units, printed as a table.
 
     Arguments:
         divergence: The mean divergence from the prior, in nats, of each latent or group of

@@ -1,4 +1,4 @@
-r"""Warm-up: what adapts a kernel to its target.
+r"""Warm-up: adaptation of a kernel to its target.
 
 Three objects, each apart from the kernels and from each other:
 
@@ -140,7 +140,7 @@ class TrajectoryLength:
         self.log_average += (self.log_length - self.log_average) / (1 + 0.1 * self.count)
 
     def limit(self, low: float, high: float) -> None:
-        r"""Keep the length in bounds, and below a quarter of the longest period of a normal law.
+        r"""Keep the length in bounds, below a quarter of the longest period of a normal target.
 
         That is :math:`2 \pi \sqrt{\lambda}` for the greatest variance
         :math:`\lambda \le \|\Sigma\|_F`. Beyond it, positions forget where they came from, and

@@ -1,4 +1,4 @@
-"""Both ways between these kernels and Pyro's `MCMC`."""
+"""Adapters between these kernels and Pyro's `MCMC`."""
 
 from __future__ import annotations
 

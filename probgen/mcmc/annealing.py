@@ -38,7 +38,7 @@ KernelAt = Callable[[float], Kernel]
 
 
 class Annealed(NamedTuple):
-    r"""What annealing gives.
+    r"""The result of annealing.
 
     Arguments:
         position: The draws, with shape :math:`(C, *)`.

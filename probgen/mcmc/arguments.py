@@ -1,4 +1,4 @@
-"""What people give by the names of other libraries, and the way out."""
+"""Errors for argument names of other libraries."""
 
 from __future__ import annotations
 

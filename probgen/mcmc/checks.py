@@ -1,4 +1,4 @@
-"""What a Pyro model must be for its log density to be the posterior's."""
+"""Checks that the log density of a Pyro model is that of the posterior."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Checks of a run of chains: what a user has to know before trusting its draws.
+r"""Convergence checks and warnings of a run of chains.
 
 Chains that have converged have :math:`\hat R` near 1 and many effective draws, at every number of
 every site. The rest of the checks find the cause where they have not: chains that never moved,

@@ -1,4 +1,4 @@
-r"""How far draws of chains can be trusted.
+r"""Convergence diagnostics of chains.
 
 Draws have shape :math:`(C, S, *)`: chains, then draws, then a shape. Chains are split in halves,
 draws are ranked and mapped to normal quantiles, and with the variance within chains :math:`W` and

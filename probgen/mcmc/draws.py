@@ -1,4 +1,4 @@
-"""Draws of many chains, and what can be said of them."""
+"""Draws of many chains, their summary and storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run of chains is written while it goes on, and read to go on.
+"""Checkpoints of a run of chains.
 
 All that a step needs is one value, :class:`Point`, and each step makes a new one. So an interrupt
 leaves the point before the step or the one after, and nothing between.
@@ -100,7 +100,7 @@ def settings_of(**settings: Any) -> dict[str, str]:
 
 
 class Saved:
-    """What an interrupted run has written.
+    """The state that an interrupted run has written.
 
     Arguments:
         folder: Its folder.

@@ -1,4 +1,4 @@
-"""What a run starts from: the log density, initial points, and a kernel with a scale.
+"""The start of a run: log density, initial points, and a kernel with a scale.
 
 A hierarchical model whose scale can shrink to nothing has a density without a mode, and its chains
 would be lost in a funnel. If optimisation finds no mode, sites of an unknown scale are standardised
@@ -33,7 +33,7 @@ COLD = 300  # steps of warm-up of others
 
 @dataclasses.dataclass
 class Start:
-    """What a run starts from.
+    """The start of a run.
 
     Arguments:
         target: The log density.

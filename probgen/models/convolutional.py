@@ -110,8 +110,9 @@ class AutoencoderKL(Latent):
     r"""The autoencoder of images with a grid of latents and a small weight on their divergence.
 
     The first stage of latent diffusion: latents :math:`z` of shape :math:`(c, h, w)` keep nearly
-    all of an image, and the small weight keeps them near the scale of a standard normal law. A
-    model of their distribution then takes the place of that law. Its default objective is
+    all of an image, and the small weight keeps them near the scale of a standard normal
+    distribution. A model of their distribution then takes the place of that law. Its default
+    objective is
     :class:`~probgen.objectives.ELBO` with the weight `beta`.
 
     References:

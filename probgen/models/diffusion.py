@@ -42,7 +42,7 @@ def parts_of(
     context: Any,
     hidden_features: Sequence[int],
 ) -> tuple[nn.Module, tuple[int, ...], int]:
-    """Return the network, the shape of a datum and the number of features of the context."""
+    """Return the network, the shape of an item and the number of features of the context."""
     shape, size = tuple(event_shape_of(features)), size_of(shape_of(context))
     if given is not None:
         return given, shape, size
@@ -53,7 +53,7 @@ def parts_of(
 
 
 class DDPM(Diffusion):
-    r"""The denoising diffusion probabilistic model, whose network says the noise.
+    r"""The denoising diffusion probabilistic model, whose network predicts the noise.
 
     References:
         | Denoising Diffusion Probabilistic Models (Ho et al., 2020)
@@ -273,7 +273,7 @@ class EDM(Diffusion):
 
 
 class FlowMatching(Diffusion):
-    r"""Straight lines from data to noise, whose network says the velocity.
+    r"""Straight lines from data to noise, whose network predicts the velocity.
 
     With the objective ``pg.objectives.Denoising("flow", pairing="optimal")`` the lines cross less.
 

@@ -27,8 +27,8 @@ __all__ = ["EnergyModel", "JointEnergyModel"]
 class EnergyModel(Tilted):
     r"""A deep energy model of vectors or images, :math:`p(x) \propto N(x; m, s^2) \, e^{f(x)}`.
 
-    The normal law, of the data's mean and width, keeps it a density however the network behaves far
-    from the data.
+    The normal distribution, of the data's mean and width, keeps it a density however the network
+    behaves far from the data.
 
     References:
         | Du & Mordatch, "Implicit generation and modeling with energy-based models", 2019,
@@ -177,7 +177,7 @@ class JointEnergyModel(Tilted):
         return energies.network(x)
 
     def classify(self, x: Tensor) -> dist.Categorical:
-        r"""Return the law of the label given values with shape :math:`(*, event)`."""
+        r"""Return the distribution of the label given values with shape :math:`(*, event)`."""
         return dist.Categorical(logits=self.logits(x))
 
     def label_loss(self, x: Tensor, context: Tensor | None) -> Tensor:

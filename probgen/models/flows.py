@@ -37,7 +37,7 @@ class NICE(Flow):
         ValueError: If a size is impossible.
 
     Example:
-        >>> import probgen as pg
+        >>> import probgen as pg, torch
         >>> _ = torch.manual_seed(0)
         >>> flow = NICE(2, transforms=2, hidden_features=(16,))
         >>> history = pg.fit(flow, 5 + 2 * torch.randn(200, 2), steps=20, progress=False)
@@ -78,7 +78,7 @@ class RealNVP(Flow):
         ValueError: If a size is impossible.
 
     Example:
-        >>> import probgen as pg
+        >>> import probgen as pg, torch
         >>> _ = torch.manual_seed(0)
         >>> flow = RealNVP(2, transforms=2, hidden_features=(16,))
         >>> history = pg.fit(flow, 5 + 2 * torch.randn(200, 2), steps=20, progress=False)
@@ -119,7 +119,7 @@ class MAF(Flow):
         ValueError: If a size is impossible.
 
     Example:
-        >>> import probgen as pg
+        >>> import probgen as pg, torch
         >>> _ = torch.manual_seed(0)
         >>> flow = MAF(2, transforms=2, hidden_features=(16,))
         >>> history = pg.fit(flow, 5 + 2 * torch.randn(200, 2), steps=20, progress=False)
@@ -162,7 +162,7 @@ class IAF(Flow):
         ValueError: If a size is impossible.
 
     Example:
-        >>> import probgen as pg
+        >>> import probgen as pg, torch
         >>> _ = torch.manual_seed(0)
         >>> flow = IAF(2, transforms=2, hidden_features=(16,))
         >>> history = pg.fit(flow, 5 + 2 * torch.randn(200, 2), steps=20, progress=False)
@@ -212,7 +212,7 @@ class NSF(Flow):
         ValueError: If a size is impossible.
 
     Example:
-        >>> import probgen as pg
+        >>> import probgen as pg, torch
         >>> _ = torch.manual_seed(0)
         >>> flow = NSF(2, transforms=2, hidden_features=(16,))
         >>> history = pg.fit(flow, 5 + 2 * torch.randn(200, 2), steps=20, progress=False)
@@ -272,7 +272,7 @@ class CircularNSF(Flow):
         ValueError: If a size is impossible.
 
     Example:
-        >>> import probgen as pg
+        >>> import probgen as pg, torch
         >>> _ = torch.manual_seed(0)
         >>> flow = CircularNSF(2, transforms=2, hidden_features=(16,))
         >>> history = pg.fit(flow, torch.randn(200, 2).clamp(-3, 3), steps=20, progress=False)

@@ -34,12 +34,12 @@ def level(layer: nn.Linear, x: Tensor, rows: int | None = None) -> None:
         layer.bias[:rows] = (layer.bias[:rows] - shift) / scale
 
 
-class DenseRung(LatentLayer):
-    """A layer of vectors; its state is its latents, its evidence comes from below alone.
+class DenseLatentLayer(LatentLayer):
+    """A layer of vectors; its state is its latents, its statistics come from below alone.
 
-    Units start standardised over the data, as do the means of prior and evidence, the scales at 1.
-    So the evidence of each layer starts with what tells data apart; else that of higher layers is
-    mostly the same for all data, and is given no weight before it says anything.
+    Units start standardised over the data, and so do the means of prior and statistics, with
+    scales of 1. So the statistics of each layer differ between data from the start; else those of
+    higher layers are nearly constant and get no weight.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class DenseRung(LatentLayer):
     ) -> None:
         super().__init__()
         self.shape = (latent,)
-        self.lift, self.see = dense(inputs, width, latent)
-        self.drop: Any = None
-        self.say: Any = None
+        self.bottom_up_layers, self.posterior_head = dense(inputs, width, latent)
+        self.top_down_layers: Any = None
+        self.prior_head: Any = None
         if parent:
-            self.drop, self.say = dense(parent, width, latent)
+            self.top_down_layers, self.prior_head = dense(parent, width, latent)
         self.activation = activation_named(activation)
 
     def feed(self, layers: Any, x: Tensor) -> Tensor:
@@ -59,23 +59,23 @@ class DenseRung(LatentLayer):
             x = self.activation(layer(x))
         return x
 
-    def rise(self, d: Tensor) -> Tensor:
-        return self.feed(self.lift, d)
+    def bottom_up(self, d: Tensor) -> Tensor:
+        return self.feed(self.bottom_up_layers, d)
 
     def prior(self, h: Tensor) -> Tensor:
-        return self.say(self.feed(self.drop, h))
+        return self.prior_head(self.feed(self.top_down_layers, h))
 
-    def evidence(self, h: Tensor | None, d: Tensor) -> Tensor:
-        return self.see(d)
+    def statistics(self, h: Tensor | None, d: Tensor) -> Tensor:
+        return self.posterior_head(d)
 
-    def descend(self, h: Tensor | None, z: Tensor) -> Tensor:
+    def top_down(self, h: Tensor | None, z: Tensor) -> Tensor:
         return z
 
-    def start_rise(self, d: Tensor) -> None:
-        self.start(self.lift, self.see, d)
+    def initialize_bottom_up(self, d: Tensor) -> None:
+        self.start(self.bottom_up_layers, self.posterior_head, d)
 
-    def start_prior(self, h: Tensor) -> None:
-        self.start(self.drop, self.say, h)
+    def initialize_prior(self, h: Tensor) -> None:
+        self.start(self.top_down_layers, self.prior_head, h)
 
     def start(self, layers: Any, last: nn.Linear, x: Tensor) -> None:
         for layer in layers:
@@ -150,7 +150,7 @@ class LadderVAE(Hierarchy):
             )
         inputs, parents = (features, *hidden_features), (*latents[1:], 0)
         rungs = [
-            DenseRung(n, latent, parent, width, activation)
+            DenseLatentLayer(n, latent, parent, width, activation)
             for n, latent, parent, width in zip(inputs, latents, parents, hidden_features)
         ]
         if not isinstance(likelihood, LazyDistribution):
@@ -159,7 +159,7 @@ class LadderVAE(Hierarchy):
         super().__init__(rungs, likelihood, PrecisionWeightedUpdate(), checkpoint, samples)
 
 
-class ImageRung(LatentLayer):
+class ImageLatentLayer(LatentLayer):
     """A layer of images, with a residual cell on the way up and one on the way down.
 
     It may be half as wide and high as the layer below.
@@ -177,21 +177,21 @@ class ImageRung(LatentLayer):
             up.insert(0, nn.Conv2d(inputs, channels, 3, stride=2, padding=1))
             down += [nn.Upsample(scale_factor=2), nn.Conv2d(channels, max(channels // 2, 1), 1)]
         self.up, self.down = nn.Sequential(*up), nn.Sequential(*down)
-        self.see = zeroed(nn.Conv2d(channels, 2 * latent, 3, padding=1))
-        self.say: Any = None if top else zeroed(nn.Conv2d(channels, 2 * latent, 1))
+        self.posterior_head = zeroed(nn.Conv2d(channels, 2 * latent, 3, padding=1))
+        self.prior_head: Any = None if top else zeroed(nn.Conv2d(channels, 2 * latent, 1))
         self.embed = nn.Conv2d(latent, channels, 1)
         self.first: Any = nn.Parameter(torch.zeros(state)) if top else None
 
-    def rise(self, d: Tensor) -> Tensor:
+    def bottom_up(self, d: Tensor) -> Tensor:
         return self.up(d)
 
     def prior(self, h: Tensor) -> Tensor:
-        return self.say(silu(h))
+        return self.prior_head(silu(h))
 
-    def evidence(self, h: Tensor | None, d: Tensor) -> Tensor:
-        return self.see(silu(d + (self.first if h is None else h)))
+    def statistics(self, h: Tensor | None, d: Tensor) -> Tensor:
+        return self.posterior_head(silu(d + (self.first if h is None else h)))
 
-    def descend(self, h: Tensor | None, z: Tensor) -> Tensor:
+    def top_down(self, h: Tensor | None, z: Tensor) -> Tensor:
         return self.down(self.embed(z) + (self.first if h is None else h))
 
 
@@ -259,7 +259,7 @@ class HierarchicalVAE(Hierarchy):
             inputs = below[0] if s else shape[0]
             for i in range(layers[s]):
                 top = len(rungs) == depth - 1
-                rungs.append(ImageRung(inputs, state, latent, top, halved=i == 0))
+                rungs.append(ImageLatentLayer(inputs, state, latent, top, halved=i == 0))
         if not isinstance(likelihood, LazyDistribution):
             head = named("likelihood", likelihood, LIKELIHOODS)
             likelihood = pixelwise(head, shape, states[0])

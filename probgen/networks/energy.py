@@ -1,4 +1,4 @@
-"""Networks that say one number of a vector or an image, or a few."""
+"""Networks from a vector or an image to one number, or a few."""
 
 from __future__ import annotations
 

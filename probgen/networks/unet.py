@@ -119,7 +119,7 @@ def doubled(h: Tensor) -> Tensor:
 class UNet(nn.Module):
     r"""A convolutional network from values and times to values, with skips and attention.
 
-    The output layer starts at zero, and no datum sees another.
+    The output layer starts at zero, and no item sees another.
 
     References:
         | U-Net: Convolutional Networks for Biomedical Image Segmentation (Ronneberger et al., 2015)
@@ -130,7 +130,7 @@ class UNet(nn.Module):
         | https://arxiv.org/abs/2105.05233
 
     Arguments:
-        shape: The shape of a datum, :math:`(C, H, W)` or :math:`(C, L)`; sizes are multiples of
+        shape: The shape of an item, :math:`(C, H, W)` or :math:`(C, L)`; sizes are multiples of
             2 to the number of levels less one.
         context: The number of features :math:`K` of the context.
         channels: The width of each level, the finest first.

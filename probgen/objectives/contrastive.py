@@ -136,7 +136,7 @@ class ContrastiveDivergence(Objective):
         both = None if context is None else torch.cat([context, context])
         values = module.log_density(torch.cat([x, negatives]), both)
         data, model = values.split([len(x), len(negatives)])
-        apart = self.persistent  # chains that started from a datum count as much as it does
+        apart = self.persistent  # chains that started from an item count as much as it does
         losses = (model.mean() if apart else model) - data
         self.watch(losses, x)
         if self.regularization:
@@ -203,7 +203,7 @@ class NoiseContrastive(Objective):
     r"""Noise-contrastive estimation: logistic regression of data against noise.
 
     With :math:`G(x) = f(x) - \log q(x) - \log \nu` and :math:`\nu` draws of the noise :math:`q`
-    for each datum,
+    for each item,
 
     .. math:: - \mathbb{E}_{\mathrm{data}} \log \sigma(G(x))
         - \nu \, \mathbb{E}_q \log (1 - \sigma(G(x))).
@@ -217,7 +217,7 @@ class NoiseContrastive(Objective):
 
     Arguments:
         noise: The noise, lazy or of Pyro, with a density; by default the model's base.
-        ratio: The number :math:`\nu` of draws per datum.
+        ratio: The number :math:`\nu` of draws per item.
 
     Raises:
         ValueError: If `ratio` is not a whole number of at least 1.

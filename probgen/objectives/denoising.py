@@ -47,13 +47,13 @@ WEIGHTS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
 
 @record
 class Denoising(Objective):
-    r"""The squared error of a denoiser, at one time for each datum.
+    r"""The squared error of a denoiser, at one time for each item.
 
     Times are stratified: those of a batch of :math:`n` are spread evenly, with one common shift.
     A network that says the noise needs a weight that ends with the signal, as `"eps"` does: at much
     noise its :math:`\hat x_0` is wrong by a multiple of :math:`1 / \alpha_t`.
     Of a :class:`~probgen.diffusion.LearnedVariance` the variance is learned too, by the log
-    likelihood of the datum around a mean that it does not move.
+    likelihood of the item around a mean that it does not move.
 
     References:
         | Denoising Diffusion Probabilistic Models (Ho et al., 2020),
@@ -69,7 +69,7 @@ class Denoising(Objective):
         weight: `"elbo"`, `"eps"`, `"flow"`, `"min-snr"` (:math:`\min(r_t, 5)`), `"v"` (which is
             also that of EDM) or `"x_0"`.
         cut: The least time.
-        pairing: Which noise a datum goes to: `"random"`, or `"optimal"`, that which makes the
+        pairing: Which noise an item goes to: `"random"`, or `"optimal"`, that which makes the
             squared distances of a batch least, on straight paths. The second needs scipy.
         times: How times are spread: `"uniform"`, or `"angle"`, evenly in the angle
             :math:`\arctan(\sigma_t / \alpha_t)`, which is the same for every schedule.

@@ -6,7 +6,7 @@ The evidence lower bound and, of the denoiser at each of the :math:`T` steps, it
     \mathbb{E}_{q(x_t \mid x_0)} \bigl[ \operatorname{KL}(q(x_{t-1} \mid x_t, x_0) \,|\,
     p(x_{t-1} \mid x_t)) - \lambda \log p(x_0 \mid x_t) \bigr],
 
-from one step for each datum, drawn so that those of a batch are evenly spread.
+from one step for each item, drawn so that those of a batch are evenly spread.
 """
 
 from __future__ import annotations

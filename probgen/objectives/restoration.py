@@ -3,7 +3,7 @@ r"""Objectives of cold diffusions.
 .. math:: \mathbb{E}_s \, \| x - R(D(x, s), s) \|_1 \qquad \text{or} \qquad
     \mathbb{E}_s \, \| x - R(D(x, s), s) \|_2^2,
 
-over levels :math:`s = 1, \dots, S`, one for each datum, those of a batch evenly spread.
+over levels :math:`s = 1, \dots, S`, one for each item, those of a batch evenly spread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Restoration"]
 
 @record
 class Restoration(Objective):
-    """The error of a restorer, at one level for each datum.
+    """The error of a restorer, at one level for each item.
 
     References:
         | Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise (Bansal et al., 2022)

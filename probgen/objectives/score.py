@@ -9,7 +9,7 @@ The squared distance of the score from that of the data, :math:`\nabla \log p`, 
 which needs no :math:`p` but its draws: integration by parts. No partition function is in it.
 
 A diffusion has a score of noisy data at each time, :math:`s_\theta(x_t, t)`. It is matched at one
-time for each datum, evenly spread in the angle, and with the weight :math:`\sigma_t^2`, which makes
+time for each item, evenly spread in the angle, and with the weight :math:`\sigma_t^2`, which makes
 it the score of :math:`x_t / \sigma_t`.
 """
 
@@ -200,7 +200,7 @@ class SlicedScoreMatching(Objective):
           estimation", 2019, https://arxiv.org/abs/1905.07088
 
     Arguments:
-        projections: The number of directions per datum, of independent signs.
+        projections: The number of directions per item, of independent signs.
 
     Raises:
         ValueError: If that is not a whole number of at least 1.

@@ -1,4 +1,4 @@
-"""What draws of latents tell of each item."""
+"""Log densities of latent draws for each item."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Weights"]
 
 
 class Weights(NamedTuple):
-    r"""What :math:`K` draws of the latents tell of each item.
+    r"""Log densities of :math:`K` draws of the latents for each item.
 
     Arguments:
         log_likelihood: :math:`\log p(x \mid z_k)`, with shape :math:`(K, *)`.

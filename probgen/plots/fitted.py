@@ -111,7 +111,7 @@ def manifold(
 ) -> Any:
     """Draws the images that a grid of two latents decodes to.
 
-    The grid is even in the prior's probability: its points are quantiles of a normal law.
+    The grid is even in the prior's probability: its points are quantiles of a normal distribution.
 
     References:
         Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, https://arxiv.org/abs/1312.6114

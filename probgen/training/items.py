@@ -194,7 +194,7 @@ def first(where: Callable[[int], str]) -> str:
 
 
 class ItemReader:
-    """What a module takes: it checks data and makes them tensors of its dtype, on its device.
+    """A reader that checks data and makes them tensors of a module's dtype and device.
 
     Arguments:
         module: The lazy distribution.

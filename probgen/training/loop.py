@@ -26,7 +26,7 @@ CHECK = 100  # steps between checkpoints, at least
 
 
 class Task(NamedTuple):
-    """What does not change during training."""
+    """The settings of a training."""
 
     seed: int
     total: int

@@ -1,4 +1,4 @@
-"""RowSource of data: arrays, in memory or mapped from a file, and datasets read item by item."""
+"""Rows of data: arrays, in memory or mapped from a file, and datasets read item by item."""
 
 from __future__ import annotations
 

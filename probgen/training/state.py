@@ -31,7 +31,7 @@ __all__ = ["CheckpointWarning", "History", "Run", "saving"]
 
 @dataclass(repr=False)
 class History:
-    """What happened during training.
+    """The losses and validation scores of a training.
 
     Arguments:
         losses: The loss of each step, of several players the sum of theirs.
@@ -62,7 +62,7 @@ class History:
 
 
 class Verdict(NamedTuple):
-    """What held-out data say, replaced as a whole."""
+    """The scores of held-out data, replaced as a whole."""
 
     values: tuple[tuple[int, float], ...] = ()
     step: int | None = None  #: the best one

@@ -36,7 +36,7 @@ FLOOR = -1e4  # the logarithm of zero, finite so that gradients stay numbers
 
 @register
 class Corruption(nn.Module):
-    """What turns data into noise that has nothing of them, in so many steps.
+    """A Markov process that corrupts discrete data to noise in T steps.
 
     Arguments:
         classes: The number :math:`K` of states of the data.
@@ -221,8 +221,8 @@ def at(table: Tensor, t: Tensor) -> Tensor:
 def log_rows(matrix: Tensor, x: Tensor) -> Tensor:
     """Return the logs of rows of matrices with shape `(*, S, K)`, those of states `(*, event)`."""
     flat = matrix.flatten(0, -3) if matrix.ndim > 2 else matrix.unsqueeze(0)
-    datum = torch.arange(len(flat), device=x.device).unsqueeze(-1)
-    rows = flat[datum, x.reshape(len(flat), -1)].log().clamp_min(FLOOR)
+    item = torch.arange(len(flat), device=x.device).unsqueeze(-1)
+    rows = flat[item, x.reshape(len(flat), -1)].log().clamp_min(FLOOR)
     return rows.reshape(*x.shape, matrix.shape[-1])
 
 

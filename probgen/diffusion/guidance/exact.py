@@ -1,6 +1,6 @@
 r"""Denoisers that are known exactly: of normal data and of mixtures.
 
-With :math:`x_t = \alpha x_0 + \sigma \epsilon` and :math:`x_0 \sim \mathcal{N}(m, S)` the datum
+With :math:`x_t = \alpha x_0 + \sigma \epsilon` and :math:`x_0 \sim \mathcal{N}(m, S)` the item
 given :math:`x_t` is normal,
 
 .. math:: \mathcal{N} \bigl( m + \alpha S C^{-1} (x_t - \alpha m), \;
@@ -28,7 +28,7 @@ __all__ = ["ExactMoment", "GaussianDenoiser", "MixtureDenoiser", "NormalDenoiser
 
 
 class NormalDenoiser(Denoiser):
-    r"""A denoiser whose distribution is a mixture of normal laws, known exactly.
+    r"""A denoiser whose distribution is a mixture of normal distributions, known exactly.
 
     .. math:: p(x_0 \mid x_t) = \sum_k w_k \, \mathcal{N}(x_0; m_k, R_k R_k^\top)
 
@@ -36,7 +36,7 @@ class NormalDenoiser(Denoiser):
 
     Arguments:
         schedule: The schedule.
-        shape: The shape of a datum, :math:`(D)`.
+        shape: The shape of an item, :math:`(D)`.
         context: The number of features of the context.
 
     Example:
@@ -132,7 +132,7 @@ class GaussianDenoiser(NormalDenoiser):
         return means[..., 0] * 0, means
 
     def marginal(self, t: Tensor) -> TorchDistribution:
-        r"""Return the law of :math:`x_t`."""
+        r"""Return the distribution of :math:`x_t`."""
         alpha, sigma = self.signal(t)
         root = self.vectors * (alpha.square() * self.values + sigma.square()).sqrt()
         return dist.MultivariateNormal(alpha * self.location, scale_tril=triangle(root))
@@ -152,11 +152,11 @@ def triangle(root: Tensor) -> Tensor:
 
 
 class MixtureDenoiser(NormalDenoiser):
-    r"""The denoiser of a mixture of normal laws, exactly.
+    r"""The denoiser of a mixture of normal distributions, exactly.
 
     Given :math:`x_t` the component :math:`k` has the probability
     :math:`\propto w_k \mathcal{N}(x_t; \alpha m_k, \alpha^2 S_k + \sigma^2 I)`, and given
-    it the datum is normal.
+    it the item is normal.
 
     References:
         | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)
@@ -256,12 +256,12 @@ class ExactMoment(NormalDenoiser):
     Arguments:
         denoiser: A normal or mixture denoiser.
         operator: The linear map :math:`A`, from :math:`(*, D)` to the shape of `y`.
-        y: The measurement, with the shape that the operator gives for one datum.
+        y: The measurement, with the shape that the operator gives for one item.
         scale: The standard deviation of the noise, a number or one for each entry of `y`; of a
             complex one, of its real and of its imaginary part.
 
     Raises:
-        TypeError: If the law of the denoiser is not known.
+        TypeError: If the distribution of the denoiser is not known.
         ValueError: If a scale is not positive, or the operator is not linear.
 
     Example:

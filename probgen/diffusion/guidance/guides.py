@@ -1,4 +1,4 @@
-r"""Guidance: denoisers of what was measured.
+r"""Guidance: denoisers conditioned on measurements.
 
 Given a measurement :math:`y` the score gains a term, and with it the mean,
 
@@ -6,9 +6,9 @@ Given a measurement :math:`y` the score gains a term, and with it the mean,
     \hat x_0 \leftarrow \hat x_0 + \frac{\sigma_t^2}{\alpha_t} \nabla \log p(y \mid x_t).
 
 The likelihood at :math:`x_t` is a mean over :math:`p(x_0 \mid x_t)`, and guides differ in what they
-take that for: a point, a normal law of a fixed width, or one with its own covariance. Each is
-biased where the law is another, as the tests show. A guide is itself a denoiser, which any sampler
-takes, and no draw depends on the others of its batch.
+take that for: a point, a normal distribution of a fixed width, or one with its own covariance.
+Each is biased where the law is another, as the tests show. A guide is itself a denoiser, which any
+sampler takes, and no draw depends on the others of its batch.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class ClassifierGuided(Guided):
             batch = x.shape[: x.ndim - len(self.shape)]
             if value.shape != batch:
                 raise ValueError(
-                    f"Expected a `log_likelihood` of one number for each datum, with shape "
+                    f"Expected a `log_likelihood` of one number for each item, with shape "
                     f"{tuple(batch)}, got {tuple(value.shape)}."
                 )
             if not value.requires_grad:
@@ -196,8 +196,8 @@ class DPS(Guided):
 
     Arguments:
         denoiser: The denoiser to guide.
-        operator: Maps data with shape :math:`(*, event)` to the mean of a normal law of :math:`y`
-            if there is a `scale`, else to a distribution of :math:`y`, or without `y` to
+        operator: Maps data with shape :math:`(*, event)` to the mean of a normal distribution of
+            :math:`y` if there is a `scale`, else to a distribution of :math:`y`, or without `y` to
             :math:`\log p(y \mid x_0)` itself, with shape :math:`(*)`.
         y: The measurement.
         scale: The standard deviation of its noise, a number or one for each entry of `y`.
@@ -313,7 +313,7 @@ class LinearGuided(Guided):
 
 
 class PiGDM(LinearGuided):
-    r"""Pseudo-inverse guidance: a normal law of the width that data of variance 1 would have.
+    r"""Pseudo-inverse guidance: a normal posterior as for data of variance 1.
 
     References:
         | Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song et al., 2023)

@@ -1,4 +1,4 @@
-"""What was measured, and what is asked of the map that says so."""
+"""Measurement models y = A(x) + noise, and checks of the operator A."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class GaussianMeasurement(nn.Module):
                 self.width = seen.abs().square().mean(0).sqrt()
 
     def forward(self, x: Tensor, spread: Tensor | None = None) -> Tensor:
-        """Values with shape `(*)`, of a normal law widened for data of a spread, a number."""
+        """Values with shape `(*)` of a normal distribution, widened for data of a given spread."""
         batch = x.shape[: x.ndim - self.dims]
         seen = self.operator(x)
         if self.y is not None and self.scale is not None:
@@ -63,7 +63,7 @@ class GaussianMeasurement(nn.Module):
             value = part.flatten(len(batch)).sum(-1)
         if value.shape != batch:
             raise ValueError(
-                f"Expected an `operator` that gives one log likelihood for each datum, with shape "
+                f"Expected an `operator` that gives one log likelihood for each item, with shape "
                 f"{tuple(batch)}, got {tuple(value.shape)}."
             )
         return value
@@ -109,7 +109,7 @@ def check_shape(y: Tensor, event: tuple[int, ...], dims: int | None = None) -> N
     extra = y.ndim - len(event)
     if extra < 0 or y.shape[extra:] != event or (dims is not None and extra > dims):
         raise ValueError(
-            f"Expected `y` with the shape of what the operator gives for one datum, "
+            f"Expected `y` with the shape of what the operator gives for one item, "
             f"{tuple(event)}, got {tuple(y.shape)}."
         )
 

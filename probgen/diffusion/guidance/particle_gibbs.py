@@ -1,7 +1,7 @@
 r"""Particle Gibbs: exact posteriors under a diffusion, for any number of particles.
 
 A sampler's noisy steps :math:`x_s = A x_t + B \hat x_0(x_t) + C \xi` are a prior of whole paths
-:math:`x_{t_0}, \dots, x_{t_{N-1}}`, from noise to the last level before the datum
+:math:`x_{t_0}, \dots, x_{t_{N-1}}`, from noise to the last level before the item
 :math:`x_0 = A x_{t_{N-1}} + B \hat x_0(x_{t_{N-1}})`. Their posterior is
 
 .. math:: p(x_{t_0}, \dots, x_{t_{N-1}} \mid y) \propto
@@ -17,8 +17,9 @@ particles are resampled, the kept path gets a new ancestor :math:`i`, with proba
 posterior is invariant under this, whatever the twist :math:`\tilde p_t` and however few the
 particles, which decide only how fast chains mix.
 
-The twist is a normal law of :math:`y` about :math:`\hat y = A(\hat x_0(x_t))`, whose covariance is
-measured: that of :math:`y - \hat y` where :math:`x_0` is drawn by the sampler, from values
+The twist is a normal distribution of :math:`y` about :math:`\hat y = A(\hat x_0(x_t))`, whose
+covariance is measured: that of :math:`y - \hat y` where :math:`x_0` is drawn by the sampler, from
+values
 :math:`x_t` of draws of the prior first, then of draws of the posterior.
 """
 
@@ -270,7 +271,7 @@ class Swept(NamedTuple):
         return log_z, float((parts - log_z).exp().std()) / math.sqrt(chains)
 
     def starts(self) -> tuple[Tensor, Tensor]:
-        """Return a path and a datum for each chain, drawn systematically from all particles."""
+        """Return a path and an item for each chain, drawn systematically from all particles."""
         chains, n = self.weights.shape
         total = self.overall().softmax(0).cumsum(0)
         points = torch.arange(chains, dtype=total.dtype, device=total.device)
@@ -280,7 +281,7 @@ class Swept(NamedTuple):
         return path, self.x.flatten(0, 1)[chosen]
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return path and the datum that each chain moves to, and the fraction renewed by level.
+        """Return path and the item that each chain moves to, and the fraction renewed by level.
 
         Another particle than the kept one is proposed by weight, and accepted by Metropolis' rule.
         """

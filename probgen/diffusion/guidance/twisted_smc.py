@@ -1,4 +1,4 @@
-r"""Twisted sequential Monte Carlo: guidance whose bias is weighed away.
+r"""Twisted sequential Monte Carlo: guidance corrected by importance weights.
 
 Particles take the steps of a sampler, :math:`x_s = A x_t + B \hat x_0(x_t) + C \xi`, moved by the
 gradient of a twist :math:`\tilde p_t(y \mid x_t)`, a guess of the likelihood at :math:`x_t`, and

@@ -1,4 +1,4 @@
-r"""A twist with a measured covariance: a guess of the likelihood at noisy values.
+r"""Twisting functions: normal approximations of the likelihood at noisy values.
 
 With :math:`\hat y = A(\hat x_0(x_t))` and noise of covariance :math:`\Gamma`,
 

@@ -41,7 +41,7 @@ class RestorerMLP(DataDependentNetwork):
     and one scale for each level, both set from data.
 
     Arguments:
-        features: The number of features :math:`D`, or the shape of a datum.
+        features: The number of features :math:`D`, or the shape of an item.
         levels: The number of levels :math:`S`.
         context: The number of features :math:`C` of the context.
         hidden_features: The width of each block, all equal.
@@ -95,15 +95,16 @@ class ColdDiffusion(LazyDistribution):
     r"""A cold diffusion: a restorer of degraded data, a sampler, and a base of degraded data.
 
     Called, it is a distribution of Pyro that draws and has no density. :func:`probgen.fit`, or
-    `initialize`, sets the base from degraded data: a normal law along their principal components.
-    In a model :func:`probgen.sample` states :math:`z` and the datum that follows from it.
+    `initialize`, sets the base from degraded data: a normal distribution along their principal
+    components. In a model :func:`probgen.sample` states :math:`z` and the item that follows from
+    it.
 
     References:
         | Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise (Bansal et al., 2022)
         | https://arxiv.org/abs/2208.09392
 
     Arguments:
-        features: The number of features :math:`D`, or the shape of a datum.
+        features: The number of features :math:`D`, or the shape of an item.
         degradation: The degradation.
         context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each block of the network.

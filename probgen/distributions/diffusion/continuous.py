@@ -198,7 +198,7 @@ class Diffusion(LazyDistribution):
             times: The number of times that stand for all, or none to run the whole chain, which is
                 for few steps. They are drawn uniformly, which `elbo` does better: evenly over a
                 batch.
-            variance: That of the model's steps: `"posterior"`, of the posterior given the datum, or
+            variance: That of the model's steps: `"posterior"`, of the posterior given the item, or
                 `"law"`, with the covariance of the denoiser's law too, which must be normal. With a
                 denoiser that is exact for normal data the bound then is the log density.
 
@@ -323,7 +323,7 @@ class Diffusion(LazyDistribution):
         return self.chains[steps](like)
 
     def elbo(self, x: Tensor, context: Any = None, steps: int = 1000) -> Tensor:
-        r"""Return an unbiased estimate of the evidence lower bound, from one step for each datum.
+        r"""Return an unbiased estimate of the evidence lower bound, from one step for each item.
 
         Nine in ten steps are drawn as often as they would weigh for data of variance 1, the tenth
         uniformly, and all evenly over the batch.

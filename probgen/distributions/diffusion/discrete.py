@@ -44,12 +44,12 @@ __all__ = ["DiscreteDiffusion", "JumpDiffusion"]
 
 @HasCorruption.register
 class StateDiffusion(LazyDistribution):
-    """What diffusions of discrete data in steps and in continuous time share.
+    """The base of diffusions of discrete data, in steps and in continuous time.
 
     Arguments:
         network: The denoiser.
         corruption: The corruption.
-        features: The number of features, or the shape of a datum.
+        features: The number of features, or the shape of an item.
         context: The number of features :math:`C` of the context, or its shape.
         times: The number of times that stand for all in `log_prob`.
     """
@@ -199,7 +199,7 @@ class DiscreteDiffusion(StateDiffusion):
             contexts, if it takes them, to the logits of :math:`x_0`, with shape
             :math:`(*, event, K)`.
         corruption: The corruption.
-        features: The number of features, or the shape of a datum.
+        features: The number of features, or the shape of an item.
         context: The number of features :math:`C` of the context, or its shape.
         times: The number of steps that stand for all in `log_prob`.
 
@@ -271,7 +271,7 @@ class JumpDiffusion(StateDiffusion):
             followed by contexts, if it takes them, to the logits of :math:`x_0`, with shape
             :math:`(*, event, K)`.
         corruption: The corruption, one by jumps.
-        features: The number of features, or the shape of a datum.
+        features: The number of features, or the shape of an item.
         context: The number of features :math:`C` of the context, or its shape.
         times: The number of times that stand for all in `log_prob`.
         cut: The least time, a share of :math:`T`; 0 for the integral alone.

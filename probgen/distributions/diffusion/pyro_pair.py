@@ -6,8 +6,9 @@ With :math:`z_k` at time :math:`t_k` of a grid, the model and the guide are
     q(z_T \mid x) \, \prod_{k=2}^T q(z_{k-1} \mid z_k, x),
 
 where :math:`p(z_{k-1} \mid z_k)` is :math:`q(z_{k-1} \mid z_k, x)` with :math:`\hat x_0(z_k)` in
-the place of :math:`x`, or its mean over the normal law :math:`p(x \mid z_k)` of the denoiser, which
-adds that law's covariance to the variance. A long chain is not run: each divergence depends on
+the place of :math:`x`, or its mean over the normal distribution :math:`p(x \mid z_k)` of the
+denoiser, which adds that law's covariance to the variance. A long chain is not run: each
+divergence depends on
 :math:`z_k \sim q(z_k \mid x)` alone, so some of them, in a plate of times, stand for all.
 """
 
@@ -90,7 +91,7 @@ class Chain:
         variance = scale.square() + of_y.square() * law.variance
         return self.normal(mean, variance.sqrt())
 
-    def datum(self, z: Tensor) -> TorchDistribution:
+    def likelihood_of(self, z: Tensor) -> TorchDistribution:
         r""":math:`p(x \mid z_1)`, in units of the data."""
         law = self.module.denoiser(z, self.time(1), self.context)
         move = AffineTransform(self.module.shift, self.module.scale, event_dim=self.dims)
@@ -111,7 +112,7 @@ class Chain:
                 z = pyro.sample(f"{prefix}z_t", self.noisy(k, y), infer=dict(infer))
                 pyro.sample(f"{prefix}z_s", self.reverse(k, z), infer=dict(infer))
             z = pyro.sample(f"{prefix}z_1", self.noisy(1, y), infer=dict(infer))
-        return pyro.sample(name, self.datum(z), obs=x, infer=dict(infer))
+        return pyro.sample(name, self.likelihood_of(z), obs=x, infer=dict(infer))
 
     def guide(
         self, prefix: str, x: Tensor | None, times: int | None, infer: dict[str, Any]

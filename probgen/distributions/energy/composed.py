@@ -102,7 +102,7 @@ class Energy(EnergyBased):
         return -scalar(self.network, x, self.network_context(context), len(self.event_shape))
 
     def base(self, context: Tensor | None = None) -> TorchDistribution:
-        """Return a normal law of the data's mean and width, mapped into the bounds."""
+        """Return a normal distribution of the data's mean and width, mapped into the bounds."""
         batch, dims = batch_of(context, self.context_shape), len(self.event_shape)
         unit: Any = self.standardizer
         normal = dist.Normal(unit.shift, unit.scale).expand((*batch, *self.event_shape))
@@ -138,7 +138,7 @@ class Tilted(EnergyBased):
         ValueError: If the base has no density, is discrete, or takes another context.
 
     Example:
-        A normal law tilted by a line is that law moved:
+        A normal distribution tilted by a line is that law moved:
 
         >>> _ = torch.manual_seed(0)
         >>> base = dist.Normal(torch.zeros(1), 1.0).to_event(1)
@@ -213,7 +213,7 @@ class ProductOfExperts(EnergyBased):
             differ.
 
     Example:
-        Two normal laws make one with the sum of their precisions:
+        Two normal distributions make one with the sum of their precisions:
 
         >>> _ = torch.manual_seed(0)
         >>> normal = dist.Normal(torch.zeros(2), 1.0).to_event(1)

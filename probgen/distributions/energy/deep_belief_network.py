@@ -6,9 +6,9 @@ and each below drawn from the one above:
 .. math:: p(v, h_1, \dots, h_L) = p(h_{L-1}, h_L) \prod_{l=1}^{L-1} p(h_{l-1} \mid h_l),
     \qquad p(h_{l-1} \mid h_l) = \sigma(W_l h_l + b_{l-1}).
 
-A factorised law goes up, :math:`q(h_l \mid h_{l-1}) = \sigma(R_l^\top h_{l-1} + c_l)`. Greedy
-training fits each pair of layers as a machine of its own, with :math:`R_l = W_l`, on what goes up
-from the data; the up-down algorithm then trains both directions apart.
+A factorised distribution goes up, :math:`q(h_l \mid h_{l-1}) = \sigma(R_l^\top h_{l-1} + c_l)`.
+Greedy training fits each pair of layers as a machine of its own, with :math:`R_l = W_l`, on what
+goes up from the data; the up-down algorithm then trains both directions apart.
 """
 
 from __future__ import annotations
@@ -102,12 +102,12 @@ class DeepBeliefNetwork(LatentVariable):
         initialize_part(self.machines[0], x, None, weights)
 
     def upward(self, layer: int, v: Tensor) -> Spins:
-        r"""Return the law of layer :math:`l \ge 1` given the one below, on the way up."""
+        r"""Return the distribution of layer :math:`l \ge 1` given the one below, on the way up."""
         weight, bias = self.up[layer - 1], self.machines[layer - 1].hidden_bias
         return Spins(v @ weight + bias).to_event(1)
 
     def downward(self, layer: int, h: Tensor) -> Spins:
-        r"""Return the law of layer :math:`l - 1` given layer :math:`l`, on the way down."""
+        r"""Return the distribution of layer :math:`l - 1` given layer :math:`l`, going down."""
         return self.machines[layer - 1].visible(h)
 
     def infer(self, x: Tensor) -> list[Tensor]:

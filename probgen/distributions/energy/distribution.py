@@ -1,4 +1,4 @@
-r"""The Pyro distribution of an energy, :math:`p(x) = e^{-E(x)} / Z`, with what is known of it."""
+r"""The Pyro distribution of an energy, :math:`p(x) = e^{-E(x)} / Z`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""What keeps gradients that would be wrong from an unnormalised density.
+r"""A guard that raises where a gradient of an unnormalised density would be wrong.
 
 Of :math:`\log p_\theta(x \mid c) = f_\theta(x, c) - \log Z_\theta(c)` only :math:`f` is known, and
 only its gradient in :math:`x` is that of the density.

@@ -107,7 +107,7 @@ class RBM(EnergyBased):
 
     @property
     def law(self) -> Units:
-        """The law of visible units."""
+        """The distribution of visible units."""
         if self.units == "gaussian":
             unit: Any = self.standardizer
             return GaussianUnits(unit.shift, unit.scale)
@@ -151,11 +151,11 @@ class RBM(EnergyBased):
         return BinaryUnits(self.lower).mean(self.field(v))
 
     def hidden(self, v: Tensor) -> TorchDistribution:
-        r"""Return the law of the hidden units given visible ones with shape :math:`(*, V)`."""
+        r"""Return the distribution of hidden units given visible ones, shape :math:`(*, V)`."""
         return Spins(self.field(v) * (1 - self.lower), self.lower).to_event(1)
 
     def visible(self, h: Tensor) -> TorchDistribution:
-        r"""Return the law of the visible units given hidden ones with shape :math:`(*, H)`."""
+        r"""Return the distribution of visible units given hidden ones, shape :math:`(*, H)`."""
         field = h @ self.weight.mT + self.visible_bias
         if self.units == "gaussian":
             unit: Any = self.standardizer

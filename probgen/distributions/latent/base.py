@@ -1,4 +1,4 @@
-r"""What distributions with latent variables share.
+r"""The base of latent-variable models.
 
 With draws :math:`z_k \sim q(z \mid x)` and :math:`w_k = p(x, z_k) / q(z_k \mid x)`,
 

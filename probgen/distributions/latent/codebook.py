@@ -1,4 +1,4 @@
-r"""A codebook: vectors, and what of others is nearest.
+r"""A codebook with nearest-neighbour lookup.
 
 .. math:: k(z) = \arg\min_k \| z - e_k \|.
 """

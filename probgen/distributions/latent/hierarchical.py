@@ -7,7 +7,7 @@ Latents in layers, each given those above it, :math:`z_{>l} = (z_{l+1}, \dots, z
 
 Features :math:`d_l = r_l(d_{l-1})` rise from the data :math:`d_0 = x`; states
 :math:`h_l = f_l(h_{l+1}, z_l)` descend. The prior of a layer, :math:`\mathcal{N}(\mu, \sigma^2)`,
-comes from the state above it, standard normal at the top, and a rule merges it with the evidence
+comes from the state above it, standard normal at the top, and a rule merges it with the statistics
 :math:`(a, b)`, which comes from that state and from :math:`d_l`, into the posterior. Both share
 the way down, so one pass draws all latents.
 """
@@ -112,11 +112,11 @@ class Hierarchy(LatentVariable):
     def fit_parts(self) -> None:
         """Check that the parts fit."""
         with torch.no_grad():
-            features = self.rise(self.unit.new_zeros(1, *self.event_shape))
+            features = self.bottom_up(self.unit.new_zeros(1, *self.event_shape))
             h: Any = None
             for i, (rung, d) in reversed(list(enumerate(zip(self.rungs, features)))):
                 shape = self.latent_shapes[i]
-                outputs = {"evidence": rung.evidence(h, d)}
+                outputs = {"statistics": rung.statistics(h, d)}
                 if h is not None:
                     outputs["prior"] = rung.prior(h)
                 for name, out in outputs.items():
@@ -126,7 +126,7 @@ class Hierarchy(LatentVariable):
                             f"have shape (B, {', '.join(map(str, (2 * shape[0], *shape[1:])))}), "
                             f"got {tuple(out.shape)}."
                         )
-                h = rung.descend(h, self.unit.new_zeros(1, *shape))
+                h = rung.top_down(h, self.unit.new_zeros(1, *shape))
         if h.numel() != self.likelihood.context:
             raise ValueError(
                 f"Expected a `likelihood` with context={h.numel()}, for the last state of shape "
@@ -154,13 +154,13 @@ class Hierarchy(LatentVariable):
         """Set the starting values of layers, on the way up and on the way down, once."""
         d, features, h = self.standard(x), [], None
         for rung in self.rungs:
-            rung.start_rise(d)
-            d = rung.rise(d)
+            rung.initialize_bottom_up(d)
+            d = rung.bottom_up(d)
             features.append(d)
         for i, rung in reversed(list(enumerate(self.rungs))):
             if h is not None:
-                rung.start_prior(h)
-            h = rung.descend(h, self.laws(i, h, features[i])[1].sample())
+                rung.initialize_prior(h)
+            h = rung.top_down(h, self.laws(i, h, features[i])[1].sample())
 
     def run(self, function: Callable[..., Tensor], *parts: Tensor | None) -> Tensor:
         """Return the output of a network, whose activations are kept or not."""
@@ -179,13 +179,13 @@ class Hierarchy(LatentVariable):
         out = self.run(function, *flat)
         return out.reshape(*batch, *out.shape[1:])
 
-    def rise(self, x: Tensor) -> list[Tensor]:
+    def bottom_up(self, x: Tensor) -> list[Tensor]:
         r"""Return the features :math:`d_1, \dots, d_L` of data with shape :math:`(*, event)`."""
         check_event(x, self.event_shape)
         batch = x.shape[: x.ndim - len(self.event_shape)]
         d, features = self.standard(x), []
         for rung in self.rungs:
-            d = self.run(rung.rise, d)
+            d = self.run(rung.bottom_up, d)
             features.append(d.reshape(*batch, *d.shape[1:]))
         return features
 
@@ -199,8 +199,8 @@ class Hierarchy(LatentVariable):
         prior = (self.unit, self.unit) if h is None else self.split(self.apply_flat(rung.prior, h))
         if d is None:
             return self.normal(prior), None
-        evidence = self.split(self.apply_flat(rung.evidence, h, d))
-        return self.normal(prior), self.normal(self.merge(prior, evidence))
+        statistics = self.split(self.apply_flat(rung.statistics, h, d))
+        return self.normal(prior), self.normal(self.merge(prior, statistics))
 
     def split(self, out: Tensor) -> Moments:
         mean, log_scale = out.chunk(2, -self.rank)
@@ -215,7 +215,7 @@ class Hierarchy(LatentVariable):
         h = None
         for i in reversed(range(len(self.rungs))):
             p, q = self.laws(i, h, None if features is None else features[i])
-            h = self.apply_flat(self.rungs[i].descend, h, choose(i, p, q))
+            h = self.apply_flat(self.rungs[i].top_down, h, choose(i, p, q))
         return self.given(h)
 
     def given(self, h: Any) -> Any:
@@ -231,7 +231,7 @@ class Hierarchy(LatentVariable):
             latents[i] = q.rsample()
             return latents[i]
 
-        self.walk(self.rise(x), choose)
+        self.walk(self.bottom_up(x), choose)
         return [latents[i] for i in range(len(self.rungs))]
 
     def decode(self, latents: Sequence[Tensor], context: Tensor | None = None) -> Any:
@@ -244,13 +244,13 @@ class Hierarchy(LatentVariable):
         h = None
         for rung, z in reversed(list(zip(self.rungs, latents))):
             check_event(z, rung.shape)
-            h = self.apply_flat(rung.descend, h, z)
+            h = self.apply_flat(rung.top_down, h, z)
         return self.given(h)
 
     def reconstruct(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the mean of the likelihood at the means of the posterior, layer by layer."""
         self.check_context(context)
-        return self.walk(self.rise(x), lambda i, p, q: q.mean).mean
+        return self.walk(self.bottom_up(x), lambda i, p, q: q.mean).mean
 
     def weigh(
         self,
@@ -281,7 +281,7 @@ class Hierarchy(LatentVariable):
                 known.append(kl.sum(-1) if i == top else kl.sum(-1).mean(0))
             return z
 
-        fitted = self.walk(self.rise(x), choose).log_prob(x)
+        fitted = self.walk(self.bottom_up(x), choose).log_prob(x)
         if stopped:
             fixed = {f"part.{name}": p.detach() for name, p in self.named_parameters()}
             log_q = functional_call(HierarchicalPosterior(self), fixed, (x, latents))
@@ -313,7 +313,7 @@ class Hierarchy(LatentVariable):
         def choose(i: int, p: Any, q: Any) -> Tensor:
             return pyro.sample(f"{prefix}z_{i + 1}", q, infer=dict(infer))
 
-        self.walk(self.rise(x), choose)
+        self.walk(self.bottom_up(x), choose)
 
 
 class HierarchicalPosterior(nn.Module):
@@ -327,11 +327,11 @@ class HierarchicalPosterior(nn.Module):
         # To compute anything again, later, would be to do it with other parameters.
         kept, self.part.checkpoint = self.part.checkpoint, False
         try:
-            features, h, log_q = self.part.rise(x), None, []
+            features, h, log_q = self.part.bottom_up(x), None, []
             for i, z in zip(reversed(range(len(latents))), latents):
                 q = self.part.laws(i, h, features[i])[1]
                 log_q.append(q.log_prob(z))
-                h = self.part.apply_flat(self.part.rungs[i].descend, h, z)
+                h = self.part.apply_flat(self.part.rungs[i].top_down, h, z)
         finally:
             self.part.checkpoint = kept
         return log_q

@@ -1,7 +1,7 @@
-r"""What a layer of a hierarchy of latents is made of: its networks, and the rule of its posterior.
+r"""Layers of hierarchical VAEs and their posterior parameterizations.
 
 Symbols are those of the hierarchy: the prior of a layer is :math:`\mathcal{N}(\mu, \sigma^2)`, the
-evidence a pair :math:`(a, b)`. Scales are given by their logarithms.
+statistics a pair :math:`(a, b)`. Scales are given by their logarithms.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LatentLayer(nn.Module):
     shape: tuple[int, ...]  #: the shape of the latents :math:`z_l`, channels first
 
     @abstractmethod
-    def rise(self, d: Tensor) -> Tensor:
+    def bottom_up(self, d: Tensor) -> Tensor:
         r"""Return the features :math:`d_l` from :math:`d_{l-1}`."""
 
     @abstractmethod
@@ -39,33 +39,33 @@ class LatentLayer(nn.Module):
         not called at the top."""
 
     @abstractmethod
-    def evidence(self, h: Tensor | None, d: Tensor) -> Tensor:
-        r"""Return the evidence :math:`a` and :math:`b`, along the first axis of the event."""
+    def statistics(self, h: Tensor | None, d: Tensor) -> Tensor:
+        r"""Return the statistics :math:`a` and :math:`b`, along the first axis of the event."""
 
     @abstractmethod
-    def descend(self, h: Tensor | None, z: Tensor) -> Tensor:
+    def top_down(self, h: Tensor | None, z: Tensor) -> Tensor:
         r"""Return the state :math:`h_l` from :math:`h_{l+1}` and :math:`z_l`."""
 
     @derived
-    def start_rise(self, d: Tensor) -> None:
+    def initialize_bottom_up(self, d: Tensor) -> None:
         r"""Set data-dependent starting values of the way up from :math:`d_{l-1}`."""
 
     @derived
-    def start_prior(self, h: Tensor) -> None:
+    def initialize_prior(self, h: Tensor) -> None:
         r"""Set data-dependent starting values of the prior from :math:`h_{l+1}`."""
 
 
 @register
 class PosteriorUpdate(nn.Module):
-    """A rule that merges the prior of a layer with the evidence into the posterior."""
+    """A rule that merges the prior of a layer with the statistics into the posterior."""
 
     @abstractmethod
-    def forward(self, prior: Moments, evidence: Moments) -> Moments:
+    def forward(self, prior: Moments, statistics: Moments) -> Moments:
         """Return means and log scales of the posterior from the prior's and the statistics."""
 
 
 class PrecisionWeightedUpdate(PosteriorUpdate):
-    r"""The evidence is a normal law, and the posterior its normalised product with the prior.
+    r"""Statistics that are a normal distribution, whose product with the prior is the posterior.
 
     .. math:: \frac{1}{s^2} = \frac{1}{\sigma^2} + \frac{1}{e^{2 b}}, \qquad
         m = s^2 \left(\frac{\mu}{\sigma^2} + \frac{a}{e^{2 b}}\right)
@@ -80,17 +80,17 @@ class PrecisionWeightedUpdate(PosteriorUpdate):
         (1.0, 0.5)
     """
 
-    def forward(self, prior: Moments, evidence: Moments) -> Moments:
-        (mu, log_sigma), (a, b) = prior, evidence
+    def forward(self, prior: Moments, statistics: Moments) -> Moments:
+        (mu, log_sigma), (a, b) = prior, statistics
         weight = torch.sigmoid(2 * (log_sigma - b))
         return mu + weight * (a - mu), -torch.logaddexp(-2 * log_sigma, -2 * b) / 2
 
 
 class ResidualUpdate(PosteriorUpdate):
-    r"""The evidence is the posterior's change of the prior, :math:`\mathcal{N}(\mu + a,
+    r"""The statistics are the posterior's change of the prior, :math:`\mathcal{N}(\mu + a,
     (\sigma e^b)^2)`.
 
-    Without evidence the posterior is the prior.
+    Without statistics the posterior is the prior.
 
     References:
         | NVAE: A Deep Hierarchical Variational Autoencoder (Vahdat & Kautz, 2020)
@@ -102,6 +102,6 @@ class ResidualUpdate(PosteriorUpdate):
         (tensor([4.]), tensor([0.]))
     """
 
-    def forward(self, prior: Moments, evidence: Moments) -> Moments:
-        (mu, log_sigma), (a, b) = prior, evidence
+    def forward(self, prior: Moments, statistics: Moments) -> Moments:
+        (mu, log_sigma), (a, b) = prior, statistics
         return mu + a, log_sigma + b

@@ -327,7 +327,7 @@ def draw(q: Any, samples: int, held: bool) -> tuple[Tensor, Tensor | None]:
 
 
 def divergence(q: Distribution, p: Distribution) -> Tensor | None:
-    """Return divergence of a normal law from another by feature, or as one number; else none."""
+    """Return the divergence of two normal distributions by feature, or in all; else None."""
     first = normal_of(q)
     if first is not None and isinstance(p, UnitNormal) and not p.batch_shape:
         m, s = first

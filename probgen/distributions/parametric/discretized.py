@@ -21,7 +21,7 @@ __all__ = ["DiscretizedLogistic", "DiscretizedLogisticMixture"]
 
 
 class DiscretizedLogistic(Parametric):
-    r"""Levels :math:`0, \dots, L - 1`, each feature a mixture of logistic laws cut into bins.
+    r"""Levels :math:`0, \dots, L - 1`, each feature a mixture of binned logistic distributions.
 
     References:
         | PixelCNN++ (Salimans et al., 2017), https://arxiv.org/abs/1701.05517
@@ -29,7 +29,7 @@ class DiscretizedLogistic(Parametric):
     Arguments:
         features: The number of features :math:`D`, or the shape of an event.
         levels: The number of levels :math:`L`.
-        components: The number of logistic laws :math:`M` of each mixture.
+        components: The number of logistic distributions :math:`M` of each mixture.
         context: The number of features :math:`C` of the context, or its shape.
         hidden_features: The width of each hidden layer of the context's network.
         activation: The name of its activation function.
@@ -66,7 +66,7 @@ class DiscretizedLogistic(Parametric):
 
 
 class DiscretizedLogisticMixture(TorchDistribution):
-    r"""A mixture of logistic laws, cut into the levels :math:`0, \dots, L - 1`.
+    r"""A mixture of logistic distributions, cut into the levels :math:`0, \dots, L - 1`.
 
     On :math:`[-1, 1]` levels are :math:`2 / (L - 1)` apart, and each takes the mass up to half-way
     to its neighbours, the outermost all beyond. With edges :math:`a < b` in units of the scale,

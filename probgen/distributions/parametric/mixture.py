@@ -101,7 +101,7 @@ def expectation_maximization(
 
 
 class NormalMixture(dist.MixtureSameFamily):
-    """A mixture that says its support in a form from which Pyro can start a kernel."""
+    """A mixture whose declared support lets Pyro start a kernel."""
 
     support = constraints.real_vector
 

@@ -1,4 +1,4 @@
-r"""What all kernels share.
+r"""The base of kernels, and their states and diagnostics.
 
 A kernel leaves a density :math:`\pi(x)` invariant. It is an immutable description; chains
 :math:`x_1, \dots, x_C` lie along the leading axis and advance together:
@@ -60,7 +60,7 @@ Scale = Tensor | LowRank
 
 
 class PositionState(NamedTuple):
-    r"""What a kernel without gradients needs of a chain.
+    r"""The state of chains under a kernel without gradients.
 
     Arguments:
         position: The positions :math:`x`, with shape :math:`(C, *)`.
@@ -72,7 +72,7 @@ class PositionState(NamedTuple):
 
 
 class GradientState(NamedTuple):
-    r"""What a kernel with gradients needs of a chain.
+    r"""The state of chains under a kernel with gradients.
 
     Arguments:
         position: The positions :math:`x`, with shape :math:`(C, *)`.

@@ -39,7 +39,7 @@ class GibbsState(NamedTuple):
 
 
 class GibbsInfo(NamedTuple):
-    """What a person wants to see of a step of :class:`Gibbs`.
+    """Diagnostics of one transition of :class:`Gibbs`.
 
     Arguments:
         acceptance: The mean acceptance probability of the blocks, with shape :math:`(C)`.
@@ -139,7 +139,7 @@ def conditional(name: str, position: Position, log_density: LogDensity) -> LogDe
 
 
 class Direct(Kernel):
-    """A kernel that draws from conditional laws and tests nothing, so it needs no log density."""
+    """A kernel that draws from conditional distributions, without a log density."""
 
     gradient: ClassVar[bool] = False
 
@@ -186,8 +186,8 @@ class BlockGibbs(Direct):
         weights: The matrix :math:`W`, with shape :math:`(V, H)`.
         visible: The biases :math:`b`, with shape :math:`(V)`.
         hidden: The biases :math:`c`, with shape :math:`(H)`.
-        units: The lower of the two values of a unit, whose upper one is 1: 0 or -1; or the law of
-            the visible units, hidden ones being 0 or 1 (-1 or 1 if those are).
+        units: The lower of the two values of a unit, whose upper one is 1: 0 or -1; or the
+            distribution of the visible units, hidden ones being 0 or 1 (-1 or 1 if those are).
 
     Example:
         >>> _ = torch.manual_seed(0)

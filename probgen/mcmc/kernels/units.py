@@ -1,4 +1,4 @@
-r"""Laws of single units given their field.
+r"""Conditional distributions of single units given their field.
 
 A unit with sufficient statistics :math:`s(v)` and base measure :math:`r(v)` has, in a field
 :math:`\theta`,
@@ -27,7 +27,7 @@ __all__ = ["BinaryUnits", "CategoricalUnits", "GaussianUnits", "Units"]
 
 
 class Units(ABC):
-    """A law of units; every one is a frozen dataclass of it."""
+    """A conditional distribution of units; every one is a frozen dataclass of it."""
 
     #: The number of sufficient statistics of a unit.
     size: int = 1

@@ -1,4 +1,4 @@
-r"""A function of one chain, of many chains at once.
+r"""Evaluation of a log density for many chains at once.
 
 `torch.func.vmap` runs a function of one chain for all of them. The gradient of the sum of their
 values is the gradient of each, since chains are independent. What is asked for again is recorded

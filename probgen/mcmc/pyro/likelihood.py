@@ -1,4 +1,4 @@
-r"""What a Pyro model says of data given one of its sites.
+r"""The likelihood of a Pyro model given one of its sites.
 
 A model with one latent site :math:`x` and data :math:`y` states :math:`p(x) \, p(y \mid x)`. Here
 the second factor is found alone, for many values of :math:`x` at once, so that the first may be one
@@ -125,7 +125,7 @@ class Likelihood:
 
 
 def normal_of(msg: dict[str, Any], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean, value and scale of a normal site, as rows; a masked datum equals its mean, 0."""
+    """Return mean, value and scale of a normal site, as rows; a masked item equals its mean, 0."""
     fn, masks = msg["fn"], [(msg["mask"], msg["fn"].event_dim)]
     while isinstance(fn, (Independent, MaskedDistribution)):
         masks.append((getattr(fn, "_mask", None), fn.event_dim))

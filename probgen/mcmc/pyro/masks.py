@@ -1,4 +1,4 @@
-r"""Masked data: values that a density must not see, and latent values that nobody reads.
+r"""Masked data and unused latent values.
 
 A masked term counts as zero, but a density of nan or of a value outside its support is nan, and so
 is its gradient, since :math:`0 \cdot \infty` is. Masked data are therefore replaced by a point

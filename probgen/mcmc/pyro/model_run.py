@@ -1,4 +1,4 @@
-"""One run of a Pyro model, for one chain: where its numbers go and what its sites weigh.
+"""Run a Pyro model at one unconstrained point and record the log density of each site.
 
 This file, `checks`, `discrete_sites`, `likelihood`, `masks`, `potential`, `pyro_kernel`,
 `sample_einsum` and `vmapping` alone know Pyro's internals.

@@ -1,4 +1,4 @@
-"""How a model runs for many chains: at once, or one after the other, with a gradient or without."""
+"""Trial runs: whether a model takes vmap and gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST = 100  # numbers whose gradient is checked against differences
 
 
 class ChainByChainWarning(UserWarning):
-    """Says that a model runs for one chain after the other, which is slow."""
+    """Warns that a model runs for one chain after the other, which is slow."""
 
 
 def check(potential: Evaluation, u: Tensor) -> None:

@@ -1,4 +1,4 @@
-r"""Operations and densities that `torch.func.vmap` does not take, in others that it does.
+r"""Replacements of operations and densities that `torch.func.vmap` does not take.
 
 Under `vmap`, a function of one chain cannot write into a tensor of zeros what depends on the chain,
 choose elements by a mask, or call an operation that looks at values first. Each has an equivalent
