@@ -217,8 +217,8 @@ for line, (name, pictures) in zip(axes, rows.items()):
 # to its nearest held-out digit, and of a held-out digit to its nearest draw, is in units of what
 # held-out and training digits have between them; roughness is the size of a pixel's difference from
 # the mean of its four neighbours. Measured, distances are 1.1 to 1.2 for the cold diffusion, 1.6
-# to 1.7 with masks and uniform changes, and 1.8 with Gaussian ones; such distances favour what is smooth, and
-# draws of the cold diffusion are smoother than digits, those of levels rougher.
+# to 1.7 with masks and uniform changes, and 1.8 with Gaussian ones; such distances favour what is
+# smooth, and draws of the cold diffusion are smoother than digits, those of levels rougher.
 
 
 def roughness(x: torch.Tensor) -> float:

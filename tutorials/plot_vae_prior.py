@@ -31,8 +31,8 @@ pyro.set_rng_seed(0)
 # %%
 # The prior
 # ---------
-# Levels get uniform noise within a level. That of the likelihood has one scale for all pixels, which
-# is learned.
+# Levels get uniform noise within a level. The noise of the likelihood has one scale for all pixels,
+# which is learned.
 
 data = pg.datasets.digits()
 x = (data.images + torch.rand_like(data.images)) / data.levels
